@@ -1,0 +1,1 @@
+//! Admission, continuous batching, verification and KV service of the cloud.

@@ -1,0 +1,122 @@
+//! What the API needs of an edge node. The node implements it; tests of the API's shape replay
+//! recorded tokens through it.
+
+use std::fmt;
+
+use serde_json::Value;
+use tandem_engine::chat::ChatTemplate;
+use tandem_engine::tokenizer::Tokenizer;
+use tandem_proto::message::SamplingParams;
+
+use crate::request::{Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary};
+
+/// A node that answers prompts. Calls return at once; work happens behind [`Generation`].
+pub trait Backend: Send + Sync + 'static {
+    /// Begins an answer.
+    ///
+    /// # Errors
+    /// Says why the request cannot be served; nothing was started then.
+    fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError>;
+
+    /// What the node is doing.
+    fn status(&self) -> NodeStatus;
+
+    /// Changes the operator's controls and returns the status after it.
+    ///
+    /// # Errors
+    /// Names the control that is out of range or locked; nothing was changed then.
+    fn set_controls(&self, controls: Controls) -> Result<NodeStatus, ControlsError>;
+
+    /// Tokenizer of the model pair; called only while [`Backend::ready`] is [`Readiness::Ready`].
+    fn tokenizer(&self) -> &Tokenizer;
+
+    /// Chat template of the model pair; called only while ready.
+    fn chat_template(&self) -> &ChatTemplate;
+
+    /// Longest prompt plus answer, tokens.
+    fn context_tokens(&self) -> usize;
+
+    /// The loaded models by their own names. `tandem` and the names with a mode's suffix are the
+    /// API's doing and are not in the list.
+    fn models(&self) -> Vec<ModelEntry>;
+
+    /// Whether requests can be served.
+    fn ready(&self) -> Readiness;
+
+    /// Why each token of an answer stayed or went: of the answer with this request id, or of the
+    /// last one. `None` if it is not (or no longer) known.
+    fn explain(&self, id: Option<&str>) -> Option<Value>;
+
+    /// All metrics in the Prometheus text format.
+    fn render_metrics(&self) -> String;
+
+    /// Sampling used where a request says nothing, from the model's `generation_config.json`.
+    /// The embedded pair has `do_sample: false`, hence greedy, unlike OpenAI's temperature 1.
+    fn sampling_defaults(&self) -> SamplingParams {
+        SamplingParams::default()
+    }
+
+    /// What the running answer with this request id has taken so far. Asked when a stop string
+    /// ends an answer before the model does, just before its [`Generation`] is dropped. `None`
+    /// makes the API report its own count of tokens by origin, without bytes and round trips.
+    fn route_so_far(&self, request_id: &str) -> Option<RouteSummary> {
+        let _ = request_id;
+        None
+    }
+}
+
+/// One loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelEntry {
+    /// Name, e.g. `demo-edge`.
+    pub id: String,
+    /// Seconds since the Unix epoch.
+    pub created: u64,
+    /// Who made it or where it comes from.
+    pub owned_by: String,
+    /// Mode of requests that give this name without a suffix; `None` for the node's default.
+    pub mode: Option<Mode>,
+}
+
+/// Whether requests can be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Models are being loaded; says what is under way.
+    Loading(String),
+    /// Requests are served.
+    Ready,
+    /// The node is shutting down and finishes what it has.
+    Draining,
+    /// Loading failed; says why.
+    Failed(String),
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loading(what) => write!(f, "the node is loading: {what}; retry soon"),
+            Self::Ready => f.write_str("the node is ready"),
+            Self::Draining => f.write_str("the node is shutting down; send the request to another"),
+            Self::Failed(why) => write!(f, "the node could not load its models: {why}"),
+        }
+    }
+}
+
+/// Why controls are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlsError {
+    /// A value is not acceptable.
+    #[error("{message}")]
+    Invalid {
+        /// Field of [`Controls`].
+        param: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// The device's lock forbids loosening this control.
+    #[error("`{param}` is locked on this device; change it in the node's configuration file")]
+    Locked {
+        /// Field of [`Controls`].
+        param: &'static str,
+    },
+}

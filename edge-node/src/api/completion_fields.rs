@@ -1,0 +1,101 @@
+//! The body of `POST /v1/completions`.
+
+use serde_json::Value;
+
+use super::answer_fields::{AnswerFields, CHOICES_MAX, Limits};
+use super::error::ApiError;
+use super::fields::{Fields, type_error, unsupported};
+
+/// Most prompts of one request; prompts times `n` are bounded by [`CHOICES_MAX`].
+pub(crate) const PROMPTS_MAX: usize = CHOICES_MAX;
+/// Most alternatives per token in the old `logprobs` field, as at OpenAI.
+pub(crate) const LOGPROBS_MAX: i64 = 5;
+/// Tokens of an answer if the request does not say, as at OpenAI.
+pub(crate) const TOKENS_DEFAULT: usize = 16;
+
+/// Fields of the OpenAI API that this node does not have here.
+const UNSUPPORTED: [&str; 5] = ["tools", "tool_choice", "functions", "messages", "response_format"];
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Prompt {
+    /// To be tokenized.
+    Text(String),
+    /// Token ids as they are.
+    Tokens(Vec<u32>),
+}
+
+/// The body, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CompletionFields {
+    pub(crate) answer: AnswerFields,
+    pub(crate) prompts: Vec<Prompt>,
+    /// Log probabilities with this many alternatives; `None` for none at all.
+    pub(crate) logprobs: Option<u32>,
+}
+
+impl CompletionFields {
+    /// Checks a body.
+    pub(crate) fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+        let mut fields = Fields::from_body(body)?;
+        fields.refuse(&UNSUPPORTED)?;
+        let mut answer = AnswerFields::take(&mut fields, limits)?;
+        answer.tokens_max.get_or_insert(TOKENS_DEFAULT);
+        if fields.boolean("echo")? == Some(true) {
+            return Err(unsupported("echo"));
+        }
+        if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(unsupported("suffix"));
+        }
+        let best_of = fields.integer("best_of", 1..=i64::MAX)?;
+        if best_of.is_some_and(|best_of| best_of != answer.n as i64) {
+            let message = "`best_of` other than `n` is not supported by this node; remove it";
+            return Err(ApiError::bad_request("unsupported_field", message).about("best_of"));
+        }
+        let logprobs = fields.integer("logprobs", 0..=LOGPROBS_MAX)?.map(|n| n as u32);
+        let prompts = take_prompts(&mut fields, limits)?;
+        if prompts.len() * answer.n > CHOICES_MAX {
+            let message = format!("prompts times `n` must be at most {CHOICES_MAX}, not {}", prompts.len() * answer.n);
+            return Err(ApiError::invalid("n", message));
+        }
+        fields.finish()?;
+        Ok(Self { answer, prompts, logprobs })
+    }
+}
+
+fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
+    const WANTED: &str = "a string, an array of strings, an array of token ids or an array of such arrays";
+    let list = match fields.take("prompt") {
+        None => return Err(fields.missing("prompt")),
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(type_error("prompt", WANTED, &other)),
+    };
+    if let Some(Value::Number(_)) = list.first() {
+        return Ok(vec![Prompt::Tokens(take_tokens("prompt", &list, limits)?)]);
+    }
+    if list.is_empty() || list.len() > PROMPTS_MAX {
+        let message = format!("`prompt` must have from 1 to {PROMPTS_MAX} entries, not {}", list.len());
+        return Err(ApiError::invalid("prompt", message));
+    }
+    let prompt = |(i, value): (usize, Value)| {
+        let path = format!("prompt[{i}]");
+        match value {
+            Value::String(text) => Ok(Prompt::Text(text)),
+            Value::Array(tokens) => Ok(Prompt::Tokens(take_tokens(&path, &tokens, limits)?)),
+            other => Err(type_error(&path, "a string or an array of token ids", &other)),
+        }
+    };
+    list.into_iter().enumerate().map(prompt).collect()
+}
+
+fn take_tokens(path: &str, list: &[Value], limits: &Limits) -> Result<Vec<u32>, ApiError> {
+    let token = |(i, value): (usize, &Value)| {
+        let id = value.as_u64().filter(|id| *id < limits.vocabulary as u64);
+        id.map(|id| id as u32).ok_or_else(|| {
+            let message = format!("`{path}[{i}]` must be a token id below {}", limits.vocabulary);
+            ApiError::invalid(format!("{path}[{i}]"), message)
+        })
+    };
+    list.iter().enumerate().map(token).collect()
+}

@@ -1,0 +1,95 @@
+//! Who may use the API: the bearer key where one is set; without one, only callers that address
+//! the node itself, so that no web page reaches it through a DNS name of its own (rebinding).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::Api;
+use super::error::ApiError;
+use super::fields::short;
+
+/// Lets a request through or answers 401 or 403.
+pub(crate) async fn check(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let verdict = match &api.options.api_key {
+        Some(key) => check_key(key, request.headers()),
+        None if api.options.any_host => Ok(()),
+        None => check_host(request.uri(), request.headers()),
+    };
+    match verdict {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn check_key(key: &str, headers: &HeaderMap) -> Result<(), ApiError> {
+    const HINT: &str = "send the header `authorization: Bearer <key>`";
+    let Some(given) = headers.get(header::AUTHORIZATION) else {
+        return Err(ApiError::unauthorized(&format!("this node needs an API key; {HINT}")));
+    };
+    let given = given.as_bytes();
+    let token = match given.split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
+        _ => return Err(ApiError::unauthorized(&format!("the authorization is not a bearer key; {HINT}"))),
+    };
+    // Digests compare in constant time, and their length says nothing of the key's.
+    if blake3::hash(token) == blake3::hash(key.as_bytes()) {
+        Ok(())
+    } else {
+        Err(ApiError::unauthorized("the API key is not this node's"))
+    }
+}
+
+fn check_host(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    let named = headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
+    let Some(host) = named.or_else(|| uri.authority().map(ToString::to_string)) else { return Ok(()) };
+    if is_own_name(&host) {
+        return Ok(());
+    }
+    let message = format!(
+        "this node is not called `{}`; use its IP address or localhost, or start it with an API key",
+        short(&host)
+    );
+    Err(ApiError::forbidden("host_not_allowed", message))
+}
+
+/// True for IP addresses and `localhost`, names that no DNS server can point elsewhere.
+fn is_own_name(host: &str) -> bool {
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        for host in ["127.0.0.1:8080", "localhost", "LOCALHOST:1", "localhost.:1", "[::1]:8080", "10.0.0.7:80", "a.localhost:9"] {
+            assert!(is_own_name(host), "{host}");
+        }
+        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "notlocalhost"] {
+            assert!(!is_own_name(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn keys() {
+        let with = |value: &str| HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+        assert!(check_key("secret", &with("Bearer secret")).is_ok());
+        assert!(check_key("secret", &with("bearer  secret ")).is_ok());
+        for wrong in ["Bearer secre", "Bearer secrets", "Bearer", "Bearer ", "Basic secret", "secret"] {
+            let error = check_key("secret", &with(wrong)).unwrap_err();
+            assert_eq!((error.status.as_u16(), error.code), (401, Some("invalid_api_key")), "{wrong}");
+        }
+        assert!(check_key("secret", &HeaderMap::new()).is_err());
+    }
+}

@@ -1,0 +1,288 @@
+//! Bodies of answers, whole and in chunks, for both kinds of completion.
+
+use serde::Serialize;
+use tandem_engine::tokenizer::Tokenizer;
+
+use super::pieces::{Piece, WrittenToken};
+use crate::request::{FinishReason, RouteSummary, TokenEvent};
+
+/// Stands for log probabilities that JSON cannot hold, as at OpenAI.
+const LOGPROB_MIN: f32 = -9999.0;
+
+/// Names build and hence numerics: equal seeds give equal text while it is equal.
+const FINGERPRINT: &str = concat!("tandem-", env!("CARGO_PKG_VERSION"));
+
+/// Which endpoint's bodies to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Text,
+}
+
+/// What all bodies of one answer share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    /// Log probabilities with this many alternatives.
+    pub(crate) logprobs: Option<usize>,
+    /// Report origin and scores of each token.
+    pub(crate) tokens: bool,
+    /// Announce the usage chunk in every chunk.
+    pub(crate) include_usage: bool,
+}
+
+/// A whole answer or one chunk of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Body<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: Vec<Choice>,
+    /// Absent, `null` (chunks before the usage chunk) or there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+    /// What the choice that ends in this chunk took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tandem: Option<RouteSummary>,
+}
+
+/// Tokens and what they took.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) completion_tokens: u64,
+    pub(crate) total_tokens: u64,
+    pub(crate) tandem: RouteSummary,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Choice {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<Delta>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<FinishReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tandem: Option<Tokens>,
+}
+
+#[derive(Debug, Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+    refusal: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tokens {
+    tokens: Vec<Token>,
+}
+
+#[derive(Debug, Serialize)]
+struct Token {
+    text: String,
+    #[serde(flatten)]
+    event: TokenEvent,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Logprobs {
+    Chat { content: Vec<ChatLogprob>, refusal: Option<Vec<ChatLogprob>> },
+    Text(TextLogprobs),
+}
+
+#[derive(Debug, Serialize)]
+struct ChatLogprob {
+    #[serde(flatten)]
+    candidate: Candidate,
+    top_logprobs: Vec<Candidate>,
+}
+
+#[derive(Debug, Serialize)]
+struct Candidate {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct TextLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f32>,
+    top_logprobs: Vec<TopLogprobs>,
+    /// Characters of the answer before each token.
+    text_offset: Vec<usize>,
+}
+
+/// Alternatives as an object; the order of its keys is that of the probabilities.
+#[derive(Debug, Default)]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
+}
+
+impl Shape {
+    /// The whole answer.
+    pub(crate) fn whole(&self, choices: Vec<Choice>, usage: Usage) -> Body<'_> {
+        Body { usage: Some(Some(usage)), ..self.body(self.object(false), choices) }
+    }
+
+    /// A choice of the whole answer.
+    pub(crate) fn whole_choice(&self, index: usize, piece: Piece, finish: FinishReason, tokenizer: &Tokenizer) -> Choice {
+        let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, &piece.tokens, tokenizer) };
+        match self.kind {
+            Kind::Chat => choice.message = Some(Message { role: "assistant", content: piece.text, refusal: None }),
+            Kind::Text => choice.text = Some(piece.text),
+        }
+        choice
+    }
+
+    /// First chunk of a choice; text completions have none.
+    pub(crate) fn role_chunk(&self, index: usize) -> Option<Body<'_>> {
+        (self.kind == Kind::Chat).then(|| {
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            self.chunk(vec![Choice { delta: Some(delta), ..empty_choice(index) }])
+        })
+    }
+
+    /// Chunk with the next part of a choice.
+    pub(crate) fn piece_chunk(&self, index: usize, piece: Piece, tokenizer: &Tokenizer) -> Body<'_> {
+        let mut choice = self.choice(index, &piece.tokens, tokenizer);
+        match self.kind {
+            Kind::Chat => choice.delta = Some(Delta { role: None, content: Some(piece.text) }),
+            Kind::Text => choice.text = Some(piece.text),
+        }
+        self.chunk(vec![choice])
+    }
+
+    /// Last chunk of a choice.
+    pub(crate) fn finish_chunk(&self, index: usize, finish: FinishReason, route: RouteSummary) -> Body<'_> {
+        let mut choice = Choice { finish_reason: Some(finish), ..empty_choice(index) };
+        match self.kind {
+            Kind::Chat => choice.delta = Some(Delta::default()),
+            Kind::Text => choice.text = Some(String::new()),
+        }
+        Body { tandem: Some(route), ..self.chunk(vec![choice]) }
+    }
+
+    /// The one chunk without choices.
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Body<'_> {
+        Body { usage: Some(Some(usage)), ..self.chunk(Vec::new()) }
+    }
+
+    /// True if a piece without text is worth a chunk.
+    pub(crate) fn reports_tokens(&self) -> bool {
+        self.tokens || self.logprobs.is_some()
+    }
+
+    fn object(&self, chunk: bool) -> &'static str {
+        match (self.kind, chunk) {
+            (Kind::Chat, false) => "chat.completion",
+            (Kind::Chat, true) => "chat.completion.chunk",
+            (Kind::Text, _) => "text_completion",
+        }
+    }
+
+    fn chunk(&self, choices: Vec<Choice>) -> Body<'_> {
+        self.body(self.object(true), choices)
+    }
+
+    fn body(&self, object: &'static str, choices: Vec<Choice>) -> Body<'_> {
+        Body {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: FINGERPRINT,
+            choices,
+            usage: self.include_usage.then_some(None),
+            tandem: None,
+        }
+    }
+
+    fn choice(&self, index: usize, tokens: &[WrittenToken], tokenizer: &Tokenizer) -> Choice {
+        let logprobs = self.logprobs.map(|top| match self.kind {
+            Kind::Chat => Logprobs::Chat {
+                content: tokens.iter().map(|token| chat_logprob(&token.event, top, tokenizer)).collect(),
+                refusal: None,
+            },
+            Kind::Text => Logprobs::Text(text_logprobs(tokens, top, tokenizer)),
+        });
+        let report = |token: &WrittenToken| Token { text: token.text.clone(), event: token.event.clone() };
+        let tandem = self.tokens.then(|| Tokens { tokens: tokens.iter().map(report).collect() });
+        Choice { logprobs, tandem, ..empty_choice(index) }
+    }
+}
+
+fn empty_choice(index: usize) -> Choice {
+    Choice { index, message: None, delta: None, text: None, logprobs: None, finish_reason: None, tandem: None }
+}
+
+fn chat_logprob(event: &TokenEvent, top: usize, tokenizer: &Tokenizer) -> ChatLogprob {
+    let alternatives = event.alternatives.iter().take(top);
+    ChatLogprob {
+        candidate: candidate(event.id, event.logprob, tokenizer),
+        top_logprobs: alternatives.map(|other| candidate(other.id, other.logprob, tokenizer)).collect(),
+    }
+}
+
+fn candidate(id: u32, logprob: f32, tokenizer: &Tokenizer) -> Candidate {
+    let bytes = token_bytes(id, tokenizer);
+    Candidate { token: token_name(&bytes), logprob: finite(logprob), bytes }
+}
+
+fn text_logprobs(tokens: &[WrittenToken], top: usize, tokenizer: &Tokenizer) -> TextLogprobs {
+    let mut report = TextLogprobs::default();
+    for WrittenToken { event, chars_before, .. } in tokens {
+        let own = token_name(&token_bytes(event.id, tokenizer));
+        let mut alternatives: Vec<(String, f32)> = Vec::with_capacity(top + 1);
+        let others = event.alternatives.iter().take(top).map(|other| (other.id, other.logprob));
+        // As at OpenAI, the token itself is always among them.
+        for (id, logprob) in others.chain([(event.id, event.logprob)]) {
+            let name = token_name(&token_bytes(id, tokenizer));
+            if alternatives.iter().all(|(known, _)| *known != name) {
+                alternatives.push((name, finite(logprob)));
+            }
+        }
+        report.tokens.push(own);
+        report.token_logprobs.push(finite(event.logprob));
+        report.top_logprobs.push(TopLogprobs(alternatives));
+        report.text_offset.push(*chars_before);
+    }
+    report
+}
+
+/// A token's text; parts of a character as OpenAI writes them, `bytes:\xf0\x9f`.
+fn token_name(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |name, byte| format!("{name}\\x{byte:02x}")),
+    }
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { LOGPROB_MIN }
+}

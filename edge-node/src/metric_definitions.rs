@@ -1,0 +1,120 @@
+//! Names and labels of the edge's metrics, each in one place with its meaning. Names do not
+//! change once a release has them; dashboards and alerts rely on them.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
+
+/// Label: path of the API, one of [`ROUTES`] or [`ROUTE_OTHER`].
+pub const LABEL_ROUTE: &str = "route";
+/// Label: `local`, `auto`, `exact`, `cloud`, or [`MODE_NONE`] for requests without an answer.
+pub const LABEL_MODE: &str = "mode";
+/// Label: HTTP status of the response, e.g. `200`. A stream that fails later stays 200 here and
+/// counts as `error` in [`ANSWERS_TOTAL`].
+pub const LABEL_STATUS: &str = "status";
+/// Label: how an answer ended: `stop`, `length`, `error`, `gone` (the client went away).
+pub const LABEL_OUTCOME: &str = "outcome";
+/// Label: whose decision a token is: `edge`, `verified`, `cloud`.
+pub const LABEL_ORIGIN: &str = "origin";
+/// Label: `up` (to the cloud) or `down`.
+pub const LABEL_DIRECTION: &str = "direction";
+
+/// Values of [`LABEL_ROUTE`] that are spelled out.
+pub const ROUTES: [&str; 11] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/version",
+    "/tandem/status",
+    "/tandem/controls",
+    "/tandem/explain",
+    "/",
+];
+/// Value of [`LABEL_ROUTE`] for every other path, so that callers cannot make up series.
+pub const ROUTE_OTHER: &str = "other";
+/// Value of [`LABEL_MODE`] where no mode applies.
+pub const MODE_NONE: &str = "none";
+
+/// Counter {route, mode, status}: responses begun.
+pub const REQUESTS_TOTAL: &str = "tandem_edge_requests_total";
+/// Counter {route, mode, outcome}: answers (choices) ended.
+pub const ANSWERS_TOTAL: &str = "tandem_edge_answers_total";
+/// Gauge: requests for an answer under way.
+pub const ACTIVE_REQUESTS: &str = "tandem_edge_active_requests";
+/// Histogram {route, mode}, seconds: request received to first token of a choice.
+pub const TTFT_SECONDS: &str = "tandem_edge_ttft_seconds";
+/// Histogram {route, mode}, seconds: token to next token of a choice.
+pub const ITL_SECONDS: &str = "tandem_edge_itl_seconds";
+/// Counter {mode, origin}: tokens of answers by whose decision they are.
+pub const TOKENS_TOTAL: &str = "tandem_edge_tokens_total";
+/// Counter {mode}: tokens of prompts.
+pub const PROMPT_TOKENS_TOTAL: &str = "tandem_edge_prompt_tokens_total";
+/// Counter {mode, direction}: bytes exchanged with the cloud, frames with headers.
+pub const BYTES_TOTAL: &str = "tandem_edge_bytes_total";
+/// Counter {mode}: times an answer asked the cloud and got something back.
+pub const ROUND_TRIPS_TOTAL: &str = "tandem_edge_round_trips_total";
+/// Counter {mode}: answers that wanted the cloud and did without it for a part.
+pub const DEGRADED_TOTAL: &str = "tandem_edge_degraded_answers_total";
+
+/// Upper bounds of the latency histograms' buckets, seconds.
+pub const LATENCY_BUCKETS_S: [f64; 15] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+/// An exporter with this file's buckets.
+///
+/// # Errors
+/// None in practice: the bucket list is not empty.
+pub fn exporter() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS_S)
+}
+
+/// Tells the installed recorder what each metric means. Call once after installing it.
+pub fn describe() {
+    describe_counter!(REQUESTS_TOTAL, "Responses begun");
+    describe_counter!(ANSWERS_TOTAL, "Answers (choices) ended, by outcome");
+    describe_gauge!(ACTIVE_REQUESTS, "Requests for an answer under way");
+    describe_histogram!(TTFT_SECONDS, Unit::Seconds, "Request received to first token of a choice");
+    describe_histogram!(ITL_SECONDS, Unit::Seconds, "Token to next token of a choice");
+    describe_counter!(TOKENS_TOTAL, "Tokens of answers by whose decision they are");
+    describe_counter!(PROMPT_TOKENS_TOTAL, "Tokens of prompts");
+    describe_counter!(BYTES_TOTAL, Unit::Bytes, "Bytes exchanged with the cloud");
+    describe_counter!(ROUND_TRIPS_TOTAL, "Times an answer asked the cloud and got something back");
+    describe_counter!(DEGRADED_TOTAL, "Answers that did without the cloud for a part");
+}
+
+/// The value of [`LABEL_ROUTE`] for a path.
+#[must_use]
+pub fn route_label(path: &str) -> &'static str {
+    let begins = |route: &&&str| {
+        path == **route || (**route != "/" && path.strip_prefix(**route).is_some_and(|rest| rest.starts_with('/')))
+    };
+    ROUTES.iter().find(begins).copied().unwrap_or(ROUTE_OTHER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn route_labels_are_bounded() {
+        let table = [
+            ("/", "/"),
+            ("/v1/chat/completions", "/v1/chat/completions"),
+            ("/v1/models/tandem:local", "/v1/models"),
+            ("/tandem/explain/last", "/tandem/explain"),
+            ("/v1/modelsx", "other"),
+            ("/assets/app.js", "other"),
+            ("//", "other"),
+        ];
+        for (path, label) in table {
+            assert_eq!(route_label(path), label, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_exporter_can_be_built() {
+        assert!(exporter().is_ok());
+    }
+}

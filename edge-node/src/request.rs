@@ -1,0 +1,232 @@
+//! What a front end (API, command line, lab) asks of an edge node and what it gets back.
+
+use serde::{Deserialize, Serialize};
+use tandem_proto::message::{Alternative, SamplingParams};
+use tokio::sync::mpsc;
+
+/// Who may write the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The edge model alone; nothing leaves the device.
+    Local,
+    /// Edge tokens where the edge is sure, cloud tokens where it is not.
+    #[default]
+    Auto,
+    /// Token for token what the cloud model alone would have written.
+    Exact,
+    /// The cloud writes, the edge streams.
+    Cloud,
+}
+
+impl Mode {
+    /// Name as used in model suffixes and headers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Auto => "auto",
+            Self::Exact => "exact",
+            Self::Cloud => "cloud",
+        }
+    }
+
+    /// The mode called `name`.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Local, Self::Auto, Self::Exact, Self::Cloud].into_iter().find(|m| m.name() == name)
+    }
+}
+
+/// One answer to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Id shown in headers and in the logs of both sides.
+    pub request_id: String,
+    /// Prompt token ids.
+    pub prompt: Vec<u32>,
+    /// Who may write.
+    pub mode: Mode,
+    /// Sampling parameters, the seed included.
+    pub sampling: SamplingParams,
+    /// Most tokens of the answer.
+    pub tokens_max: usize,
+    /// Replaces the policy's threshold on the risk for this request (`auto` only), 0 … 1.
+    pub threshold: Option<f32>,
+    /// Alternatives to report per token.
+    pub top_logprobs: u32,
+}
+
+/// Whose decision a token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Written by the edge model, never judged by the cloud before it was sent.
+    Edge,
+    /// Drafted by the edge, judged and accepted by the cloud before it was sent.
+    Verified,
+    /// Chosen by the cloud model.
+    Cloud,
+}
+
+/// One token of an answer. Indices run 0..n, once each, whatever fails on the way.
+#[derive(Clone, Debug, Serialize)]
+pub struct TokenEvent {
+    /// Index in the answer.
+    pub index: u32,
+    /// Token id.
+    pub id: u32,
+    /// Whose decision it is.
+    pub origin: Origin,
+    /// Natural log of its probability under the model that decided.
+    pub logprob: f32,
+    /// Probability the edge model gave its own first choice; absent in `cloud` mode.
+    pub edge_top1: Option<f32>,
+    /// Entropy of the edge model's distribution, nats.
+    pub edge_entropy: Option<f32>,
+    /// Estimated probability that the cloud would choose another token.
+    pub risk: Option<f32>,
+    /// Why it was decided there, e.g. `risk`, `sure`, `exact`, `cloud-away`.
+    pub reason: &'static str,
+    /// Alternatives, if asked for.
+    #[serde(skip)]
+    pub alternatives: Vec<Alternative>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended it.
+    Stop,
+    /// `tokens_max` or the context length was reached.
+    Length,
+}
+
+/// What an answer took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RouteSummary {
+    /// Tokens written by the edge alone.
+    pub edge_tokens: u32,
+    /// Tokens drafted by the edge and accepted by the cloud.
+    pub accepted: u32,
+    /// Tokens chosen by the cloud.
+    pub cloud_tokens: u32,
+    /// Times the answer asked the cloud and got a verdict or a span of tokens.
+    pub round_trips: u32,
+    /// Bytes sent to the cloud, frames with headers.
+    pub bytes_up: u64,
+    /// Bytes received from the cloud.
+    pub bytes_down: u64,
+    /// Drafts thrown away after a rejection.
+    pub rolled_back: u32,
+    /// True if the cloud was wanted and not to be had for part of the answer.
+    pub degraded: bool,
+    /// Why, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degraded_reason: Option<String>,
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// What it took.
+    pub route: RouteSummary,
+}
+
+/// What happens while an answer is generated.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The next token.
+    Token(TokenEvent),
+    /// The end; nothing follows.
+    Done(Done),
+    /// Generation failed; nothing follows.
+    Failed(GenerateError),
+}
+
+/// Why a request is refused or fails.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// Too many requests are under way.
+    #[error("the node is at its limit of {limit} requests; retry after {retry_after_ms} ms")]
+    Busy {
+        /// The bound.
+        limit: usize,
+        /// When to try again.
+        retry_after_ms: u64,
+    },
+    /// The prompt does not fit.
+    #[error("the prompt has {prompt} tokens, the model's context is {context}; shorten the prompt")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// The model's context length.
+        context: usize,
+    },
+    /// The prompt is empty.
+    #[error("the prompt is empty; give at least one token")]
+    EmptyPrompt,
+    /// `cloud` or `exact` was asked for on a node that has no cloud configured.
+    #[error("mode `{0}` needs a cloud node and this edge has none configured; start one with `tandem up` or use mode `local`")]
+    NoCloud(&'static str),
+    /// The model failed.
+    #[error("generation failed: {0}")]
+    Engine(String),
+}
+
+/// An answer under way. Dropping it stops the work on the edge, on the wire and in the cloud.
+#[derive(Debug)]
+pub struct Generation {
+    /// Tokens in order, then [`Event::Done`] or [`Event::Failed`].
+    pub events: mpsc::Receiver<Event>,
+}
+
+/// What the page's live strip and `tandem explain` show.
+#[derive(Clone, Debug, Serialize, Deserialize, Default)]
+pub struct NodeStatus {
+    /// Name of the node.
+    pub node: String,
+    /// Edge model.
+    pub edge_model: String,
+    /// Cloud model, when a cloud node is connected.
+    pub cloud_model: Option<String>,
+    /// True while a cloud node is connected and not cut off.
+    pub cloud_connected: bool,
+    /// True while the operator has cut the cloud off.
+    pub cut: bool,
+    /// Smoothed round-trip time to the cloud, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Goodput estimate of the link, bytes per second.
+    pub goodput_bytes_per_s: Option<f64>,
+    /// Threshold on the risk in use for `auto`.
+    pub threshold: f32,
+    /// Mode used when a request does not name one.
+    pub default_mode: Mode,
+    /// Policy in use, for the header `x-tandem-policy`.
+    pub policy: String,
+    /// Layers shared by the edge and the cloud model; 0 without a shared trunk.
+    pub trunk_layers: usize,
+    /// Requests under way.
+    pub active_requests: usize,
+    /// Totals since the node started.
+    pub totals: RouteSummary,
+    /// Answers completed since the node started.
+    pub answers: u64,
+    /// Tokens per second over the last answer.
+    pub tokens_per_s: Option<f64>,
+}
+
+/// Controls of the page and of `tandem config`; absent fields stay as they are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Controls {
+    /// Cut the cloud off (true) or let it back (false).
+    pub cut: Option<bool>,
+    /// Threshold on the risk for `auto`, 0 … 1.
+    pub threshold: Option<f32>,
+    /// Mode used when a request does not name one.
+    pub default_mode: Option<Mode>,
+}

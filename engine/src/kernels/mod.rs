@@ -1,0 +1,69 @@
+//! CPU kernels. The only module with `unsafe` (beside the weights' memory map).
+//!
+//! **One order of arithmetic.** Every output element is one dot product with a fixed accumulation
+//! order that depends neither on the rows around it nor on the instruction set:
+//! - matrix products: one chain of fused multiply-adds along `k` (floats), or exact integer sums per
+//!   32-block and one chain of fused multiply-adds over the blocks (quantised weights);
+//! - sums over a vector: eight lanes, folded as `((0+1)+(2+3)) + ((4+5)+(6+7))`;
+//! - exp: the same polynomial everywhere.
+//!
+//! So a row has the same bits alone and in any batch, with any number of threads, and the portable
+//! code and the AVX2 code agree bit for bit (tests pin both).
+
+pub(crate) mod attention;
+pub(crate) mod lanes;
+pub(crate) mod matmul;
+pub(crate) mod packed;
+pub(crate) mod pool;
+pub(crate) mod portable;
+pub(crate) mod quantize;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+#[cfg(test)]
+mod tests;
+
+/// Revision of the order of arithmetic above. Bump it when any bit of any kernel changes.
+const NUMERICS_REVISION: u32 = 1;
+
+/// Instruction set a kernel call runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Plain Rust; `mul_add` may be a library call, so this is a reference, not a fast path, on
+    /// x86-64. On aarch64 the compiler vectorises it.
+    Portable,
+    /// AVX2 + FMA + F16C. Made only by [`Level::detect`].
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Level {
+    /// The best level of this machine.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx2")
+            && std::is_x86_feature_detected!("fma")
+            && std::is_x86_feature_detected!("f16c")
+        {
+            return Self::Avx2;
+        }
+        Self::Portable
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+        }
+    }
+}
+
+/// Names the arithmetic of the CPU kernels and the instruction set in use. Hidden states and KV of
+/// two peers have equal bits only if this is equal. (The levels agree bit for bit by construction
+/// and by test on x86-64; until other machines run those tests the name keeps them apart.)
+#[must_use]
+pub fn numerics() -> String {
+    format!("tandem-cpu-{NUMERICS_REVISION}-{}", Level::detect().name())
+}

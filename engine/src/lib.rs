@@ -1,0 +1,1 @@
+//! Synchronous inference: one config-driven decoder, KV pool, kernels, tokenizer, sampling.

@@ -1,0 +1,177 @@
+//! Model files as an index of checked tensors: safetensors (embedded, one file or shards) and GGUF.
+//! Nothing is allocated by what a file claims before the claim is checked against its size.
+
+pub(crate) mod gguf;
+mod safetensors;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::error::EngineError;
+use crate::names::{self, Role, Scheme};
+use crate::spec::DecoderSpec;
+
+/// Largest JSON file read, bytes (tokenizers of large vocabularies have tens of MiB).
+pub(crate) const JSON_BYTES_MAX: u64 = 256 << 20;
+
+/// Where a model comes from.
+#[derive(Clone, Debug)]
+pub enum ModelFiles {
+    /// Files inside the program: `config.json` and `model.safetensors`.
+    Embedded {
+        /// `config.json`.
+        config: &'static [u8],
+        /// `model.safetensors`.
+        weights: &'static [u8],
+    },
+    /// A folder in Hugging Face layout: `config.json` and `*.safetensors`.
+    HfDir(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
+}
+
+/// Number format of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    /// A GGUF type without a kernel of its own; candle takes it apart at load.
+    Other(candle_core::quantized::GgmlDType),
+}
+
+/// One tensor as stored. Shape is outermost first; `bytes` fits type and shape.
+#[derive(Clone)]
+pub(crate) struct RawTensor<'a> {
+    pub(crate) name: String,
+    pub(crate) stored: Stored,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: &'a [u8],
+}
+
+struct Entry {
+    storage: usize,
+    stored: Stored,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+enum Storage {
+    Static(&'static [u8]),
+    Mapped(memmap2::Mmap),
+}
+
+impl Storage {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Static(b) => b,
+            Self::Mapped(m) => m,
+        }
+    }
+}
+
+/// An opened model: its spec and its tensors by name.
+pub(crate) struct Checkpoint {
+    pub(crate) spec: DecoderSpec,
+    scheme: Scheme,
+    storages: Vec<Storage>,
+    entries: HashMap<String, Entry>,
+}
+
+impl Checkpoint {
+    pub(crate) fn open(files: &ModelFiles) -> Result<Self, EngineError> {
+        match files {
+            ModelFiles::Embedded { config, weights } => {
+                let mut c = Self::empty(DecoderSpec::from_hf(config)?, Scheme::HuggingFace);
+                c.add_safetensors(Storage::Static(weights))?;
+                Ok(c)
+            }
+            ModelFiles::HfDir(dir) => {
+                let spec = DecoderSpec::from_hf(&read_small(&dir.join("config.json"))?)?;
+                let mut c = Self::empty(spec, Scheme::HuggingFace);
+                for path in safetensors::shards(dir)? {
+                    c.add_safetensors(map(&path)?)?;
+                }
+                Ok(c)
+            }
+            ModelFiles::Gguf(path) => {
+                let storage = map(path)?;
+                let file = gguf::Gguf::parse(storage.bytes())?;
+                let mut c = Self::empty(gguf::spec(&file)?, Scheme::Gguf);
+                for (name, t) in file.tensors {
+                    c.entries.insert(name, Entry { storage: 0, stored: t.stored, shape: t.shape, range: t.range });
+                }
+                c.storages.push(storage);
+                Ok(c)
+            }
+        }
+    }
+
+    fn empty(spec: DecoderSpec, scheme: Scheme) -> Self {
+        Self { spec, scheme, storages: Vec::new(), entries: HashMap::new() }
+    }
+
+    fn add_safetensors(&mut self, storage: Storage) -> Result<(), EngineError> {
+        let at = self.storages.len();
+        for (name, stored, shape, range) in safetensors::index(storage.bytes())? {
+            let entry = Entry { storage: at, stored, shape, range };
+            if self.entries.insert(name.clone(), entry).is_some() {
+                return Err(EngineError::tensor(name, "is stored twice"));
+            }
+        }
+        self.storages.push(storage);
+        Ok(())
+    }
+
+    /// The tensor for a role, if the file has it.
+    pub(crate) fn find(&self, layer: usize, role: Role) -> Option<RawTensor<'_>> {
+        let name = names::name(self.scheme, self.spec.family, layer, role)?;
+        let e = self.entries.get(&name)?;
+        let bytes = self.storages.get(e.storage)?.bytes().get(e.range.clone())?;
+        Some(RawTensor { name, stored: e.stored, shape: e.shape.clone(), bytes })
+    }
+
+    /// The tensor for a role, of exactly this shape.
+    pub(crate) fn tensor(&self, layer: usize, role: Role, shape: &[usize]) -> Result<RawTensor<'_>, EngineError> {
+        let t = self.find(layer, role).ok_or_else(|| {
+            let name = names::name(self.scheme, self.spec.family, layer, role);
+            EngineError::tensor(name.unwrap_or_else(|| format!("{role:?}")), "is missing from the file")
+        })?;
+        if t.shape != shape {
+            let problem = format!("has shape {:?}, the configuration asks for {shape:?}", t.shape);
+            return Err(EngineError::tensor(t.name, problem));
+        }
+        Ok(t)
+    }
+}
+
+/// Reads a whole small file (JSON, templates).
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, EngineError> {
+    let io = |source| EngineError::Io { path: path.to_owned(), source };
+    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    if bytes > JSON_BYTES_MAX {
+        let problem = format!("{} has {bytes} bytes, more than {JSON_BYTES_MAX}", path.display());
+        return Err(EngineError::Format { format: "json", problem });
+    }
+    std::fs::read(path).map_err(io)
+}
+
+fn map(path: &Path) -> Result<Storage, EngineError> {
+    Ok(Storage::Mapped(map_file(path)?))
+}
+
+/// Maps a file for reading.
+pub(crate) fn map_file(path: &Path) -> Result<memmap2::Mmap, EngineError> {
+    let io = |source| EngineError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    // SAFETY: the map is read-only and private. A file that shrinks under it raises SIGBUS, which no
+    // check can exclude; weights are expected not to be rewritten in place while they are loaded.
+    #[allow(unsafe_code)]
+    let map = unsafe { memmap2::Mmap::map(&file) };
+    map.map_err(io)
+}

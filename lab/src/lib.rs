@@ -1,0 +1,1 @@
+//! Evaluation, calibration, link emulation and plots.

@@ -1,0 +1,49 @@
+//! The embedded model pair: compiled into the binary, so that `tandem up` needs no file and no
+//! network, also after `cargo install`. Provenance and licences: `models/README.md`,
+//! `models/*/SOURCES.md`.
+
+/// The files of one embedded model, in Hugging Face layout.
+#[derive(Clone, Copy)]
+pub struct EmbeddedModel {
+    /// Name under which the model is served.
+    pub name: &'static str,
+    /// `config.json`.
+    pub config: &'static [u8],
+    /// `model.safetensors`.
+    pub weights: &'static [u8],
+    /// `tokenizer.json`.
+    pub tokenizer: &'static [u8],
+    /// `chat_template.jinja`.
+    pub chat_template: &'static str,
+    /// `generation_config.json`.
+    pub generation_config: &'static [u8],
+}
+
+/// The small model that runs on the device.
+pub const EDGE: EmbeddedModel = EmbeddedModel {
+    name: "demo-edge",
+    config: include_bytes!("../edge/config.json"),
+    weights: include_bytes!("../edge/model.safetensors"),
+    tokenizer: include_bytes!("../edge/tokenizer.json"),
+    chat_template: include_str!("../edge/chat_template.jinja"),
+    generation_config: include_bytes!("../edge/generation_config.json"),
+};
+
+/// The mixture-of-experts model that runs in the cloud.
+pub const CLOUD: EmbeddedModel = EmbeddedModel {
+    name: "demo-cloud",
+    config: include_bytes!("../cloud/config.json"),
+    weights: include_bytes!("../cloud/model.safetensors"),
+    tokenizer: include_bytes!("../cloud/tokenizer.json"),
+    chat_template: include_str!("../cloud/chat_template.jinja"),
+    generation_config: include_bytes!("../cloud/generation_config.json"),
+};
+
+/// Every embedded model, by name.
+pub const ALL: [EmbeddedModel; 2] = [EDGE, CLOUD];
+
+/// The embedded model called `name`.
+#[must_use]
+pub fn find(name: &str) -> Option<EmbeddedModel> {
+    ALL.into_iter().find(|m| m.name == name)
+}

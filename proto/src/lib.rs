@@ -1,0 +1,20 @@
+//! What crosses the wire and what both sides believe about it, without I/O: identifiers, limits,
+//! frames, the edge and cloud session state machines and the KV exchange.
+//!
+//! Non-goals: no clock, socket, thread or randomness lives here; time is a number passed in. The
+//! crate is `no_std` + `alloc`, so the build refuses them. The tonic types of the control plane sit
+//! behind the feature `rpc`.
+#![no_std]
+
+extern crate alloc;
+#[cfg(feature = "rpc")]
+extern crate std;
+
+pub mod block;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod message;
+#[cfg(feature = "rpc")]
+pub mod rpc;
+pub mod session;

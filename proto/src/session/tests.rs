@@ -1,0 +1,358 @@
+//! Both state machines in a virtual network with a virtual clock: frames are delayed, links are
+//! cut at any moment, cloud nodes are killed; the answer must be the fault-free one.
+
+extern crate std;
+
+use alloc::{collections::VecDeque, string::String, vec, vec::Vec};
+use std::println;
+
+use bytes::Bytes;
+
+use super::cloud::{CloudSession, Job, JobTimes};
+use super::edge::{Decider, EdgeSession, FrameRule, PathChange};
+use super::{Decided, SessionError};
+use crate::ids::{Epoch, Round, SessionId};
+use crate::frame::Message;
+use crate::message::{Draft, Generate, Open, SamplingParams, Verdict};
+
+const EOS: u32 = 0;
+const CONTEXT: usize = 4096;
+const HIDDEN_ROW: usize = 4;
+
+/// SplitMix64 (Steele et al. 2014).
+struct Rng(u64);
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mix(self.0)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+fn digest(prefix: &[u32], salt: u64) -> u64 {
+    prefix.iter().fold(mix(salt), |h, &t| mix(h ^ u64::from(t).wrapping_add(0x1234_5678)))
+}
+/// What the target model says after `prefix`.
+fn target(prefix: &[u32]) -> u32 {
+    let h = digest(prefix, 1);
+    if h % 23 == 0 { EOS } else { 1 + (h % 9) as u32 }
+}
+/// What the edge model says after `prefix`: mostly the same.
+fn drafter(prefix: &[u32], agree_percent: u64) -> u32 {
+    if digest(prefix, 2) % 100 < agree_percent { target(prefix) } else { (digest(prefix, 3) % 10) as u32 }
+}
+/// Whether the edge is unsure after `prefix`.
+fn unsure(prefix: &[u32]) -> bool {
+    digest(prefix, 4) % 4 == 0
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Exact,
+    Auto,
+    Cloud,
+}
+
+struct World {
+    rng: Rng,
+    mode: Mode,
+    agree: u64,
+    rule: FrameRule,
+    window: usize,
+    edge: EdgeSession<()>,
+    cloud: Option<CloudSession>,
+    job: Option<(Job, Vec<u32>)>,
+    up: VecDeque<(u64, Message, Vec<u32>, Bytes)>,
+    down: VecDeque<(u64, Message)>,
+    clock: u64,
+    epoch: u64,
+    out: Vec<u32>,
+    /// Hidden states arrive intact: the row of position p is p.
+    hidden: bool,
+    /// The cloud's end of the stream exists; what it says without one reaches nobody.
+    linked: bool,
+}
+
+impl World {
+    fn later(&mut self) -> u64 {
+        // Frames of one stream arrive in order.
+        self.clock + 1 + self.rng.below(6)
+    }
+    fn open(&mut self) {
+        self.epoch += u64::from(self.rng.chance(50)) + u64::from(self.epoch == 0);
+        let (open, tokens) = self.edge.open(Epoch(self.epoch), String::from("m"), String::from("r"), SamplingParams::default(), 0, false, 0);
+        let at = self.later();
+        self.up.push_back((at, Message::Open(open), tokens, Bytes::new()));
+    }
+    fn cut(&mut self) {
+        self.up.clear();
+        self.down.clear();
+        self.linked = false;
+        self.edge.link_lost();
+        if self.rng.chance(50) {
+            self.cloud = None;
+            self.job = None;
+        }
+    }
+    fn send_up(&mut self, m: Message, payload: Bytes) {
+        let at = self.later();
+        self.up.push_back((at, m, Vec::new(), payload));
+    }
+    fn edge_turn(&mut self) -> Result<(), SessionError> {
+        while self.down.front().is_some_and(|(at, _)| *at <= self.clock) {
+            let (_, m) = self.down.pop_front().unwrap();
+            match &m {
+                Message::Verdict(v) => self.edge.on_verdict(v)?,
+                Message::Token(t) => self.edge.on_token(t)?,
+                Message::End(e) => self.edge.on_end(e)?,
+                _ => PathChange::Kept,
+            };
+        }
+        while let Some(c) = self.edge.commit() {
+            assert_eq!(c.position, 3 + self.out.len(), "indices run 0..n once each");
+            if c.decider == Decider::Edge {
+                assert_eq!(self.mode, Mode::Auto);
+            }
+            self.out.push(c.token);
+        }
+        if self.mode == Mode::Cloud {
+            if self.edge.is_connected() && !self.edge.is_streaming() && !self.edge.is_finished() {
+                let most = 1 + self.rng.below(20) as usize;
+                if let Some(g) = self.edge.next_span(most) {
+                    self.send_up(Message::Generate(g), Bytes::new());
+                }
+            }
+            return Ok(());
+        }
+        if self.edge.can_draft() && self.edge.pending() < self.window {
+            let prefix = self.edge.tokens();
+            let (token, ask) = (drafter(prefix, self.agree), self.mode == Mode::Exact || unsure(prefix));
+            self.edge.draft(token, ask, ());
+        }
+        while let Some(mut d) = self.edge.next_frame(self.rule) {
+            let end = d.start as usize + d.tokens.len();
+            let rows: Vec<u8> = if self.hidden {
+                (d.hidden_from as usize..end).flat_map(|p| (p as u32).to_le_bytes()).collect()
+            } else {
+                Vec::new()
+            };
+            d.hidden_rows = (rows.len() / HIDDEN_ROW) as u32;
+            if self.hidden {
+                self.edge.hidden_sent(end);
+            }
+            self.send_up(Message::Draft(d), rows.into());
+        }
+        Ok(())
+    }
+    fn cloud_turn(&mut self) -> Result<(), SessionError> {
+        while self.up.front().is_some_and(|(at, ..)| *at <= self.clock) {
+            let (_, m, tokens, payload) = self.up.pop_front().unwrap();
+            if let Message::Open(open) = &m {
+                let mut fresh = CloudSession::open(open, tokens, CONTEXT, HIDDEN_ROW)?;
+                if let Some(old) = self.cloud.take() {
+                    fresh.adopt(&old);
+                }
+                self.cloud = Some(fresh);
+                self.linked = true;
+                self.job = None;
+            } else if let Some(cloud) = &mut self.cloud {
+                cloud.handle(&m, &payload)?;
+            }
+        }
+        if self.rng.chance(30) {
+            return Ok(());
+        }
+        let Some(cloud) = &mut self.cloud else { return Ok(()) };
+        let mut out = cloud.answer_ready(JobTimes::default())?;
+        if let Some((job, sequence)) = self.job.take() {
+            let picks = (job.picks_from..=job.end())
+                .map(|p| Decided { id: target(&sequence[..p]), logprob: -1.0, alternatives: vec![] })
+                .collect();
+            out.extend(cloud.complete(picks, JobTimes::default())?);
+        } else if let Some(job) = cloud.next_job(1 + self.rng.below(40) as usize) {
+            assert_eq!(job.feed_from, cloud.processed(), "KV state is contiguous");
+            if let Some(h) = &job.hidden {
+                let rows: Vec<u32> = h.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
+                let expected: Vec<u32> = (job.feed_from as u32..job.end() as u32).collect();
+                assert_eq!(rows, expected, "hidden states belong to the tokens fed");
+            }
+            let mut sequence = cloud.tokens()[..job.feed_from].to_vec();
+            sequence.extend(&job.tokens);
+            self.job = Some((job, sequence));
+        }
+        for m in out.into_iter().filter(|_| self.linked) {
+            let at = self.clock + 1 + self.rng.below(6);
+            self.down.push_back((at, m));
+        }
+        Ok(())
+    }
+}
+
+fn reference(mode: Mode, agree: u64, prompt: &[u32], most: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    while tokens.len() < prompt.len() + most {
+        let next = if mode == Mode::Auto && !unsure(&tokens) { drafter(&tokens, agree) } else { target(&tokens) };
+        tokens.push(next);
+        if next == EOS {
+            break;
+        }
+    }
+    tokens.split_off(prompt.len())
+}
+
+fn run(seed: u64) {
+    let mut rng = Rng(seed);
+    let mode = [Mode::Exact, Mode::Auto, Mode::Cloud][rng.below(3) as usize];
+    let agree = [0, 50, 80, 95, 100][rng.below(5) as usize];
+    let most = 1 + rng.below(40) as usize;
+    let prompt = [5, (seed % 97) as u32 + 1, 7];
+    let rule = FrameRule {
+        chunk_min: 1 + rng.below(4) as usize,
+        chunk_max: 4 + rng.below(8) as usize,
+        bonus: mode == Mode::Exact && rng.chance(60),
+    };
+    let rule = if mode == Mode::Auto { FrameRule { chunk_min: 1, ..rule } } else { rule };
+    let faults = if rng.chance(50) { rng.below(8) } else { 0 };
+    let window = 1 + rng.below(20) as usize;
+    let hidden = rng.chance(50);
+    let edge = EdgeSession::new(SessionId([1; 16]), &prompt, most, &[EOS]);
+    let expected = reference(mode, agree, &prompt, most);
+    let window = window.max(rule.chunk_min);
+    let mut w = World {
+        rng, mode, agree, rule, window, edge, cloud: None, job: None, up: VecDeque::new(), down: VecDeque::new(),
+        clock: 0, epoch: 0, out: Vec::new(), hidden, linked: false,
+    };
+    let mut cuts_left = 20;
+    while !w.edge.is_finished() {
+        w.clock += 1;
+        assert!(w.clock < 20_000, "seed {seed}: no progress ({mode:?}, {} of {})", w.out.len(), expected.len());
+        if !w.edge.is_connected() && w.rng.chance(30) {
+            w.open();
+        }
+        if cuts_left > 0 && w.rng.chance(faults) {
+            cuts_left -= 1;
+            w.cut();
+        }
+        if let Err(e) = w.edge_turn().and_then(|()| w.cloud_turn()) {
+            panic!("seed {seed} ({mode:?}): {e}");
+        }
+    }
+    assert_eq!(w.out, expected, "seed {seed} ({mode:?})");
+}
+
+#[test]
+fn answers_are_exact_whatever_the_link_does() {
+    let first = std::env::var("TANDEM_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    println!("seeds {first}..{}", first + 12_000);
+    for seed in first..first + 12_000 {
+        run(seed);
+    }
+}
+
+fn opened() -> CloudSession {
+    let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
+    let (open, tokens) = edge.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+    CloudSession::open(&open, tokens, CONTEXT, HIDDEN_ROW).unwrap()
+}
+fn draft(epoch: u64, round: u32, start: u32, judge_from: u32, tokens: &[u32]) -> Message {
+    Message::Draft(Draft {
+        epoch: Epoch(epoch), round: Round(round), start, judge_from, tokens: tokens.to_vec(), hidden_from: start, hidden_rows: 0,
+    })
+}
+
+#[test]
+fn frames_that_do_not_fit_are_refused_by_name() {
+    let none = Bytes::new();
+    let mut c = opened();
+    assert!(matches!(c.handle(&draft(2, 1, 3, 3, &[1]), &none), Err(SessionError::StaleEpoch { .. })));
+    assert!(matches!(c.handle(&draft(4, 1, 3, 3, &[1]), &none), Err(SessionError::UnknownEpoch { .. })));
+    assert!(matches!(c.handle(&draft(3, 1, 5, 5, &[1]), &none), Err(SessionError::OutOfOrder(_))));
+    assert!(matches!(c.handle(&draft(3, 1, 1, 1, &[1]), &none), Err(SessionError::OutOfOrder(_))));
+    assert!(matches!(c.handle(&draft(3, 1, 3, 9, &[1]), &none), Err(SessionError::Malformed(_))));
+    assert!(matches!(c.handle(&draft(3, 1, 3, 3, &[1; 2000]), &none), Err(SessionError::Limit { .. })));
+    assert!(matches!(c.handle(&draft(3, 1, 3, 3, &[1; 100]), &none), Err(SessionError::Limit { .. })));
+    assert!(matches!(c.handle(&draft(3, 1, 3, 3, &[1]), &Bytes::from_static(&[0; 8])), Err(SessionError::Malformed(_))));
+    let generate = Message::Generate(Generate { epoch: Epoch(3), round: Round(1), start: 1, tail: vec![1, 2], tokens_max: 4 });
+    assert!(matches!(c.handle(&generate, &none), Err(SessionError::Malformed(_))));
+}
+
+#[test]
+fn the_number_of_frames_in_flight_is_bounded() {
+    let mut c = opened();
+    let mut refused = false;
+    for i in 0..=crate::limits::DRAFTS_IN_FLIGHT_MAX as u32 {
+        refused = c.handle(&draft(3, 1, 3, 3, &[1]), &Bytes::new()).is_err();
+        assert_eq!(refused, i as usize == crate::limits::DRAFTS_IN_FLIGHT_MAX);
+    }
+    assert!(refused);
+}
+
+#[test]
+fn an_open_that_lies_about_its_tokens_is_refused() {
+    let open = Open {
+        session: SessionId([0; 16]), epoch: Epoch(1), model: "m".into(), request_id: "r".into(), prompt_tokens: u32::MAX,
+        committed_tokens: 5, sampling: SamplingParams::default(), stop_tokens: vec![], answer_tokens_max: 1,
+        trunk_layers: 0, want_prompt_state: false, top_logprobs: 0,
+    };
+    assert!(matches!(CloudSession::open(&open, vec![1; 4], CONTEXT, 0), Err(SessionError::Malformed(_))));
+    assert!(matches!(CloudSession::open(&open, vec![1; CONTEXT + 1], CONTEXT, 0), Err(SessionError::Limit { .. })));
+}
+
+#[test]
+fn a_verdict_that_lies_is_refused() {
+    let make = || {
+        let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
+        e.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+        for t in [1, 2, 3] {
+            e.draft(t, true, ());
+        }
+        let f = e.next_frame(FrameRule { chunk_min: 3, chunk_max: 8, bonus: true }).unwrap();
+        (e, f)
+    };
+    let (mut e, f) = make();
+    assert_eq!((f.start, f.judge_from, f.tokens.len()), (3, 3, 3));
+    let good = Verdict {
+        epoch: Epoch(3), round: f.round, from: 3, accepted: 3, next: Some(9), rejected: false, tail_agreed: 0, tail_tokens: 0,
+        logprobs: vec![0.0; 4], alternatives: vec![], compute_us: 0, queue_us: 0,
+    };
+    assert_eq!(e.on_verdict(&good), Ok(PathChange::Kept));
+    assert_eq!(core::iter::from_fn(|| e.commit()).map(|c| c.token).collect::<Vec<_>>(), [1, 2, 3, 9]);
+    for bad in [
+        Verdict { from: 4, ..good.clone() },
+        Verdict { accepted: 4, ..good.clone() },
+        Verdict { accepted: 2, ..good.clone() },
+        Verdict { rejected: true, ..good.clone() },
+        Verdict { logprobs: vec![], ..good.clone() },
+        Verdict { next: None, accepted: 0, logprobs: vec![], ..good.clone() },
+        Verdict { tail_agreed: 2, tail_tokens: 1, ..good.clone() },
+    ] {
+        assert!(matches!(make().0.on_verdict(&bad), Err(SessionError::Malformed(_))), "{bad:?}");
+    }
+    assert!(matches!(make().0.on_verdict(&Verdict { epoch: Epoch(2), ..good.clone() }), Err(SessionError::StaleEpoch { .. })));
+    assert_eq!(make().0.on_verdict(&Verdict { round: Round(77), ..good }), Ok(PathChange::Stale));
+}
+
+#[test]
+fn without_the_cloud_the_edge_goes_on_and_can_come_back() {
+    let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
+    e.draft(1, true, ());
+    e.draft(2, false, ());
+    assert!(e.commit().is_none(), "an asked token waits");
+    e.resolve_locally();
+    assert_eq!(e.commit().map(|c| (c.token, c.decider)), Some((1, Decider::Edge)));
+    assert_eq!(e.commit().map(|c| c.token), Some(2));
+    let (open, tokens) = e.open(Epoch(1), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+    assert_eq!((open.prompt_tokens, open.committed_tokens, tokens.len()), (3, 2, 5));
+    e.draft(3, true, ());
+    let f = e.next_frame(FrameRule { chunk_min: 1, chunk_max: 1, bonus: false }).unwrap();
+    assert_eq!((f.start, f.judge_from, f.tokens.len()), (5, 5, 0));
+}

@@ -1,0 +1,204 @@
+//! Commands into the state machine and outcomes out of it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tandem_proto::ids::{Digest, Epoch};
+
+use crate::node::{LoadReport, NodeCard};
+
+/// Chosen by the caller, the same for every retry of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct RequestId(pub [u8; 16]);
+
+/// A command with what makes it deterministic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Id of the call. Together with the caller's name it is the key of the dedup table.
+    pub id: RequestId,
+    /// The proposer's wall clock, ms since the Unix epoch.
+    pub now_ms: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What can be done to the state.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Adds a node or replaces the one of that name.
+    RegisterNode {
+        /// What it is.
+        card: NodeCard,
+        /// How busy it is.
+        load: LoadReport,
+    },
+    /// Refreshes a node's load.
+    Heartbeat {
+        /// Name of the node.
+        node: String,
+        /// Its start; must be that of the registration.
+        boot_epoch: u64,
+        /// How busy it is.
+        load: LoadReport,
+    },
+    /// Stops or resumes placement on a node. A restart of the node ends the drain too.
+    Drain {
+        /// Name of the node.
+        node: String,
+        /// False ends the drain.
+        draining: bool,
+    },
+    /// Asks for a ticket.
+    Place(PlaceCommand),
+    /// Forgets nodes and tickets whose time has passed.
+    Expire,
+    /// Makes every later epoch larger than `floor`: after a restart from a snapshot.
+    RaiseEpoch {
+        /// Largest epoch that may have been issued already.
+        floor: Epoch,
+    },
+}
+
+/// What a device asks for.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PlaceCommand {
+    /// Name of the device.
+    pub device: String,
+    /// Model name or digest in hex.
+    pub model: String,
+    /// Chained block hashes of the prompt, first to last; may be empty.
+    pub prefix: Vec<Digest>,
+    /// Region, empty if unknown.
+    pub region: String,
+    /// Measured round trips, µs by node.
+    pub latencies_us: BTreeMap<String, u32>,
+    /// Nodes that the device has just failed to reach.
+    pub avoid: Vec<String>,
+}
+
+/// Permission to use a node under an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The node.
+    pub node: String,
+    /// `host:port`.
+    pub address: String,
+    /// Name to check in the node's certificate.
+    pub server_name: String,
+    /// Fencing counter.
+    #[serde(with = "epoch")]
+    pub epoch: Epoch,
+    /// End of validity on the state's clock, ms.
+    pub expires_at_ms: u64,
+    /// Why this node, for people.
+    pub reasons: Vec<String>,
+    /// Other nodes, best first. They need a ticket of their own.
+    pub alternatives: Vec<Alternative>,
+}
+
+/// A node that would have done as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// The node.
+    pub node: String,
+    /// `host:port`.
+    pub address: String,
+    /// What its cost is made of.
+    pub reasons: Vec<String>,
+}
+
+/// Why the answer is no.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// No node serves the model.
+    #[error("no node serves model `{model}`; known models: {}", listed(known))]
+    UnknownModel {
+        /// What was asked for.
+        model: String,
+        /// Models that some node serves.
+        known: Vec<String>,
+    },
+    /// Nodes serve the model, but none can take the device.
+    #[error("no node can take a session of model `{model}` now: {}", excluded_text(excluded))]
+    NoNode {
+        /// What was asked for.
+        model: String,
+        /// Each node with the reason.
+        excluded: Vec<(String, String)>,
+    },
+    /// A table is full.
+    #[error("the router's table of {what} is full ({max}); retry later or add a router")]
+    Full {
+        /// Which table.
+        what: String,
+        /// Its bound.
+        max: usize,
+    },
+    /// A field is wrong.
+    #[error("request field {field} {problem}")]
+    Invalid {
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "none (is a cloud node running?)".into() } else { names.join(", ") }
+}
+
+fn excluded_text(excluded: &[(String, String)]) -> String {
+    excluded.iter().map(|(node, why)| format!("{node} ({why})")).collect::<Vec<_>>().join(", ")
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The node is registered.
+    Registered,
+    /// The heartbeat was taken, or the node must register again.
+    Heartbeat {
+        /// False: unknown node or another start of it.
+        known: bool,
+        /// True: the node is being drained.
+        draining: bool,
+    },
+    /// The drain was set.
+    Drained {
+        /// False: no such node.
+        known: bool,
+    },
+    /// A ticket.
+    Placed(Ticket),
+    /// No.
+    Refused(Refusal),
+    /// What was forgotten.
+    Expired {
+        /// Nodes.
+        nodes: usize,
+        /// Tickets.
+        devices: usize,
+    },
+    /// The counter stands at least here now.
+    EpochRaised {
+        /// Last epoch issued or skipped.
+        #[serde(with = "epoch")]
+        epoch: Epoch,
+    },
+}
+
+pub(super) mod epoch {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use tandem_proto::ids::Epoch;
+
+    pub(crate) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
+        epoch.0.serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
+        u64::deserialize(from).map(Epoch)
+    }
+}

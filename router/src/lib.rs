@@ -1,0 +1,12 @@
+//! When to escalate ([`policy`]), which node takes it ([`placement`]), and the control plane
+//! that keeps nodes, tickets and epochs ([`control`]).
+//!
+//! Without features this crate is pure: no clock, socket, thread or runtime. Time is a number
+//! passed in. `client` adds the tonic client, `server` the tonic service.
+//!
+//! Non-goals: no token text and no KV state passes through here.
+
+pub mod control;
+pub mod node;
+pub mod placement;
+pub mod policy;

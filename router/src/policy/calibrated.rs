@@ -1,0 +1,142 @@
+//! The calibrated rule: p̂ = P(the cloud would choose another token), from standardised scalar
+//! features and optionally the hidden state, through a logistic function or a small network and a
+//! monotone calibration table. Escalate iff p̂ > τ.
+
+use std::{cell::RefCell, sync::Arc};
+
+use super::{
+    Calibration, Features, HiddenInput, Network, Policy, PolicyError, PolicyFile, Reason, in_range,
+};
+
+/// Standardised inputs are cut here, so that one wild feature cannot outvote all others.
+pub(crate) const STANDARDISED_MAX: f32 = 8.0;
+
+thread_local! {
+    // Scoring runs once per token on the decode thread: no allocation there.
+    static INPUTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The calibrated rule over the parameters of a [`PolicyFile`].
+#[derive(Debug, Clone)]
+pub struct Calibrated {
+    file: Arc<PolicyFile>,
+    threshold: f32,
+}
+
+impl Calibrated {
+    /// Uses `file`, which must have been checked, with τ = `threshold` or the file's own.
+    pub fn new(file: Arc<PolicyFile>, threshold: Option<f32>) -> Result<Self, PolicyError> {
+        let threshold =
+            in_range("calibrated", "threshold", threshold.unwrap_or(file.threshold), (0.0, 1.0), "0..=1")?;
+        Ok(Self { file, threshold })
+    }
+
+    /// The parameters.
+    #[must_use]
+    pub fn file(&self) -> &PolicyFile {
+        &self.file
+    }
+}
+
+/// 1 / (1 + e^−x), without overflow.
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    if x >= 0.0 {
+        1.0 / (1.0 + (-x).exp())
+    } else {
+        let e = x.exp();
+        e / (1.0 + e)
+    }
+}
+
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+pub(crate) fn standardise(x: f32, mean: f32, std: f32) -> f32 {
+    // NaN must stay NaN: it says that the model broke down.
+    ((x - mean) / std).clamp(-STANDARDISED_MAX, STANDARDISED_MAX)
+}
+
+impl PolicyFile {
+    /// Standardised inputs of the network for `features`, into `out`. False if the hidden state is
+    /// missing or of another size than the network's.
+    pub fn inputs_into(&self, features: &Features<'_>, out: &mut Vec<f32>) -> bool {
+        out.clear();
+        for ((name, mean), std) in self.features.iter().zip(&self.means).zip(&self.stds) {
+            out.push(standardise(name.of(features), *mean, *std));
+        }
+        if let Some(input) = &self.hidden {
+            let Some(hidden) = features.hidden.filter(|h| h.len() == input.size()) else { return false };
+            for ((x, mean), std) in hidden.iter().zip(&input.means).zip(&input.stds) {
+                out.push(standardise(*x, *mean, *std));
+            }
+        }
+        true
+    }
+}
+
+impl Network {
+    /// The logit for standardised inputs `x`.
+    #[must_use]
+    pub fn logit(&self, x: &[f32]) -> f32 {
+        match self {
+            Self::Logistic { weights, bias } => dot(weights, x) + bias,
+            Self::Mlp { weights, biases, output, output_bias, .. } => {
+                let rows = weights.chunks_exact(x.len().max(1));
+                let hidden = rows.zip(biases).map(|(row, bias)| (dot(row, x) + bias).max(0.0));
+                hidden.zip(output).map(|(h, weight)| h * weight).sum::<f32>() + output_bias
+            }
+        }
+    }
+}
+
+impl Calibration {
+    /// The probability for a logit; never falls when the logit rises.
+    #[must_use]
+    pub fn apply(&self, logit: f32) -> f32 {
+        match self {
+            Self::Platt { slope, offset } => sigmoid(slope * logit + offset),
+            Self::Isotonic { knots } => {
+                let raw = sigmoid(logit);
+                // NaN falls through to the first branch of neither search; keep it visible.
+                if raw.is_nan() {
+                    return raw;
+                }
+                let above = knots.partition_point(|[x, _]| *x <= raw);
+                match (above.checked_sub(1).map(|i| knots[i]), knots.get(above).copied()) {
+                    (Some([x0, p0]), Some([x1, p1])) => (p0 + (p1 - p0) * ((raw - x0) / (x1 - x0))).clamp(p0, p1),
+                    (Some([_, p]), None) | (None, Some([_, p])) => p,
+                    (None, None) => raw,
+                }
+            }
+        }
+    }
+}
+
+impl Policy for Calibrated {
+    fn name(&self) -> &'static str {
+        "calibrated"
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::Risk
+    }
+
+    /// p̂; NaN (escalate) where the hidden state is missing or has another size.
+    fn score(&self, features: &Features<'_>) -> f32 {
+        INPUTS.with_borrow_mut(|inputs| {
+            if !self.file.inputs_into(features, inputs) {
+                return f32::NAN;
+            }
+            self.file.calibration.apply(self.file.network.logit(inputs))
+        })
+    }
+
+    fn threshold(&self) -> f32 {
+        self.threshold
+    }
+
+    fn hidden(&self) -> Option<&HiddenInput> {
+        self.file.hidden.as_ref()
+    }
+}
