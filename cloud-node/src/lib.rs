@@ -1,1 +1,11 @@
-//! Admission, continuous batching, verification and KV service of the cloud.
+//! The cloud: admission, continuous batching, verification and KV service.
+//!
+//! A link's sessions arrive in [`node`]; each has a task ([`session`]) that feeds the frames to the
+//! session state machine and its jobs to the engine thread (`tandem_engine::runner`).
+
+pub mod admission;
+pub mod metric_definitions;
+pub mod node;
+mod registry;
+mod session;
+pub mod settings;

@@ -55,6 +55,12 @@ pub const PROMPT_TOKENS_TOTAL: &str = "tandem_edge_prompt_tokens_total";
 pub const BYTES_TOTAL: &str = "tandem_edge_bytes_total";
 /// Counter {mode}: times an answer asked the cloud and got something back.
 pub const ROUND_TRIPS_TOTAL: &str = "tandem_edge_round_trips_total";
+/// Counter {direction = `sent` | `received`}: bytes of KV payload.
+pub const KV_BYTES: &str = "tandem_edge_kv_bytes_total";
+/// Counter: KV blocks that failed a check and were not used.
+pub const KV_BLOCKS_REFUSED: &str = "tandem_edge_kv_blocks_refused_total";
+/// Counter: prompts whose trunk state came from the cloud.
+pub const PROMPTS_FETCHED: &str = "tandem_edge_prompts_fetched_total";
 /// Counter {mode}: answers that wanted the cloud and did without it for a part.
 pub const DEGRADED_TOTAL: &str = "tandem_edge_degraded_answers_total";
 

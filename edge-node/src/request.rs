@@ -127,6 +127,30 @@ pub struct RouteSummary {
     pub degraded_reason: Option<String>,
 }
 
+impl RouteSummary {
+    /// Adds another answer's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.edge_tokens += other.edge_tokens;
+        self.accepted += other.accepted;
+        self.cloud_tokens += other.cloud_tokens;
+        self.round_trips += other.round_trips;
+        self.bytes_up += other.bytes_up;
+        self.bytes_down += other.bytes_down;
+        self.rolled_back += other.rolled_back;
+        self.degraded |= other.degraded;
+        if self.degraded_reason.is_none() {
+            self.degraded_reason.clone_from(&other.degraded_reason);
+        }
+    }
+
+    /// Share of tokens that the cloud decided, 0 … 1: its own and those it judged.
+    #[must_use]
+    pub fn cloud_share(&self) -> f64 {
+        let decided = f64::from(self.accepted) + f64::from(self.cloud_tokens);
+        decided / (decided + f64::from(self.edge_tokens)).max(1.0)
+    }
+}
+
 /// The end of an answer.
 #[derive(Clone, Debug)]
 pub struct Done {

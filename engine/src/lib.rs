@@ -1,1 +1,34 @@
 //! Synchronous inference: one config-driven decoder, KV pool, kernels, tokenizer, sampling.
+//!
+//! A forward pass is [`Model::embed`] → [`Model::layers`] (any split into ranges, each with its own
+//! [`KvPool`]) → [`Model::head`]. A row's bits never depend on what else is in the batch, on how a
+//! prompt was cut, or on the number of threads.
+//!
+//! Non-goals: no async, no network, no clock, no policy. KV is an argument, never hidden in a model.
+
+pub mod accept;
+mod backend;
+//pub mod bench;
+pub mod chat;
+mod decoder;
+mod digest;
+mod error;
+mod kernels;
+mod kv;
+mod load;
+mod model;
+mod names;
+mod rope;
+mod routing;
+pub mod sampling;
+pub mod spec;
+pub mod tokenizer;
+pub mod uncertainty;
+
+pub use backend::BackendKind;
+pub use error::EngineError;
+pub use kernels::numerics;
+pub use kv::{KvPool, POOL_BLOCKS_MAX, POOL_NUMBERS_MAX, Sequence};
+pub use load::ModelFiles;
+pub use model::{Hidden, LoadOptions, Logits, Model, ROWS_MAX, Rows, trunk_layers};
+pub use spec::DecoderSpec;

@@ -16,6 +16,9 @@ pub const CONTEXT_MAX: usize = 1 << 20;
 /// Most routed experts of a layer.
 pub const EXPERTS_MAX: usize = 1024;
 
+/// Most query heads that share one key and value head.
+pub const HEADS_PER_GROUP_MAX: usize = 64;
+
 /// Which model family's names and defaults apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -200,11 +203,11 @@ impl DecoderSpec {
             return Err(EngineError::spec("head_dim", format!("{rope_dim} is odd, rotary embedding needs pairs")));
         }
         if let Attention::Grouped { heads, kv_heads, .. } = self.attention
-            && !heads.is_multiple_of(kv_heads)
+            && (!heads.is_multiple_of(kv_heads) || heads / kv_heads > HEADS_PER_GROUP_MAX)
         {
             return Err(EngineError::spec(
                 "num_key_value_heads",
-                format!("{kv_heads} does not divide num_attention_heads = {heads}"),
+                format!("{kv_heads} does not divide num_attention_heads = {heads} into at most {HEADS_PER_GROUP_MAX}"),
             ));
         }
         let vocab = self.vocab_size;

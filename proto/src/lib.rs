@@ -4,13 +4,13 @@
 //! Non-goals: no clock, socket, thread or randomness lives here; time is a number passed in. The
 //! crate is `no_std` + `alloc`, so the build refuses them. The tonic types of the control plane sit
 //! behind the feature `rpc`.
-#![no_std]
+// Generated tonic code needs the std prelude; without `rpc` the build proves purity.
+#![cfg_attr(not(feature = "rpc"), no_std)]
 
 extern crate alloc;
-#[cfg(feature = "rpc")]
-extern crate std;
 
 pub mod block;
+pub mod exchange;
 pub mod frame;
 pub mod ids;
 pub mod limits;

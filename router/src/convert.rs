@@ -1,16 +1,13 @@
 //! Between the messages of the wire and the crate's own types. Everything that comes in is bounded.
 
 use tandem_proto::{
-    ids::{Digest, Epoch},
+    ids::Digest,
     limits::MODELS_MAX,
     rpc,
 };
 
 use crate::{
-    control::{
-        AVOID_MAX, Alternative, DEVICES_MAX, LATENCIES_MAX, NODES_MAX, PREFIX_BLOCKS_MAX, PlaceCommand, Refusal,
-        RequestId,
-    },
+    control::{AVOID_MAX, LATENCIES_MAX, PREFIX_BLOCKS_MAX, PlaceCommand, Refusal, RequestId},
     node::{InvalidField, LoadReport, ModelCard, NodeCard, PREFIXES_PER_NODE_MAX},
 };
 
@@ -35,6 +32,7 @@ fn digests_to_wire(list: &[Digest]) -> Vec<bytes::Bytes> {
     list.iter().map(|digest| bytes::Bytes::copy_from_slice(&digest.0)).collect()
 }
 
+#[cfg(feature = "server")]
 pub(crate) fn request_id(bytes: &[u8]) -> Result<RequestId, InvalidField> {
     let bytes = bytes.try_into();
     bytes.map(RequestId).map_err(|_| InvalidField { field: "request_id", problem: "is not 16 bytes".into() })
@@ -101,6 +99,7 @@ pub(crate) fn load_to_wire(load: &LoadReport) -> rpc::LoadReport {
     }
 }
 
+#[cfg(feature = "server")]
 pub(crate) fn place(request: rpc::PlaceRequest) -> Result<PlaceCommand, InvalidField> {
     bounded("latencies", request.latencies.len(), LATENCIES_MAX)?;
     bounded("avoid", request.avoid.len(), AVOID_MAX)?;
@@ -114,6 +113,7 @@ pub(crate) fn place(request: rpc::PlaceRequest) -> Result<PlaceCommand, InvalidF
     })
 }
 
+#[cfg(feature = "client")]
 pub(crate) fn place_to_wire(id: RequestId, place: &PlaceCommand) -> rpc::PlaceRequest {
     let latencies = place.latencies_us.iter().take(LATENCIES_MAX);
     rpc::PlaceRequest {
@@ -127,6 +127,7 @@ pub(crate) fn place_to_wire(id: RequestId, place: &PlaceCommand) -> rpc::PlaceRe
     }
 }
 
+#[cfg(feature = "server")]
 pub(crate) fn refusal_to_wire(refusal: &Refusal) -> rpc::Refusal {
     use rpc::refusal::Code;
     let (code, models, excluded) = match refusal {
@@ -140,5 +141,20 @@ pub(crate) fn refusal_to_wire(refusal: &Refusal) -> rpc::Refusal {
         message: refusal.to_string(),
         models,
         excluded: excluded.into_iter().map(|(node, reason)| rpc::Excluded { node, reason }).collect(),
+    }
+}
+
+/// `model` is what was asked for; the wire does not repeat it.
+#[cfg(feature = "client")]
+pub(crate) fn refusal(refusal: rpc::Refusal, model: &str) -> Refusal {
+    use rpc::refusal::Code;
+    match refusal.code() {
+        Code::UnknownModel => Refusal::UnknownModel { model: model.into(), known: refusal.models },
+        Code::NoNode => {
+            let excluded = refusal.excluded.into_iter().map(|other| (other.node, other.reason));
+            Refusal::NoNode { model: model.into(), excluded: excluded.collect() }
+        }
+        Code::Full => Refusal::Full { message: refusal.message },
+        Code::Invalid | Code::Unspecified => Refusal::Invalid { message: refusal.message },
     }
 }

@@ -6,7 +6,18 @@
 //!
 //! Non-goals: no token text and no KV state passes through here.
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod control;
+#[cfg(any(feature = "client", feature = "server"))]
+mod convert;
+#[cfg(feature = "server")]
+pub mod metric_definitions;
+pub mod exchange;
 pub mod node;
 pub mod placement;
 pub mod policy;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(any(feature = "client", feature = "server"))]
+pub mod tls;

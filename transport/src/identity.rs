@@ -15,8 +15,9 @@ use rustls::{
 };
 use tandem_proto::limits::ALPN;
 
-pub use self::ca::{CA_CERT_FILE, CA_KEY_FILE, DevCa};
+pub use self::ca::{CA_CERT_FILE, CA_KEY_FILE, DEV_TENANT, DevCa};
 use self::files::{read_text, write_private};
+pub(crate) use self::verify::not_after;
 
 /// Name of the certificate file of an [`Identity`] on disk.
 pub const CERT_FILE: &str = "cert.pem";

@@ -12,7 +12,7 @@ use super::backend::Backend;
 use super::meter::Meter;
 use super::pieces::{Assembler, Piece};
 use super::reply::Usage;
-use crate::request::{Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary};
+use crate::request::{Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary, TokenEvent};
 
 /// What happens next in a request.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Answers {
             choices.push(Running {
                 request_id,
                 generation: Some(backend.submit(request)?),
-                decoder: backend.tokenizer().stream_decoder(),
+                decoder: backend.tokenizer().stream(),
                 assembler: Assembler::new(stops),
                 counted: RouteSummary::default(),
                 last_token: None,
@@ -130,7 +130,7 @@ impl Answers {
         if running { Poll::Pending } else { Poll::Ready(None) }
     }
 
-    fn on_token(&mut self, choice: usize, event: crate::request::TokenEvent) -> Option<Update> {
+    fn on_token(&mut self, choice: usize, event: TokenEvent) -> Option<Update> {
         let running = &mut self.choices[choice];
         self.completion_tokens += 1;
         match event.origin {
@@ -139,7 +139,10 @@ impl Answers {
             Origin::Cloud => running.counted.cloud_tokens += 1,
         }
         running.last_token = Some(self.meter.token(event.origin, running.last_token));
-        let text = running.decoder.push(self.backend.tokenizer(), event.id);
+        let text = match running.decoder.push(self.backend.tokenizer(), event.id) {
+            Ok(text) => text,
+            Err(error) => return Some(self.on_failure(GenerateError::Engine(error.to_string()))),
+        };
         let (piece, stopped) = running.assembler.push(event, &text);
         if stopped {
             let route = self.backend.route_so_far(&running.request_id).unwrap_or_else(|| running.counted.clone());

@@ -89,6 +89,12 @@ impl ApiError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", Some("method_not_allowed"), message)
     }
 
+    /// 408.
+    pub(crate) fn body_too_slow(seconds_max: u64) -> Self {
+        let message = format!("the request body did not arrive within {seconds_max} s");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("body_too_slow"), message)
+    }
+
     /// 413.
     pub(crate) fn body_too_large(bytes_max: usize) -> Self {
         let message = format!("the request body is larger than {bytes_max} bytes; shorten the prompt");

@@ -68,7 +68,7 @@ impl Assembler {
         self.decoded += text.len();
         self.waiting.push_back((event, self.decoded));
         let passed = self.stops.push(text);
-        let mut piece = self.release(passed.text);
+        let mut piece = self.release(passed.text, false);
         if passed.stopped {
             self.cut(&mut piece);
         }
@@ -82,19 +82,21 @@ impl Assembler {
             *end = self.decoded;
         }
         let passed = self.stops.push(text);
-        let mut piece = self.release(passed.text);
-        if !passed.stopped {
+        let mut piece = self.release(passed.text, false);
+        if passed.stopped {
+            self.cut(&mut piece);
+        } else {
             let rest = self.stops.finish();
-            let last = self.release(rest);
+            let last = self.release(rest, true);
             piece.text.push_str(&last.text);
             piece.tokens.extend(last.tokens);
         }
-        self.cut(&mut piece);
         piece
     }
 
-    /// Hands out `text` and every token whose text it completes.
-    fn release(&mut self, text: String) -> Piece {
+    /// Hands out `text` and every token whose text it completes. The newest token waits while it
+    /// has no text, unless it is the last: bytes that never become a character become its text.
+    fn release(&mut self, text: String, last: bool) -> Piece {
         self.released += text.len();
         self.open.push_str(&text);
         let mut tokens = Vec::new();
@@ -103,6 +105,9 @@ impl Assembler {
         {
             // Text of this token: what is open, up to the token's end.
             let own = self.open.len() - (self.released - *end);
+            if own == 0 && self.waiting.len() == 1 && !last {
+                break;
+            }
             let rest = self.open.split_off(own);
             let own = std::mem::replace(&mut self.open, rest);
             tokens.extend(self.waiting.pop_front().map(|(event, _)| self.written(event, own)));

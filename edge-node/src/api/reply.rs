@@ -250,19 +250,19 @@ fn chat_logprob(event: &TokenEvent, top: usize, tokenizer: &Tokenizer) -> ChatLo
 }
 
 fn candidate(id: u32, logprob: f32, tokenizer: &Tokenizer) -> Candidate {
-    let bytes = token_bytes(id, tokenizer);
+    let bytes = tokenizer.token_bytes(id).unwrap_or_default();
     Candidate { token: token_name(&bytes), logprob: finite(logprob), bytes }
 }
 
 fn text_logprobs(tokens: &[WrittenToken], top: usize, tokenizer: &Tokenizer) -> TextLogprobs {
     let mut report = TextLogprobs::default();
     for WrittenToken { event, chars_before, .. } in tokens {
-        let own = token_name(&token_bytes(event.id, tokenizer));
+        let own = token_name(&tokenizer.token_bytes(event.id).unwrap_or_default());
         let mut alternatives: Vec<(String, f32)> = Vec::with_capacity(top + 1);
         let others = event.alternatives.iter().take(top).map(|other| (other.id, other.logprob));
         // As at OpenAI, the token itself is always among them.
         for (id, logprob) in others.chain([(event.id, event.logprob)]) {
-            let name = token_name(&token_bytes(id, tokenizer));
+            let name = token_name(&tokenizer.token_bytes(id).unwrap_or_default());
             if alternatives.iter().all(|(known, _)| *known != name) {
                 alternatives.push((name, finite(logprob)));
             }

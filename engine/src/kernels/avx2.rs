@@ -209,7 +209,7 @@ unsafe fn quant_tile<const MR: usize, const T: u8>(task: &Task<'_>, p: usize, r:
         let mut acc = [_mm256_setzero_ps(); MR];
         for b in 0..blocks {
             let q = qp.add(b * step);
-            let ap = a.q.as_ptr().add(r * w.k + b * BLOCK);
+            let ap = a.q.as_ptr().add((task.first + r) * w.k + b * BLOCK);
             let mut sums = [_mm256_setzero_si256(); MR];
             if T == Q8_0 {
                 if MR == 1 {
@@ -255,7 +255,7 @@ unsafe fn quant_tile<const MR: usize, const T: u8>(task: &Task<'_>, p: usize, r:
                 _ => d,
             };
             for j in 0..MR {
-                let at = (r + j) * blocks + b;
+                let at = (task.first + r + j) * blocks + b;
                 let da = _mm256_broadcast_ss(&*a.d.as_ptr().add(at));
                 acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[j]), _mm256_mul_ps(d, da), acc[j]);
                 if T != Q8_0 {

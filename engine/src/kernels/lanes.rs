@@ -129,22 +129,21 @@ multiversion! {
 }
 
 multiversion! {
-    /// `out = silu(gate) · up`.
-    pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        let mut o = out.chunks_exact_mut(LANES);
-        let mut g = gate.chunks_exact(LANES);
+    /// `gate = silu(gate) · up`.
+    pub(crate) fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        let mut g = gate.chunks_exact_mut(LANES);
         let mut u = up.chunks_exact(LANES);
-        for ((o, g), u) in (&mut o).zip(&mut g).zip(&mut u) {
-            let g = load(g);
-            let e = exp_lanes(g.map(|v| -v));
+        for (g, u) in (&mut g).zip(&mut u) {
+            let v = load(g);
+            let e = exp_lanes(v.map(|v| -v));
             for i in 0..LANES {
-                o[i] = g[i] / (1.0 + e[i]) * u[i];
+                g[i] = v[i] / (1.0 + e[i]) * u[i];
             }
         }
-        let (o, g, u) = (o.into_remainder(), g.remainder(), u.remainder());
+        let (g, u) = (g.into_remainder(), u.remainder());
         let e = exp_lanes(load_tail(g).map(|v| -v));
-        for i in 0..o.len() {
-            o[i] = g[i] / (1.0 + e[i]) * u[i];
+        for i in 0..g.len() {
+            g[i] = g[i] / (1.0 + e[i]) * u[i];
         }
     }
 }

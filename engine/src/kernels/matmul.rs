@@ -18,8 +18,8 @@ const CHUNK_PANELS: usize = 4;
 pub(crate) struct Input<'a> {
     /// `[rows, k]`.
     pub(crate) x: &'a [f32],
-    /// The same rows quantised; needed if the matrix is.
-    pub(crate) quantized: Option<&'a Quantized>,
+    /// The same rows quantised, from the given row on; needed if the matrix is.
+    pub(crate) quantized: Option<(&'a Quantized, usize)>,
 }
 
 /// One product `out[rows, n] = x[rows, k] · wᵀ`.
@@ -34,6 +34,8 @@ pub(super) struct Task<'a> {
     pub(super) rows: usize,
     pub(super) x: &'a [f32],
     pub(super) quantized: Option<&'a Quantized>,
+    /// Row of `quantized` that is row 0 of `x`.
+    pub(super) first: usize,
     pub(super) w: &'a Packed,
     pub(super) out: *mut f32,
     chunks: usize,
@@ -60,15 +62,16 @@ pub(crate) fn matmul(level: Level, pool: &mut Pool, jobs: &mut [Job<'_>]) {
             assert_eq!(j.input.x.len(), rows * w.k, "input width differs from the matrix");
             assert_eq!(j.out.len(), rows * w.n, "output size differs from the matrix");
             if w.kind.quantised() {
-                let q = j.input.quantized.expect("a quantised matrix needs quantised input");
-                assert!(q.k == w.k && q.rows == rows, "quantised input differs from the input");
+                let fits = j.input.quantized.is_some_and(|(q, first)| q.k == w.k && first + rows <= q.rows);
+                assert!(fits, "a quantised matrix needs its input quantised");
             }
             let panel_work = (rows * w.k * w.kind.panel()).max(1);
             let chunk_panels = (chunk_work / panel_work).next_multiple_of(CHUNK_PANELS).max(CHUNK_PANELS);
             Task {
                 rows,
                 x: j.input.x,
-                quantized: j.input.quantized,
+                quantized: j.input.quantized.map(|q| q.0),
+                first: j.input.quantized.map_or(0, |q| q.1),
                 w,
                 out: j.out.as_mut_ptr(),
                 chunks: if rows == 0 { 0 } else { w.panels().div_ceil(chunk_panels) },

@@ -10,6 +10,8 @@
 //! So a row has the same bits alone and in any batch, with any number of threads, and the portable
 //! code and the AVX2 code agree bit for bit (tests pin both).
 
+#![allow(unsafe_code)]
+
 pub(crate) mod attention;
 pub(crate) mod lanes;
 pub(crate) mod matmul;

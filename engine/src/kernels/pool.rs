@@ -125,6 +125,47 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Calls `body(i, piece)` for every piece of `width` numbers of `out`, several pieces at a time if
+    /// `work` (some measure of operations per piece) says that threads pay.
+    pub(crate) fn for_pieces(
+        &mut self,
+        out: &mut [f32],
+        width: usize,
+        work: usize,
+        body: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        let pieces = out.len().checked_div(width).unwrap_or(0);
+        let threads = self.threads();
+        if threads == 1 || pieces.saturating_mul(work) < PARALLEL_WORK_MIN {
+            for (i, piece) in out.chunks_exact_mut(width.max(1)).enumerate() {
+                body(i, piece);
+            }
+            return;
+        }
+        let each = (pieces / (threads * PIECES_PER_THREAD)).max((PARALLEL_WORK_MIN / 4 / work.max(1)).max(1));
+        let base = Base(out.as_mut_ptr());
+        let base = &base;
+        self.run(pieces.div_ceil(each), &|chunk| {
+            for i in chunk * each..((chunk + 1) * each).min(pieces) {
+                // SAFETY: i < pieces, so the piece lies inside `out`, which outlives the run; every
+                // piece belongs to exactly one chunk, so the slices are disjoint.
+                body(i, unsafe { std::slice::from_raw_parts_mut(base.0.add(i * width), width) });
+            }
+        });
+    }
+}
+
+/// Operations below which threads do not pay.
+const PARALLEL_WORK_MIN: usize = 32 * 1024;
+/// Chunks per thread of [`Pool::for_pieces`].
+const PIECES_PER_THREAD: usize = 8;
+
+struct Base(*mut f32);
+
+// SAFETY: `for_pieces` hands out disjoint pieces only.
+unsafe impl Sync for Base {}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         {

@@ -51,6 +51,7 @@ fn quant_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; FLOAT_PANEL]) 
     let blocks = w.steps();
     let (step, sc) = (w.kind.step_bytes(), w.kind.step_scales());
     let Some(a) = task.quantized else { return };
+    let r = task.first + r;
     acc.fill(0.0);
     for b in 0..blocks {
         let at = p * blocks + b;

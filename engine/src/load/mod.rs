@@ -1,6 +1,7 @@
 //! Model files as an index of checked tensors: safetensors (embedded, one file or shards) and GGUF.
 //! Nothing is allocated by what a file claims before the claim is checked against its size.
 
+mod convert;
 pub(crate) mod gguf;
 mod safetensors;
 

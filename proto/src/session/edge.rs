@@ -144,6 +144,12 @@ impl<I> EdgeSession<I> {
         }
     }
 
+    /// The session.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
     /// The prompt, the final tokens and the path.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tandem_proto::ids::{Digest, Epoch};
 
-use crate::node::{LoadReport, NodeCard};
+use crate::node::{InvalidField, LoadReport, NodeCard};
 
 /// Chosen by the caller, the same for every retry of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub struct Ticket {
     /// Name to check in the node's certificate.
     pub server_name: String,
     /// Fencing counter.
-    #[serde(with = "epoch")]
+    #[serde(with = "super::epoch_as_number")]
     pub epoch: Epoch,
     /// End of validity on the state's clock, ms.
     pub expires_at_ms: u64,
@@ -128,21 +128,29 @@ pub enum Refusal {
         excluded: Vec<(String, String)>,
     },
     /// A table is full.
-    #[error("the router's table of {what} is full ({max}); retry later or add a router")]
+    #[error("{message}")]
     Full {
-        /// Which table.
-        what: String,
-        /// Its bound.
-        max: usize,
+        /// Which one, and its bound.
+        message: String,
     },
     /// A field is wrong.
-    #[error("request field {field} {problem}")]
+    #[error("{message}")]
     Invalid {
-        /// The field.
-        field: String,
-        /// What is wrong with it.
-        problem: String,
+        /// Which one, and what is wrong with it.
+        message: String,
     },
+}
+
+impl Refusal {
+    pub(super) fn full(what: &str, max: usize) -> Self {
+        Self::Full { message: format!("the router's table of {what} is full ({max}); retry later or add a router") }
+    }
+}
+
+impl From<InvalidField> for Refusal {
+    fn from(invalid: InvalidField) -> Self {
+        Self::Invalid { message: format!("request field {invalid}") }
+    }
 }
 
 fn listed(names: &[String]) -> String {
@@ -185,20 +193,7 @@ pub enum Outcome {
     /// The counter stands at least here now.
     EpochRaised {
         /// Last epoch issued or skipped.
-        #[serde(with = "epoch")]
+        #[serde(with = "super::epoch_as_number")]
         epoch: Epoch,
     },
-}
-
-pub(super) mod epoch {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use tandem_proto::ids::Epoch;
-
-    pub(crate) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
-        epoch.0.serialize(to)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
-        u64::deserialize(from).map(Epoch)
-    }
 }

@@ -39,5 +39,19 @@ pub const TICKET_MS: u64 = 60_000;
 /// A node without a heartbeat for so long is forgotten, ms.
 pub const NODE_FORGET_MS: u64 = 60_000;
 
+/// Epochs in JSON.
+pub(crate) mod epoch_as_number {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use tandem_proto::ids::Epoch;
+
+    pub(crate) fn serialize<S: Serializer>(epoch: &Epoch, to: S) -> Result<S::Ok, S::Error> {
+        epoch.0.serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Epoch, D::Error> {
+        u64::deserialize(from).map(Epoch)
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -126,12 +126,6 @@ pub struct StatusView {
     pub applied: u64,
 }
 
-impl From<InvalidField> for Refusal {
-    fn from(invalid: InvalidField) -> Self {
-        Self::Invalid { field: invalid.field.into(), problem: invalid.problem }
-    }
-}
-
 impl ControlState {
     /// An empty state that places by `config`. The configuration is no part of a snapshot: all
     /// replicas must be given the same.
@@ -206,11 +200,11 @@ impl ControlState {
             if alive && card.boot_epoch < present.card.boot_epoch {
                 // Two processes under one name: the older one must not take the newer one's place.
                 let problem = format!("is {}, a newer start of this node is registered", card.boot_epoch);
-                return Outcome::Refused(Refusal::Invalid { field: "boot_epoch".into(), problem });
+                return Outcome::Refused(InvalidField { field: "boot_epoch", problem }.into());
             }
             draining = present.draining && card.boot_epoch == present.card.boot_epoch;
         } else if self.nodes.len() >= NODES_MAX {
-            return Outcome::Refused(Refusal::Full { what: "nodes".into(), max: NODES_MAX });
+            return Outcome::Refused(Refusal::full("nodes", NODES_MAX));
         }
         let node = Node { load, draining, heartbeat_at_ms: self.clock_ms, card };
         self.nodes.insert(node.card.name.clone(), node);
@@ -275,7 +269,7 @@ impl ControlState {
         if !self.devices.contains_key(&key) && self.devices.len() >= DEVICES_MAX {
             self.forget_tickets();
             if self.devices.len() >= DEVICES_MAX {
-                return Outcome::Refused(Refusal::Full { what: "devices".into(), max: DEVICES_MAX });
+                return Outcome::Refused(Refusal::full("devices", DEVICES_MAX));
             }
         }
         self.devices.insert(key, owner);

@@ -104,14 +104,13 @@ impl Store {
     pub(super) fn load(&self) -> Result<Option<Stored>, StoreError> {
         let path = self.path();
         let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
-        let mut file = match File::open(&path) {
+        let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::Io { path, source }),
         };
         let mut all = Vec::new();
-        file.by_ref()
-            .take(SNAPSHOT_BYTES_MAX + 1)
+        file.take(SNAPSHOT_BYTES_MAX + 1)
             .read_to_end(&mut all)
             .map_err(|source| StoreError::Io { path: path.clone(), source })?;
         if all.len() as u64 > SNAPSHOT_BYTES_MAX {

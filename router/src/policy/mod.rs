@@ -10,6 +10,7 @@ mod budget;
 mod calibrated;
 mod entropy;
 pub mod file;
+pub mod fit;
 mod never;
 mod quality;
 mod random;

@@ -100,12 +100,22 @@ impl DevCa {
         id: &PeerIdentity,
         validity: Duration,
     ) -> Result<Identity, IdentityError> {
-        let params = leaf_params(id, SystemTime::now() + validity)?;
+        let (cert_pem, key_pem) = self.sign(id, SystemTime::now() + validity)?;
+        Identity::from_pem(&cert_pem, &key_pem, &self.ca_pem)
+    }
+
+    /// Certificate and key of `id`, PEM, not checked for usefulness.
+    pub(super) fn sign(
+        &self,
+        id: &PeerIdentity,
+        not_after: SystemTime,
+    ) -> Result<(String, String), IdentityError> {
+        let params = leaf_params(id, not_after)?;
         let key = KeyPair::generate().map_err(malformed("the new key"))?;
         let cert = params
             .signed_by(&key, &self.issuer)
             .map_err(malformed("the new certificate"))?;
-        Identity::from_pem(&cert.pem(), &key.serialize_pem(), &self.ca_pem)
+        Ok((cert.pem(), key.serialize_pem()))
     }
 }
 

@@ -1,0 +1,231 @@
+//! A cloud node: accepts links, opens sessions, runs the model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
+use tandem_engine::{EngineError, Model, sampling};
+use tandem_proto::block::development_tenant_key;
+use tandem_proto::ids::{Digest, SessionId};
+use tandem_proto::limits::KV_BLOCK_TOKENS;
+use tandem_proto::message::{KvShape, ModelCard};
+use tandem_proto::session::Decided;
+use tandem_transport::bulk::BulkInbox;
+use tandem_transport::close::CloseCode;
+use tandem_transport::link::Link;
+use tandem_transport::server::Server;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::{Load, Refusal, admit};
+use crate::registry::{Registry, SharedRegistry};
+use crate::session;
+use crate::settings::CloudSettings;
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// The engine thread cannot start.
+    #[error("the engine cannot start: {0}")]
+    Runner(#[from] RunnerError),
+    /// The settings contradict the model.
+    #[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
+    Trunk {
+        /// Setting.
+        asked: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+}
+
+/// What a node reports to the router and on its status page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct NodeLoad {
+    /// Open sessions.
+    pub sessions: usize,
+    /// Sessions the node takes at most.
+    pub sessions_max: usize,
+    /// Jobs waiting or running.
+    pub jobs: usize,
+    /// Free KV blocks.
+    pub kv_blocks_free: usize,
+    /// KV blocks.
+    pub kv_blocks: usize,
+    /// Rows fed since the start.
+    pub rows: u64,
+    /// Forward passes since the start.
+    pub passes: u64,
+    /// Time in the model since the start, microseconds.
+    pub busy_us: u64,
+    /// True once the node is shutting down.
+    pub draining: bool,
+}
+
+/// A cloud node. Cheap to share as `Arc`.
+pub struct CloudNode {
+    pub(crate) settings: CloudSettings,
+    pub(crate) card: ModelCard,
+    pub(crate) runner: Runner<Decided>,
+    pub(crate) registry: SharedRegistry,
+    pub(crate) bulk: BulkInbox,
+    pub(crate) trunk: Option<Trunk>,
+    pub(crate) stop_tokens_max_context: usize,
+    draining: AtomicBool,
+}
+
+/// The layers shared with edge models.
+#[derive(Clone, Debug)]
+pub(crate) struct Trunk {
+    pub(crate) layers: usize,
+    pub(crate) digest: Digest,
+    pub(crate) width: usize,
+    pub(crate) hidden_size: usize,
+}
+
+impl Trunk {
+    /// Shape of the trunk's blocks, with or without the hidden states above it.
+    pub(crate) fn shape(&self, with_hidden: bool) -> KvShape {
+        KvShape {
+            layer_from: 0,
+            layer_to: self.layers as u32,
+            width: self.width as u32,
+            hidden: if with_hidden { self.hidden_size as u32 } else { 0 },
+        }
+    }
+}
+
+fn decide(job: &Job, row: RowOutput<'_>) -> Result<Decided, EngineError> {
+    let history = job.sequence.get(job.prompt_len..row.position).unwrap_or(&[]);
+    let pick = sampling::pick(row.logits, &job.sampling, history, row.position as u32)?;
+    let alternatives = if job.top_logprobs == 0 {
+        Vec::new()
+    } else {
+        sampling::top_alternatives(row.logits, job.top_logprobs)?
+    };
+    Ok(Decided { id: pick.token, logprob: pick.logprob, alternatives })
+}
+
+impl CloudNode {
+    /// Starts the engine thread of a node.
+    ///
+    /// # Errors
+    /// The settings do not fit the model, or the KV pool does not fit in memory.
+    pub fn start(model: Arc<Model>, card: ModelCard, settings: CloudSettings) -> Result<Arc<Self>, CloudError> {
+        let layers = model.spec().layers;
+        if settings.trunk_layers >= layers {
+            return Err(CloudError::Trunk { asked: settings.trunk_layers, layers });
+        }
+        let trunk = settings.trunk_layers.checked_sub(1).and_then(|last| {
+            Some(Trunk {
+                layers: settings.trunk_layers,
+                digest: *model.layer_digests().get(last)?,
+                width: model.spec().kv_width(),
+                hidden_size: model.spec().hidden_size,
+            })
+        });
+        let context = model.spec().context_tokens;
+        let options = RunnerOptions {
+            split: settings.trunk_layers,
+            kv_blocks: settings.bounds.kv_blocks,
+            queue_max: settings.bounds.jobs_max.max(settings.bounds.sessions_max) * 2,
+            batch: settings.batch(),
+        };
+        let runner = Runner::start(model, options, Box::new(decide))?;
+        Ok(Arc::new(Self {
+            settings,
+            card,
+            runner,
+            registry: Arc::new(Registry::default()),
+            bulk: BulkInbox::default(),
+            trunk,
+            stop_tokens_max_context: context,
+            draining: AtomicBool::new(false),
+        }))
+    }
+
+    /// What the node reports.
+    #[must_use]
+    pub fn load(&self) -> NodeLoad {
+        let load = self.runner.load();
+        NodeLoad {
+            sessions: self.registry.live("").0,
+            sessions_max: self.settings.bounds.sessions_max,
+            jobs: load.jobs.load(Ordering::Relaxed),
+            kv_blocks_free: load.kv_blocks_free.load(Ordering::Relaxed),
+            kv_blocks: self.settings.bounds.kv_blocks,
+            rows: load.rows.load(Ordering::Relaxed),
+            passes: load.passes.load(Ordering::Relaxed),
+            busy_us: load.busy_us.load(Ordering::Relaxed),
+            draining: self.draining.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn admit(&self, device: &str, tokens: usize) -> Result<(), Refusal> {
+        let now = self.load();
+        let (sessions, sessions_of_device) = self.registry.live(device);
+        let load = Load {
+            sessions,
+            sessions_of_device,
+            jobs: now.jobs,
+            kv_blocks_free: now.kv_blocks_free,
+            kv_blocks_wanted: tokens.div_ceil(KV_BLOCK_TOKENS),
+            draining: now.draining,
+        };
+        admit(&load, &self.settings.bounds)
+    }
+
+    pub(crate) fn tenant_key(tenant: &str) -> [u8; 32] {
+        development_tenant_key(tenant)
+    }
+
+    pub(crate) fn forget(&self, ids: Vec<SessionId>) {
+        for id in ids {
+            if let Err(e) = self.runner.forget(id) {
+                tracing::warn!("the state of session {id} could not be dropped: {e}");
+            }
+        }
+    }
+
+    /// Serves links until `shutdown`, then lets the sessions' tasks end.
+    pub async fn serve(self: Arc<Self>, server: Server, shutdown: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let mut sweep = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                _ = sweep.tick() => self.forget(self.registry.expire(&self.settings.bounds)),
+                link = server.accept() => match link {
+                    Some(link) => { tasks.spawn(self.clone().serve_link(Arc::new(link), shutdown.clone(), tasks.clone())); }
+                    None => break,
+                },
+            }
+        }
+        self.draining.store(true, Ordering::Relaxed);
+        server.close(CloseCode::ShuttingDown, "the node is shutting down").await;
+        tasks.close();
+        // Sessions end when their links do; one that does not is not worth waiting for.
+        let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
+    }
+
+    async fn serve_link(self: Arc<Self>, link: Arc<Link>, shutdown: CancellationToken, tasks: TaskTracker) {
+        let peer = link.peer_identity().clone();
+        tracing::info!(%peer, address = %link.remote_address(), "link opened");
+        let bulk = {
+            let (inbox, link) = (self.bulk.clone(), link.clone());
+            tasks.spawn(async move { inbox.serve(&link).await })
+        };
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                channel = link.accept_session() => match channel {
+                    Some(channel) => { tasks.spawn(session::run(self.clone(), link.clone(), channel)); }
+                    None => break,
+                },
+            }
+        }
+        bulk.abort();
+        tracing::info!(%peer, "link closed");
+    }
+}

@@ -1,0 +1,55 @@
+//! Settings of a cloud node.
+
+use serde::{Deserialize, Serialize};
+use tandem_engine::runner::batch::BatchBounds;
+use tandem_router::exchange::Exchange;
+
+use crate::admission::Bounds;
+
+/// Settings of a cloud node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CloudSettings {
+    /// Name of the node, unique in the fleet.
+    pub name: String,
+    /// Name of the model as sessions ask for it.
+    pub model: String,
+    /// Leading layers whose hidden states and KV may come from an edge; 0 for none.
+    pub trunk_layers: usize,
+    /// Bounds of the node.
+    pub bounds: Bounds,
+    /// Most rows of a forward pass.
+    pub batch_rows_max: usize,
+    /// Most sequences of a forward pass.
+    pub batch_sequences_max: usize,
+    /// Most rows of one prompt in a pass.
+    pub prefill_chunk: usize,
+    /// Pull the trunk's KV from the edge when the cloud decodes by itself.
+    pub pull_trunk: Exchange,
+}
+
+impl Default for CloudSettings {
+    fn default() -> Self {
+        Self {
+            name: "cloud-1".into(),
+            model: "demo-cloud".into(),
+            trunk_layers: 0,
+            bounds: Bounds::default(),
+            batch_rows_max: 256,
+            batch_sequences_max: 64,
+            prefill_chunk: 128,
+            pull_trunk: Exchange::Auto,
+        }
+    }
+}
+
+impl CloudSettings {
+    pub(crate) fn batch(&self) -> BatchBounds {
+        BatchBounds {
+            rows_max: self.batch_rows_max.max(1),
+            sequences_max: self.batch_sequences_max.max(1),
+            prefill_chunk: self.prefill_chunk.max(1),
+            prefill_reserve: self.prefill_chunk.min(32).max(1),
+        }
+    }
+}

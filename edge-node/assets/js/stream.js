@@ -1,0 +1,139 @@
+// Talking to the node: one streamed answer, the status, the controls.
+
+/** What went wrong, in words for the reader; `wait` is the node's hint in seconds, if any. */
+export class Failure extends Error {
+  constructor(message, status = 0, wait = null) {
+    super(message);
+    this.status = status;
+    this.wait = wait;
+  }
+}
+
+let key = null;
+try {
+  key = sessionStorage.getItem("tandem-key");
+} catch {
+  // Storage can be switched off; the key then lasts as long as the page.
+}
+
+/** Sets the API key, for nodes that ask for one. */
+export function useKey(given) {
+  key = given;
+  try {
+    sessionStorage.setItem("tandem-key", given);
+  } catch {
+    // As above.
+  }
+}
+
+const headers = (more = {}) => (key ? { ...more, authorization: `Bearer ${key}` } : more);
+
+/** Events of a `text/event-stream` body: the joined `data` of each; comments are skipped. */
+export async function* events(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  let data = [];
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      rest += done ? decoder.decode() + "\n\n" : decoder.decode(value, { stream: true });
+      // A lone \r at the end may be the first half of \r\n.
+      const held = !done && rest.endsWith("\r") ? "\r" : "";
+      const lines = rest.slice(0, rest.length - held.length).split(/\r\n|\n|\r/);
+      rest = lines.pop() + held;
+      for (const line of lines) {
+        if (line === "") {
+          if (data.length) yield data.join("\n");
+          data = [];
+        } else if (line.startsWith("data:")) {
+          data.push(line.slice(line.startsWith("data: ") ? 6 : 5));
+        }
+      }
+      if (done) return;
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+async function failure(response) {
+  let message = "";
+  try {
+    message = (await response.json()).error?.message ?? "";
+  } catch {
+    // Not JSON: the status says enough.
+  }
+  const wait = Number.parseFloat(response.headers.get("retry-after"));
+  const known = { 401: "This node asks for an API key.", 404: "This node has no such model or route.", 429: "The node is busy.", 503: "The node is not ready." };
+  return new Failure(message || known[response.status] || `The node answered with status ${response.status}.`, response.status, Number.isFinite(wait) ? wait : null);
+}
+
+/** Network trouble as a Failure; an abort stays what it is. */
+function trouble(error) {
+  if (error.name === "AbortError" || error instanceof Failure) return error;
+  return new Failure("The node cannot be reached. Is it still running?");
+}
+
+/**
+ * Streams one answer. `on.delta(text, tokens)` gets each piece, `on.usage(usage)` the totals,
+ * `on.finish(reason)` why it ended. Throws Failure, or AbortError after `signal`.
+ */
+export async function answer({ messages, mode, threshold, signal }, on) {
+  const tandem = { tokens: true, mode };
+  if (threshold != null) tandem.threshold = threshold;
+  try {
+    const response = await fetch("/v1/chat/completions", {
+      method: "POST",
+      headers: headers({ "content-type": "application/json" }),
+      body: JSON.stringify({ model: "tandem", messages, temperature: 0, stream: true, stream_options: { include_usage: true }, tandem }),
+      signal,
+    });
+    if (!response.ok) throw await failure(response);
+    let ended = false;
+    for await (const data of events(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Failure(chunk.error.message ?? "The answer broke off.");
+      for (const choice of chunk.choices ?? []) {
+        const tokens = choice.tandem?.tokens ?? [];
+        const text = choice.delta?.content ?? "";
+        if (text || tokens.length) on.delta(text, tokens);
+        if (choice.finish_reason) {
+          ended = true;
+          on.finish(choice.finish_reason);
+        }
+      }
+      if (chunk.usage) on.usage(chunk.usage);
+    }
+    if (!ended) throw new Failure("The connection ended in the middle of the answer.");
+  } catch (error) {
+    throw trouble(error);
+  }
+}
+
+/** The node's status. */
+export async function status() {
+  try {
+    const response = await fetch("/tandem/status", { headers: headers(), signal: AbortSignal.timeout(4000), cache: "no-store" });
+    if (!response.ok) throw await failure(response);
+    return await response.json();
+  } catch (error) {
+    throw trouble(error);
+  }
+}
+
+/** Sets controls of the node, e.g. `{cut: true}`. */
+export async function control(change) {
+  try {
+    const response = await fetch("/tandem/controls", {
+      method: "POST",
+      headers: headers({ "content-type": "application/json" }),
+      body: JSON.stringify(change),
+      signal: AbortSignal.timeout(4000),
+    });
+    if (!response.ok) throw await failure(response);
+  } catch (error) {
+    throw trouble(error);
+  }
+}

@@ -1,0 +1,114 @@
+//! What the node says about itself, and the operator's controls.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::Api;
+use super::backend::{ModelEntry, Readiness};
+use super::body::read_json;
+use super::error::ApiError;
+use super::fields::{Fields, short};
+use super::model_name::{self, MODES, TANDEM};
+use crate::request::{Controls, Mode, NodeStatus};
+
+/// Id that stands for the last answer in `/tandem/explain/{id}`.
+const LAST: &str = "last";
+
+/// `GET /v1/models`: every model with its modes.
+pub(crate) async fn models(State(api): State<Arc<Api>>) -> Json<Value> {
+    let models = api.backend.models();
+    let mut data = Vec::new();
+    for base in model_name::base_names(&models) {
+        data.push(describe(base, base, &models));
+        data.extend(MODES.iter().map(|mode| describe(&format!("{base}:{}", mode.name()), base, &models)));
+    }
+    Json(json!({ "object": "list", "data": data }))
+}
+
+/// `GET /v1/models/{id}`.
+pub(crate) async fn model(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let models = api.backend.models();
+    // No alias here: the name is either in the list or it is not.
+    let target = model_name::resolve(&id, &models, None)?;
+    Ok(Json(describe(&target.name, &target.name, &models)))
+}
+
+fn describe(id: &str, base: &str, models: &[ModelEntry]) -> Value {
+    let entry = models.iter().find(|model| base.strip_prefix(model.id.as_str()).is_some_and(is_suffix));
+    json!({
+        "id": id,
+        "object": "model",
+        "created": entry.or(models.first()).map_or(0, |model| model.created),
+        "owned_by": entry.map_or(TANDEM, |model| model.owned_by.as_str()),
+    })
+}
+
+fn is_suffix(rest: &str) -> bool {
+    rest.is_empty() || rest.strip_prefix(':').is_some_and(|mode| Mode::parse(mode).is_some())
+}
+
+/// `GET /health`: 503 until the models are loaded.
+pub(crate) async fn health(State(api): State<Arc<Api>>) -> Response {
+    let readiness = api.backend.ready();
+    report(&readiness, matches!(readiness, Readiness::Ready | Readiness::Draining))
+}
+
+/// `GET /ready`: 503 whenever requests should go elsewhere.
+pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
+    let readiness = api.backend.ready();
+    report(&readiness, readiness == Readiness::Ready)
+}
+
+fn report(readiness: &Readiness, fine: bool) -> Response {
+    if !fine {
+        return ApiError::not_ready(readiness).into_response();
+    }
+    let status = if *readiness == Readiness::Ready { "ok" } else { "draining" };
+    Json(json!({ "status": status })).into_response()
+}
+
+/// `GET /version`.
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({ "name": TANDEM, "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// `GET /metrics`, Prometheus text.
+pub(crate) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (StatusCode::OK, headers, api.backend.render_metrics()).into_response()
+}
+
+/// `GET /tandem/status`.
+pub(crate) async fn status(State(api): State<Arc<Api>>) -> Json<NodeStatus> {
+    Json(api.backend.status())
+}
+
+/// `POST /tandem/controls {cut, threshold, default_mode}`: absent fields stay as they are.
+pub(crate) async fn controls(State(api): State<Arc<Api>>, request: Request) -> Result<Json<NodeStatus>, ApiError> {
+    let mut fields = Fields::from_body(&read_json(request).await?)?;
+    let controls = Controls {
+        cut: fields.boolean("cut")?,
+        threshold: fields.number("threshold", 0.0..=1.0)?,
+        default_mode: fields.choice("default_mode", &["local", "auto", "exact", "cloud"])?.and_then(Mode::parse),
+    };
+    fields.finish()?;
+    Ok(Json(api.backend.set_controls(controls)?))
+}
+
+/// `GET /tandem/explain/{id}`: `id` is a request id, the id of a completion, or `last`.
+pub(crate) async fn explain(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let request_id = ["chatcmpl-", "cmpl-"].iter().find_map(|prefix| id.strip_prefix(prefix)).unwrap_or(&id);
+    let wanted = (id != LAST).then_some(request_id);
+    api.backend.explain(wanted).map(Json).ok_or_else(|| {
+        let message = match wanted {
+            None => "no answer has been given yet; ask something first".to_owned(),
+            Some(id) => format!("no answer `{}` is known (any more); try `last`", short(id)),
+        };
+        ApiError::not_found("answer_not_found", message)
+    })
+}

@@ -1,0 +1,108 @@
+//! OpenAI-compatible HTTP API of an edge node, with the routes of the page and of the operator.
+//!
+//! The way of a request: [`guard`] → [`body`] → [`chat_fields`] or [`completion_fields`] →
+//! [`model_name`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] → [`reply`].
+//!
+//! What is not supported is refused with a 400 that names the field; nothing is ignored but the
+//! labels that OpenAI's own API ignores (`user`, `metadata`, …). Where a request gives no
+//! `temperature`, the model's own default applies ([`Backend::sampling_defaults`]), which is greedy
+//! for the embedded pair.
+
+mod answer_fields;
+mod answers;
+mod backend;
+mod bind;
+mod body;
+mod chat_fields;
+mod completion_fields;
+mod endpoints;
+mod error;
+mod fields;
+mod guard;
+mod info;
+mod meter;
+mod model_name;
+mod observe;
+mod pieces;
+mod prompt;
+mod reply;
+mod request_id;
+mod respond;
+mod stop;
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::Router;
+
+pub use backend::{Backend, ControlsError, ModelEntry, Readiness};
+pub use bind::{API_KEY_BYTES_MAX, BindError, check_bind};
+pub use body::{BODY_BYTES_MAX, BODY_READ_S_MAX};
+
+use error::ApiError;
+
+/// What the operator decides about the API.
+#[derive(Clone, Debug, Default)]
+pub struct ApiOptions {
+    /// Bearer key that requests must carry; `None` lets everyone in who addresses the node by IP
+    /// address or as `localhost`.
+    pub api_key: Option<String>,
+    /// Without a key, serve requests for any host name too (`--insecure`).
+    pub any_host: bool,
+    /// Model that unknown model names stand for, e.g. `tandem`; `None` makes them a 404.
+    pub default_alias: Option<String>,
+}
+
+/// Everything the handlers share.
+pub(crate) struct Api {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) options: ApiOptions,
+    pub(crate) ids: request_id::RequestIds,
+}
+
+/// The API and the page over `backend`, without a key.
+pub fn router(backend: Arc<dyn Backend>) -> Router {
+    router_with(backend, ApiOptions::default())
+}
+
+/// The API and the page over `backend`. Call [`check_bind`] before listening.
+pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
+    let api = Arc::new(Api { backend, options, ids: request_id::RequestIds::default() });
+    let guarded = Router::new()
+        .route("/v1/chat/completions", post(endpoints::chat))
+        .route("/v1/completions", post(endpoints::completions))
+        .route("/v1/models", get(info::models))
+        .route("/v1/models/{*id}", get(info::model))
+        .route("/metrics", get(info::metrics))
+        .route("/tandem/status", get(info::status))
+        .route("/tandem/controls", post(info::controls))
+        .route("/tandem/explain/{id}", get(info::explain))
+        .method_not_allowed_fallback(method_not_allowed)
+        .route_layer(from_fn_with_state(Arc::clone(&api), guard::check));
+    let open = Router::new()
+        .route("/health", get(info::health))
+        .route("/ready", get(info::ready))
+        .route("/version", get(info::version))
+        .method_not_allowed_fallback(method_not_allowed);
+    guarded
+        .merge(open)
+        .with_state(Arc::clone(&api))
+        .merge(crate::page::routes())
+        .fallback(no_such_path)
+        .layer(from_fn(observe::count))
+        .layer(from_fn_with_state(Arc::clone(&api), observe::identify))
+}
+
+async fn no_such_path(request: Request) -> Response {
+    ApiError::no_such_path(request.method().as_str(), request.uri().path()).into_response()
+}
+
+async fn method_not_allowed(request: Request) -> Response {
+    ApiError::method_not_allowed(request.method().as_str(), request.uri().path()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

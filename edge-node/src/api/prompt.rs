@@ -1,0 +1,79 @@
+//! Prompts become token ids; long ones off the async threads.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tandem_engine::chat::Message;
+
+use super::backend::Backend;
+use super::chat_fields::ChatMessage;
+use super::completion_fields::Prompt;
+use super::error::ApiError;
+
+/// Text from this length on is tokenized on a blocking thread, bytes.
+const INLINE_BYTES_MAX: usize = 8 * 1024;
+
+/// Says that a system message is not in the prompt.
+pub(crate) const SYSTEM_IGNORED: &str = "the model's chat template leaves system messages out";
+
+/// The prompt of a conversation, and a notice if the template left something out.
+pub(crate) async fn of_chat(
+    backend: &Arc<dyn Backend>,
+    messages: Vec<ChatMessage>,
+) -> Result<(Vec<u32>, Option<&'static str>), ApiError> {
+    let bytes = messages.iter().map(|message| message.content.len()).sum();
+    on_right_thread(backend, bytes, move |backend| {
+        let turns: Vec<Message> = messages
+            .iter()
+            .map(|message| Message::new(message.role, message.content.clone()))
+            .collect();
+        let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let text = backend
+            .chat_template()
+            .render(&turns, true, now_unix_s)
+            .map_err(|error| ApiError::invalid("messages", format!("the model's chat template refuses it: {error}")))?;
+        let left_out = |message: &ChatMessage| message.role == "system" && !text.contains(message.content.trim());
+        let notice = messages.iter().any(left_out).then_some(SYSTEM_IGNORED);
+        Ok((encode(backend, &text, "messages")?, notice))
+    })
+    .await
+}
+
+/// The token ids of text prompts.
+pub(crate) async fn of_texts(backend: &Arc<dyn Backend>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+    let length = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(_) => 0,
+    };
+    let bytes = prompts.iter().map(length).sum();
+    on_right_thread(backend, bytes, move |backend| {
+        let one = |prompt| match prompt {
+            Prompt::Text(text) => encode(backend, &text, "prompt"),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        };
+        prompts.into_iter().map(one).collect()
+    })
+    .await
+}
+
+fn encode(backend: &dyn Backend, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
+    backend
+        .tokenizer()
+        .encode(text)
+        .map_err(|error| ApiError::invalid(param, format!("the text cannot be tokenized: {error}")))
+}
+
+async fn on_right_thread<T: Send + 'static>(
+    backend: &Arc<dyn Backend>,
+    bytes: usize,
+    work: impl FnOnce(&dyn Backend) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= INLINE_BYTES_MAX {
+        return work(backend.as_ref());
+    }
+    let backend = Arc::clone(backend);
+    match tokio::task::spawn_blocking(move || work(backend.as_ref())).await {
+        Ok(result) => result,
+        Err(error) => Err(ApiError::internal(format!("the tokenizer failed: {error}"))),
+    }
+}

@@ -1,0 +1,209 @@
+//! The edge model's side of one answer: feeds tokens to the engine thread, yields the next draft
+//! with its uncertainty, and keeps the trunk's hidden states that the cloud may want.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tandem_engine::runner::{Job, JobDone, RowOutput, Runner, RunnerError};
+use tandem_engine::uncertainty::{self, Uncertainty};
+use tandem_engine::{EngineError, sampling};
+use tandem_proto::ids::SessionId;
+use tandem_proto::message::{Alternative, SamplingParams};
+use tokio::sync::oneshot;
+
+/// The edge model's choice for one position.
+#[derive(Clone, Debug)]
+pub(crate) struct EdgeChoice {
+    pub(crate) token: u32,
+    pub(crate) logprob: f32,
+    pub(crate) uncertainty: Uncertainty,
+    pub(crate) alternatives: Vec<Alternative>,
+    /// Hidden state above the last layer, for policies that look at it.
+    pub(crate) hidden: Vec<f32>,
+}
+
+/// Runs on the engine thread.
+pub(crate) fn choose(job: &Job, row: RowOutput<'_>) -> Result<EdgeChoice, EngineError> {
+    let history = job.sequence.get(job.prompt_len..row.position).unwrap_or(&[]);
+    let pick = sampling::pick(row.logits, &job.sampling, history, row.position as u32)?;
+    let alternatives =
+        if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
+    Ok(EdgeChoice {
+        token: pick.token,
+        logprob: pick.logprob,
+        uncertainty: uncertainty::measure(row.logits)?,
+        alternatives,
+        hidden: row.hidden.to_vec(),
+    })
+}
+
+struct Running {
+    result: oneshot::Receiver<Result<JobDone<EdgeChoice>, RunnerError>>,
+    from: usize,
+    end: usize,
+    /// State stays valid up to here if the path was cut meanwhile.
+    valid_to: usize,
+    begun: Instant,
+}
+
+/// What a finished step yields.
+pub(crate) struct Step {
+    /// Position the choice is for.
+    pub(crate) position: usize,
+    /// The choice; none if the path was cut under the step.
+    pub(crate) choice: Option<EdgeChoice>,
+    /// Tokens fed.
+    pub(crate) rows: usize,
+    /// Wall time, seconds.
+    pub(crate) seconds: f64,
+}
+
+/// Drafts one answer.
+pub(crate) struct Drafter {
+    runner: Runner<EdgeChoice>,
+    key: SessionId,
+    sampling: Arc<SamplingParams>,
+    prompt_len: usize,
+    top_logprobs: usize,
+    fed: usize,
+    running: Option<Running>,
+    width: usize,
+    keep_hidden: bool,
+    hidden_from: usize,
+    hidden: Vec<f32>,
+}
+
+impl Drafter {
+    pub(crate) fn new(
+        runner: Runner<EdgeChoice>,
+        key: SessionId,
+        sampling: Arc<SamplingParams>,
+        prompt_len: usize,
+        top_logprobs: usize,
+        width: usize,
+    ) -> Self {
+        Self {
+            runner,
+            key,
+            sampling,
+            prompt_len,
+            top_logprobs,
+            fed: 0,
+            running: None,
+            width,
+            keep_hidden: false,
+            hidden_from: 0,
+            hidden: Vec::new(),
+        }
+    }
+
+    /// Keeps the trunk's hidden states from now on.
+    pub(crate) fn keep_hidden(&mut self) {
+        self.keep_hidden = true;
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Tokens whose state the engine holds.
+    pub(crate) fn fed(&self) -> usize {
+        self.fed
+    }
+
+    /// Begins the step that chooses the token after `tokens`. `hidden` stands in for the trunk over
+    /// all tokens not yet fed.
+    pub(crate) fn start(&mut self, tokens: &[u32], hidden: Option<Vec<f32>>) -> Result<(), RunnerError> {
+        let end = tokens.len();
+        let from = self.fed.min(end - 1);
+        let job = Job {
+            key: self.key,
+            sequence: tokens.to_vec(),
+            feed_from: from,
+            hidden,
+            outputs_from: end,
+            prompt_len: self.prompt_len,
+            sampling: self.sampling.clone(),
+            top_logprobs: self.top_logprobs,
+            is_prefill: false,
+            keep_trunk_hidden: self.keep_hidden,
+        };
+        let (done, result) = oneshot::channel();
+        self.runner.submit(job, Box::new(move |r| drop(done.send(r))))?;
+        self.running = Some(Running { result, from, end, valid_to: end, begun: Instant::now() });
+        Ok(())
+    }
+
+    /// Waits for the running step; pends if there is none. Cancel-safe.
+    pub(crate) async fn wait(&mut self) -> Result<Step, RunnerError> {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let result = (&mut running.result).await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())));
+        let Some(Running { from, end, valid_to, begun, .. }) = self.running.take() else {
+            return Err(RunnerError::BadJob("no step is running"));
+        };
+        let mut done = result?;
+        self.fed = valid_to;
+        if !done.trunk_hidden.is_empty() {
+            let keep = valid_to.saturating_sub(from) * self.width;
+            done.trunk_hidden.truncate(keep);
+            self.store_hidden(from, &done.trunk_hidden);
+        }
+        let choice = if valid_to == end { done.outputs.pop() } else { None };
+        Ok(Step { position: end, choice, rows: end - from, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    fn store_hidden(&mut self, from: usize, rows: &[f32]) {
+        let have_to = self.hidden_from + self.hidden.len() / self.width;
+        if from < self.hidden_from || from > have_to {
+            self.hidden.clear();
+            self.hidden_from = from;
+        }
+        self.hidden.truncate((from - self.hidden_from) * self.width);
+        self.hidden.extend_from_slice(rows);
+    }
+
+    /// The path was cut to `len` tokens.
+    pub(crate) fn cut(&mut self, len: usize) {
+        self.fed = self.fed.min(len);
+        if let Some(running) = &mut self.running {
+            running.valid_to = running.valid_to.min(len);
+        }
+        self.hidden.truncate(len.saturating_sub(self.hidden_from) * self.width);
+    }
+
+    /// Hidden states of the positions `from..to` for the wire, if all are at hand. Older ones are
+    /// dropped.
+    pub(crate) fn take_hidden(&mut self, from: usize, to: usize) -> Option<Bytes> {
+        let have_to = self.hidden_from + self.hidden.len() / self.width;
+        if from < self.hidden_from || to > have_to || from >= to {
+            return None;
+        }
+        self.hidden.drain(..(from - self.hidden_from) * self.width);
+        self.hidden_from = from;
+        let rows = &self.hidden[..(to - from) * self.width];
+        Some(rows.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into())
+    }
+
+    /// Copies out the trunk's state of the first `tokens` tokens. No step may be running.
+    pub(crate) async fn export_trunk(&self, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
+        let (done, result) = oneshot::channel();
+        self.runner.export_trunk(self.key, tokens, Box::new(move |r| drop(done.send(r))))?;
+        result.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
+    }
+
+    /// Puts the trunk's state of the first `tokens` tokens in place. No step may be running.
+    pub(crate) async fn import_trunk(&mut self, blocks: Vec<Vec<f32>>, tokens: usize) -> Result<usize, RunnerError> {
+        let (done, result) = oneshot::channel();
+        self.runner.import_trunk(self.key, blocks, tokens, Box::new(move |r| drop(done.send(r))))?;
+        result.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
+    }
+}
+
+impl Drop for Drafter {
+    fn drop(&mut self) {
+        if let Err(e) = self.runner.forget(self.key) {
+            tracing::warn!("the state of answer {} could not be dropped: {e}", self.key);
+        }
+    }
+}

@@ -1,0 +1,591 @@
+//! The life of one answer.
+//!
+//! One task per answer waits for whichever comes first: a draft of the edge model, a frame of the
+//! cloud, a change of the link, a deadline, the client going away. What these mean for the tokens is
+//! decided by `tandem_proto::session::edge`; when to ask, by the policy; how far to draft ahead, by
+//! [`crate::pacing`].
+
+pub(crate) mod draft;
+mod exchange;
+mod uplink;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tandem_engine::runner::RunnerError;
+use tandem_proto::frame::{Frame, Message};
+use tandem_proto::ids::SessionId;
+use tandem_proto::exchange::Outgoing;
+use tandem_proto::message::{Alternative, KvPull, RefuseCode, SamplingParams};
+use tandem_proto::session::SessionError;
+use tandem_proto::session::edge::{Committed, Decider, EdgeSession, FrameRule, PathChange};
+use tandem_router::policy::{Features, Steering};
+use tandem_transport::error::TransportError;
+use tandem_transport::link::Link;
+use tokio::sync::{mpsc, watch};
+
+use self::draft::{Drafter, EdgeChoice, Step};
+use self::exchange::PromptFetch;
+use self::uplink::Uplink;
+use crate::node::Inner;
+use crate::pacing::{self, CHUNK_MAX, Plan};
+use crate::request::{Done, Event, FinishReason, GenerateError, GenerateRequest, Mode, Origin, RouteSummary, TokenEvent};
+
+/// Steps of at least this many rows tell how fast the edge prefills.
+const PREFILL_ROWS_MIN: usize = 8;
+
+/// What the edge noted when it drafted a token.
+#[derive(Clone, Debug)]
+struct DraftNote {
+    logprob: f32,
+    top1: f32,
+    entropy: f32,
+    risk: Option<f32>,
+    reason: &'static str,
+    alternatives: Vec<Alternative>,
+}
+
+/// Why the loop leaves an iteration for good.
+enum Halt {
+    /// The client went away.
+    Cancelled,
+    /// The edge's own model failed.
+    Engine(RunnerError),
+}
+
+impl From<RunnerError> for Halt {
+    fn from(e: RunnerError) -> Self {
+        Self::Engine(e)
+    }
+}
+
+/// What the cloud is to this answer now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cloud {
+    /// Not used: `local`.
+    Unused,
+    /// To be used when it is there.
+    Wanted,
+    /// It refused this answer; the edge goes on alone.
+    Refused,
+}
+
+pub(crate) struct Answer {
+    node: Arc<Inner>,
+    request: GenerateRequest,
+    session: EdgeSession<DraftNote>,
+    drafter: Drafter,
+    sampling: Arc<SamplingParams>,
+    steering: Steering,
+    cloud: Cloud,
+    links: watch::Receiver<Option<Arc<Link>>>,
+    uplink: Option<Uplink>,
+    trunk_shared: bool,
+    send_hidden: bool,
+    fetch: Option<PromptFetch>,
+    fetched: bool,
+    pull: Option<KvPull>,
+    lent: Option<(Outgoing, Vec<Vec<f32>>)>,
+    asked_at: Option<Instant>,
+    lost_at: Option<Instant>,
+    last_token_at: Option<Instant>,
+    events: mpsc::Sender<Event>,
+    summary: RouteSummary,
+    sent: u32,
+    trace: Vec<TokenEvent>,
+}
+
+/// Runs an answer to its end and tells the node what it took.
+pub(crate) async fn run(node: Arc<Inner>, request: GenerateRequest, session: SessionId, events: mpsc::Sender<Event>) {
+    let begun = Instant::now();
+    let mut answer = Answer::new(node.clone(), request, session, events);
+    let result = answer.run().await;
+    let cancelled = matches!(result, Err(Halt::Cancelled));
+    answer.close_uplink(cancelled).await;
+    let last = match result {
+        Ok(finish) => Some(Event::Done(Done { finish, route: answer.summary.clone() })),
+        Err(Halt::Engine(e)) => Some(Event::Failed(GenerateError::Engine(e.to_string()))),
+        Err(Halt::Cancelled) => None,
+    };
+    node.finished(&answer.request, &answer.summary, std::mem::take(&mut answer.trace), begun.elapsed());
+    if let Some(event) = last {
+        // A client that has gone needs no end.
+        let _ = answer.events.send(event).await;
+    }
+}
+
+impl Answer {
+    fn new(node: Arc<Inner>, request: GenerateRequest, id: SessionId, events: mpsc::Sender<Event>) -> Self {
+        let sampling = Arc::new(request.sampling.clone());
+        let prompt = request.prompt.len();
+        let most = request.tokens_max.min(node.context_tokens().saturating_sub(prompt));
+        let drafter = Drafter::new(
+            node.runner.clone(),
+            id,
+            sampling.clone(),
+            prompt,
+            request.top_logprobs as usize,
+            node.model.spec().hidden_size,
+        );
+        let cloud = if request.mode == Mode::Local { Cloud::Unused } else { Cloud::Wanted };
+        let links = node.uplinks.links();
+        let down = links.borrow().is_none();
+        Self {
+            session: EdgeSession::new(id, &request.prompt, most, &node.stop_tokens),
+            steering: node.steering(request.threshold),
+            lost_at: down.then(|| node.uplinks.down_since()).flatten(),
+            node,
+            request,
+            drafter,
+            sampling,
+            cloud,
+            links,
+            uplink: None,
+            trunk_shared: false,
+            send_hidden: false,
+            fetch: None,
+            fetched: false,
+            pull: None,
+            lent: None,
+            asked_at: None,
+            last_token_at: None,
+            events,
+            summary: RouteSummary::default(),
+            sent: 0,
+            trace: Vec::new(),
+        }
+    }
+
+    async fn run(&mut self) -> Result<FinishReason, Halt> {
+        loop {
+            self.emit().await?;
+            if self.session.is_finished() {
+                let last = self.session.tokens().last();
+                let stopped = self.sent > 0 && last.is_some_and(|t| self.node.stop_tokens.contains(t));
+                return Ok(if stopped { FinishReason::Stop } else { FinishReason::Length });
+            }
+            self.connect().await;
+            self.ask().await;
+            self.serve_pull().await;
+            self.draft()?;
+            let deadline = self.deadline();
+            tokio::select! {
+                () = self.events.closed() => return Err(Halt::Cancelled),
+                step = self.drafter.wait() => self.on_step(step?).await?,
+                frame = next_frame(&mut self.uplink) => self.on_frame(frame).await,
+                block = exchange::next_block(&mut self.fetch) => self.on_block(block).await?,
+                _ = self.links.changed() => self.on_link_change(),
+                () = sleep_until(deadline) => self.on_deadline(),
+            }
+        }
+    }
+
+    /// Sends every token that has become final.
+    async fn emit(&mut self) -> Result<(), Halt> {
+        while let Some(token) = self.session.commit() {
+            let event = self.event(token);
+            self.trace.push(event.clone());
+            if self.events.send(Event::Token(event)).await.is_err() {
+                return Err(Halt::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, c: Committed<DraftNote>) -> TokenEvent {
+        let origin = match c.decider {
+            Decider::Edge => Origin::Edge,
+            Decider::Agreed => Origin::Verified,
+            Decider::Cloud => Origin::Cloud,
+        };
+        match origin {
+            Origin::Edge => self.summary.edge_tokens += 1,
+            Origin::Verified => self.summary.accepted += 1,
+            Origin::Cloud => self.summary.cloud_tokens += 1,
+        }
+        if origin != Origin::Edge {
+            self.asked_at = None;
+        }
+        let note = c.info.as_ref();
+        let reason = match (origin, note) {
+            (_, None) => self.request.mode.name(),
+            (Origin::Edge, Some(n)) if self.summary.degraded && n.reason == self.request.mode.name() => "cloud-away",
+            (_, Some(n)) => n.reason,
+        };
+        let alternatives = if origin == Origin::Edge {
+            c.info.as_ref().map(|n| n.alternatives.clone()).unwrap_or_default()
+        } else {
+            c.alternatives
+        };
+        let event = TokenEvent {
+            index: self.sent,
+            id: c.token,
+            origin,
+            logprob: c.logprob.or(note.map(|n| n.logprob)).unwrap_or(0.0),
+            edge_top1: note.map(|n| n.top1),
+            edge_entropy: note.map(|n| n.entropy),
+            risk: note.and_then(|n| n.risk),
+            reason,
+            alternatives,
+        };
+        self.sent += 1;
+        event
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        self.links.borrow().clone().filter(|l| !l.is_closed())
+    }
+
+    /// Whether the cloud is to be opened before anything is asked of it: `auto` waits for the first
+    /// question, so that an easy answer leaves nothing on the wire.
+    fn opens_early(&self) -> bool {
+        matches!(self.request.mode, Mode::Exact | Mode::Cloud)
+    }
+
+    async fn connect(&mut self) {
+        let due = self.opens_early() || self.session.is_waiting();
+        if self.uplink.is_some() || self.cloud != Cloud::Wanted || !due {
+            return;
+        }
+        let Some(link) = self.link() else { return };
+        self.trunk_shared = self.node.shares_trunk(&link);
+        self.send_hidden = self.trunk_shared && self.node.hidden_pays(&link);
+        if self.send_hidden {
+            self.drafter.keep_hidden();
+        }
+        let fetch = !self.fetched && self.drafter.fed() == 0 && self.trunk_shared && self.node.prompt_fetch_pays(&link, self.request.prompt.len());
+        let (open, tokens) = self.session.open(
+            self.node.uplinks.epoch(),
+            self.node.settings.cloud_model.clone(),
+            self.request.request_id.clone(),
+            (*self.sampling).clone(),
+            if self.trunk_shared { self.node.settings.trunk_layers as u32 } else { 0 },
+            fetch,
+            self.request.top_logprobs,
+        );
+        self.fetched |= fetch;
+        if fetch {
+            self.fetch = Some(PromptFetch::new(&self.node, open.session));
+        }
+        match Uplink::open(link, open, &tokens).await {
+            Ok(uplink) => {
+                self.uplink = Some(uplink);
+                self.lost_at = None;
+            }
+            Err(e) => {
+                tracing::debug!("the cloud session did not open: {e}");
+                self.drop_uplink();
+            }
+        }
+    }
+
+    /// Sends what is due to be asked.
+    async fn ask(&mut self) {
+        if self.uplink.is_none() || self.fetch.is_some() {
+            return;
+        }
+        let streams = self.request.mode == Mode::Cloud || (self.request.mode == Mode::Exact && self.plan() == Plan::Stream);
+        if streams {
+            // Drafts under way are let go: the cloud decodes from the last final token.
+            if let Some(g) = self.session.next_span(usize::MAX) {
+                self.drafter.cut(self.session.committed());
+                self.last_token_at = None;
+                self.send(Message::Generate(g), Bytes::new()).await;
+            }
+            return;
+        }
+        let rule = self.frame_rule();
+        while let Some(mut draft) = self.session.next_frame(rule) {
+            let (from, to) = (draft.hidden_from as usize, draft.start as usize + draft.tokens.len());
+            let hidden = if self.send_hidden { self.drafter.take_hidden(from, to) } else { None };
+            if hidden.is_some() {
+                draft.hidden_rows = (to - from) as u32;
+                self.session.hidden_sent(to);
+            }
+            self.asked_at.get_or_insert_with(Instant::now);
+            if !self.send(Message::Draft(draft), hidden.unwrap_or_default()).await {
+                return;
+            }
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        let rtt_s = self.uplink.as_ref().map_or(0.0, |u| u.link.stats().rtt_us as f64 / 1e6);
+        pacing::plan(&self.node.estimates().at(rtt_s), self.node.exact_strategy())
+    }
+
+    fn frame_rule(&self) -> FrameRule {
+        match (self.request.mode, self.plan()) {
+            // The bonus row's hidden state does not exist yet when the frame goes out.
+            (Mode::Exact, Plan::Draft { chunk, .. }) => FrameRule { chunk_min: chunk, chunk_max: CHUNK_MAX, bonus: !self.send_hidden },
+            _ => FrameRule { chunk_min: 1, chunk_max: CHUNK_MAX, bonus: false },
+        }
+    }
+
+    /// Tokens the path may run ahead of the final ones.
+    fn window(&self) -> usize {
+        match (self.request.mode, self.plan()) {
+            (Mode::Exact, Plan::Draft { window, .. }) => window,
+            _ => self.node.settings.speculate_tokens_max.max(1),
+        }
+    }
+
+    /// True while the edge model must not write: the cloud streams, or may still come back.
+    fn holds_back(&self) -> bool {
+        let streaming = self.session.is_streaming() || self.fetch.is_some();
+        let waits = self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_some();
+        streaming || waits
+    }
+
+    /// Starts the next draft, if one is due.
+    fn draft(&mut self) -> Result<(), Halt> {
+        if self.drafter.is_running() || self.holds_back() || !self.session.can_draft() || self.session.pending() >= self.window() {
+            return Ok(());
+        }
+        if self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() {
+            self.degrade("the cloud is not reachable");
+        }
+        Ok(self.drafter.start(self.session.tokens(), None)?)
+    }
+
+    async fn on_step(&mut self, step: Step) -> Result<(), Halt> {
+        self.node.learn(|e| {
+            if step.rows == 1 {
+                e.saw_draft(step.seconds);
+            } else if step.rows >= PREFILL_ROWS_MIN {
+                e.saw_prefill(step.seconds, step.rows);
+            }
+        });
+        self.finish_fetch().await;
+        let Some(choice) = step.choice else { return Ok(()) };
+        // The cloud may have put a token of its own where this one was to go.
+        if step.position != self.session.tokens().len() || !self.session.can_draft() || self.session.is_streaming() {
+            return Ok(());
+        }
+        let (ask, risk, reason) = self.judge(&choice);
+        let note = DraftNote {
+            logprob: choice.logprob,
+            top1: choice.uncertainty.top1_probability,
+            entropy: choice.uncertainty.entropy,
+            risk,
+            reason,
+            alternatives: choice.alternatives,
+        };
+        self.session.draft(choice.token, ask, note);
+        Ok(())
+    }
+
+    /// Whether the cloud must decide this token, and why.
+    fn judge(&mut self, choice: &EdgeChoice) -> (bool, Option<f32>, &'static str) {
+        let reachable = self.cloud == Cloud::Wanted && (self.uplink.is_some() || self.link().is_some());
+        match self.request.mode {
+            Mode::Local => (false, None, "local"),
+            Mode::Exact | Mode::Cloud => (reachable, None, self.request.mode.name()),
+            Mode::Auto => {
+                let u = &choice.uncertainty;
+                let features = Features {
+                    entropy: u.entropy,
+                    top1: u.top1_probability,
+                    margin: u.margin_probability,
+                    logit_margin: u.margin_logit,
+                    running_acceptance: self.node.estimates().acceptance() as f32,
+                    unverified_tail: 0,
+                    position_in_answer: (self.session.tokens().len() - self.request.prompt.len()) as u32,
+                    hidden: Some(&choice.hidden),
+                };
+                let (decision, spend) = self.steering.decide(&features, None, 0);
+                if decision.escalates() && !reachable {
+                    self.steering.undo(spend, None);
+                    self.degrade("the cloud is not reachable");
+                    return (false, Some(decision.risk()), "cloud-away");
+                }
+                (decision.escalates(), Some(decision.risk()), decision.reason().as_str())
+            }
+        }
+    }
+
+    async fn on_frame(&mut self, frame: Result<Option<Frame>, TransportError>) {
+        let frame = match frame {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return self.on_link_lost("the cloud ended the session"),
+            Err(e) => {
+                tracing::debug!("the cloud session broke: {e}");
+                return self.on_link_lost("the link to the cloud broke");
+            }
+        };
+        match self.take(frame).await {
+            Ok(PathChange::Cut(len)) => self.drafter.cut(len),
+            Ok(PathChange::Kept | PathChange::Stale) => {}
+            Err(e) => {
+                tracing::warn!("the cloud sent a frame that does not fit: {e}");
+                self.on_link_lost("the cloud sent a frame that does not fit");
+            }
+        }
+        self.summary.round_trips = self.session.round_trips;
+        self.summary.rolled_back = self.session.rolled_back;
+    }
+
+    async fn take(&mut self, frame: Frame) -> Result<PathChange, SessionError> {
+        match frame.message {
+            Message::Opened(o) => {
+                if o.trunk_layers == 0 {
+                    self.send_hidden = false;
+                    self.fetch = None;
+                }
+                Ok(PathChange::Kept)
+            }
+            Message::Verdict(v) => {
+                let judged = v.accepted as usize + usize::from(v.rejected);
+                let seconds = f64::from(v.compute_us + v.queue_us) / 1e6;
+                let change = self.session.on_verdict(&v)?;
+                if change != PathChange::Stale {
+                    self.node.learn(|e| {
+                        e.saw_verdict(judged, v.accepted as usize);
+                        e.saw_verify(seconds, judged.max(1));
+                    });
+                    self.node.count_tail(v.tail_tokens, v.tail_agreed);
+                }
+                Ok(change)
+            }
+            Message::Token(t) => {
+                let now = Instant::now();
+                if let Some(last) = self.last_token_at.replace(now) {
+                    self.node.learn(|e| e.saw_stream_gap(now.duration_since(last).as_secs_f64()));
+                }
+                self.session.on_token(&t)
+            }
+            Message::End(e) => self.session.on_end(&e),
+            Message::Refuse(r) => {
+                if r.code != RefuseCode::ShuttingDown && r.code != RefuseCode::StaleEpoch {
+                    self.cloud = Cloud::Refused;
+                }
+                let reason = format!("the cloud refused ({:?}): {}", r.code, r.message);
+                self.on_link_lost(&reason);
+                if self.cloud == Cloud::Refused {
+                    self.go_alone(&reason);
+                }
+                Ok(PathChange::Kept)
+            }
+            Message::KvOffer(offer) => {
+                self.on_offer(&offer).await;
+                Ok(PathChange::Kept)
+            }
+            Message::KvPull(pull) => {
+                self.pull = Some(pull);
+                Ok(PathChange::Kept)
+            }
+            Message::KvWant(want) => {
+                self.on_want(&want).await;
+                Ok(PathChange::Kept)
+            }
+            Message::KvAck(_) => Ok(PathChange::Kept),
+            other => Err(SessionError::OutOfOrder(format!("{} is not for an edge", other.frame_type().name()))),
+        }
+    }
+
+    /// Sends a frame; false if the link broke under it.
+    async fn send(&mut self, message: Message, payload: Bytes) -> bool {
+        let Some(uplink) = &mut self.uplink else { return false };
+        if let Err(e) = uplink.send(message, payload).await {
+            tracing::debug!("the cloud session broke: {e}");
+            self.on_link_lost("the link to the cloud broke");
+            return false;
+        }
+        true
+    }
+
+    fn on_link_change(&mut self) {
+        let gone = self.uplink.as_ref().is_some_and(|u| u.link.is_closed());
+        if gone || (self.uplink.is_some() && self.links.borrow().is_none()) {
+            self.on_link_lost("the link to the cloud broke");
+        }
+    }
+
+    fn on_link_lost(&mut self, why: &str) {
+        self.drop_uplink();
+        // `auto` does not wait: its own drafts stand. The stricter modes hope for a while.
+        if self.request.mode == Mode::Auto {
+            self.go_alone(why);
+        }
+    }
+
+    fn drop_uplink(&mut self) {
+        if let Some(uplink) = self.uplink.take() {
+            let (up, down) = uplink.bytes();
+            self.summary.bytes_up += up;
+            self.summary.bytes_down += down;
+        }
+        self.session.link_lost();
+        self.fetch = None;
+        self.pull = None;
+        self.lent = None;
+        self.asked_at = None;
+        self.lost_at.get_or_insert_with(Instant::now);
+    }
+
+    async fn close_uplink(&mut self, cancelled: bool) {
+        if let Some(uplink) = self.uplink.take() {
+            let (up, down) = uplink.close(cancelled).await;
+            self.summary.bytes_up += up;
+            self.summary.bytes_down += down;
+        }
+    }
+
+    /// The edge's own drafts stand for what the cloud has not answered.
+    fn go_alone(&mut self, why: &str) {
+        if self.session.is_waiting() || self.request.mode != Mode::Auto {
+            self.degrade(why);
+        }
+        self.session.resolve_locally();
+        self.asked_at = None;
+    }
+
+    fn degrade(&mut self, why: &str) {
+        self.summary.degraded = true;
+        self.summary.degraded_reason.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// How much longer a stricter mode waits for a lost cloud; none once that is over.
+    fn grace_left(&self) -> Option<Duration> {
+        let most = Duration::from_millis(self.node.settings.reconnect_ms_max);
+        let lost = self.lost_at?;
+        most.checked_sub(lost.elapsed()).filter(|d| !d.is_zero())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if let Some(fetch) = &self.fetch {
+            return Some(fetch.deadline);
+        }
+        if self.uplink.is_none() && self.opens_early() && self.cloud == Cloud::Wanted {
+            return self.grace_left().map(|d| Instant::now() + d);
+        }
+        let asked = self.asked_at.filter(|_| self.request.mode == Mode::Auto)?;
+        let rtt = self.uplink.as_ref().map_or(0, |u| u.link.stats().rtt_us);
+        Some(asked + Duration::from_millis(self.node.settings.escalation_ms_max) + Duration::from_micros(4 * rtt))
+    }
+
+    fn on_deadline(&mut self) {
+        if self.fetch.take().is_some() {
+            tracing::debug!("the prompt's state did not arrive in time; computing it here");
+        } else if self.uplink.is_none() {
+            self.go_alone("the cloud did not come back in time");
+        } else {
+            self.go_alone("the cloud did not answer in time");
+        }
+    }
+}
+
+async fn next_frame(uplink: &mut Option<Uplink>) -> Result<Option<Frame>, TransportError> {
+    match uplink {
+        Some(u) => u.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(t) => tokio::time::sleep_until(t.into()).await,
+        None => std::future::pending().await,
+    }
+}

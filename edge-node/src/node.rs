@@ -1,0 +1,409 @@
+//! An edge node: the model, the policy, the link to the cloud, and the answers under way.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tandem_engine::chat::ChatTemplate;
+use tandem_engine::runner::{Runner, RunnerError, RunnerOptions};
+use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::Model;
+use tandem_proto::block::{BlockChain, development_tenant_key};
+use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
+use tandem_proto::ids::{Digest, SessionId};
+use tandem_proto::message::KvShape;
+use tandem_router::exchange::Exchange;
+use tandem_router::policy::{Policy, Steering, SteeringConfig};
+use tandem_transport::bulk::BulkInbox;
+use tandem_transport::link::Link;
+use tokio::sync::mpsc;
+
+use crate::generate::draft::{EdgeChoice, choose};
+use crate::generate;
+use crate::pacing::{Estimates, ExactStrategy};
+use crate::request::{
+    Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, TokenEvent,
+};
+use crate::settings::EdgeSettings;
+use crate::uplinks::Uplinks;
+
+/// Events of an answer that may wait for a slow client.
+const EVENTS_MAX: usize = 256;
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// The engine thread cannot start.
+    #[error("the engine cannot start: {0}")]
+    Runner(#[from] RunnerError),
+    /// The settings contradict the model.
+    #[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
+    Trunk {
+        /// Setting.
+        asked: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// No random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Random(String),
+}
+
+/// What a node is made of.
+pub struct EdgeParts {
+    /// The edge model.
+    pub model: Arc<Model>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub chat: ChatTemplate,
+    /// When to ask the cloud.
+    pub policy: Arc<dyn Policy>,
+    /// The link to the cloud.
+    pub uplinks: Uplinks,
+    /// Blocks that arrive on it.
+    pub bulk: BulkInbox,
+    /// Tenant the node belongs to, from its certificate.
+    pub tenant: String,
+}
+
+/// The layers shared with the cloud model.
+#[derive(Clone, Debug)]
+struct Trunk {
+    layers: usize,
+    digest: Digest,
+    width: usize,
+    hidden_size: usize,
+}
+
+struct Answered {
+    request_id: String,
+    value: Value,
+}
+
+/// Things that the page's controls change.
+#[derive(Clone, Copy, Debug)]
+struct Dials {
+    threshold: Option<f32>,
+    default_mode: Mode,
+}
+
+#[derive(Default)]
+struct Totals {
+    route: RouteSummary,
+    answers: u64,
+    tokens_per_s: Option<f64>,
+    tail: (u64, u64),
+}
+
+pub(crate) struct Inner {
+    pub(crate) settings: EdgeSettings,
+    pub(crate) model: Arc<Model>,
+    pub(crate) runner: Runner<EdgeChoice>,
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) uplinks: Uplinks,
+    pub(crate) bulk: BulkInbox,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate,
+    policy: Arc<dyn Policy>,
+    tenant_key: [u8; 32],
+    trunk: Option<Trunk>,
+    dials: Mutex<Dials>,
+    estimates: Mutex<Estimates>,
+    totals: Mutex<Totals>,
+    answered: Mutex<VecDeque<Answered>>,
+    active: AtomicUsize,
+}
+
+/// Handle to an edge node; cheap to clone.
+#[derive(Clone)]
+pub struct EdgeNode(Arc<Inner>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl EdgeNode {
+    /// Starts the engine thread of a node.
+    ///
+    /// # Errors
+    /// The settings do not fit the model, or the KV pool does not fit in memory.
+    pub fn start(settings: EdgeSettings, parts: EdgeParts) -> Result<Self, EdgeError> {
+        let layers = parts.model.spec().layers;
+        if settings.trunk_layers >= layers {
+            return Err(EdgeError::Trunk { asked: settings.trunk_layers, layers });
+        }
+        let trunk = settings.trunk_layers.checked_sub(1).and_then(|last| {
+            Some(Trunk {
+                layers: settings.trunk_layers,
+                digest: *parts.model.layer_digests().get(last)?,
+                width: parts.model.spec().kv_width(),
+                hidden_size: parts.model.spec().hidden_size,
+            })
+        });
+        let options = RunnerOptions {
+            split: settings.trunk_layers,
+            kv_blocks: settings.kv_blocks,
+            queue_max: settings.requests_max.max(1) * 4,
+            batch: settings.batch(),
+        };
+        let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
+        Ok(Self(Arc::new(Inner {
+            dials: Mutex::new(Dials { threshold: settings.threshold, default_mode: settings.default_mode }),
+            stop_tokens: parts.tokenizer.stop_ids().to_vec(),
+            settings,
+            model: parts.model,
+            runner,
+            uplinks: parts.uplinks,
+            bulk: parts.bulk,
+            tokenizer: parts.tokenizer,
+            chat: parts.chat,
+            policy: parts.policy,
+            tenant_key: development_tenant_key(&parts.tenant),
+            trunk,
+            estimates: Mutex::default(),
+            totals: Mutex::default(),
+            answered: Mutex::default(),
+            active: AtomicUsize::new(0),
+        })))
+    }
+
+    /// Begins an answer.
+    ///
+    /// # Errors
+    /// The node is busy, the prompt does not fit, or the mode needs a cloud that is not configured.
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        let inner = &self.0;
+        let context = inner.context_tokens();
+        if request.prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if request.prompt.len() >= context {
+            return Err(GenerateError::TooLong { prompt: request.prompt.len(), context });
+        }
+        if matches!(request.mode, Mode::Exact | Mode::Cloud) && !inner.uplinks.configured() {
+            return Err(GenerateError::NoCloud(request.mode.name()));
+        }
+        let limit = inner.settings.requests_max;
+        let taken = inner.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+        if taken.is_err() {
+            return Err(GenerateError::Busy { limit, retry_after_ms: 500 });
+        }
+        let mut id = [0; 16];
+        if let Err(e) = getrandom::fill(&mut id) {
+            inner.active.fetch_sub(1, Ordering::Relaxed);
+            return Err(GenerateError::Engine(format!("the system gives no random numbers: {e}")));
+        }
+        let (tx, events) = mpsc::channel(EVENTS_MAX);
+        tokio::spawn(generate::run(inner.clone(), request, SessionId(id), tx));
+        Ok(Generation { events })
+    }
+
+    /// Tokenizer of the pair.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// Chat template of the pair.
+    #[must_use]
+    pub fn chat_template(&self) -> &ChatTemplate {
+        &self.0.chat
+    }
+
+    /// Settings the node was started with.
+    #[must_use]
+    pub fn settings(&self) -> &EdgeSettings {
+        &self.0.settings
+    }
+
+    /// Longest prompt plus answer, tokens.
+    #[must_use]
+    pub fn context_tokens(&self) -> usize {
+        self.0.context_tokens()
+    }
+
+    /// What the node is doing.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let inner = &self.0;
+        let link = inner.uplinks.current();
+        let stats = link.as_ref().map(|l| l.stats());
+        let dials = *lock(&inner.dials);
+        let totals = lock(&inner.totals);
+        NodeStatus {
+            node: inner.settings.name.clone(),
+            edge_model: inner.settings.model.clone(),
+            cloud_model: link.as_ref().map(|_| inner.settings.cloud_model.clone()),
+            cloud_connected: link.is_some(),
+            cut: inner.uplinks.is_cut(),
+            rtt_ms: stats.as_ref().map(|s| s.rtt_us as f64 / 1000.0),
+            goodput_bytes_per_s: stats.as_ref().and_then(|s| s.goodput_bytes_per_s()).map(|g| g as f64),
+            threshold: dials.threshold.unwrap_or_else(|| inner.policy.threshold()),
+            default_mode: dials.default_mode,
+            policy: inner.policy.name().to_owned(),
+            trunk_layers: link.as_ref().map_or(0, |l| if inner.shares_trunk(l) { inner.settings.trunk_layers } else { 0 }),
+            active_requests: inner.active.load(Ordering::Relaxed),
+            totals: totals.route.clone(),
+            answers: totals.answers,
+            tokens_per_s: totals.tokens_per_s,
+        }
+    }
+
+    /// Changes the controls; values are checked by the caller.
+    pub fn set_controls(&self, controls: &Controls) {
+        let mut dials = lock(&self.0.dials);
+        if let Some(threshold) = controls.threshold {
+            dials.threshold = Some(threshold);
+        }
+        if let Some(mode) = controls.default_mode {
+            dials.default_mode = mode;
+        }
+        if let Some(cut) = controls.cut {
+            self.0.uplinks.cut(cut);
+        }
+    }
+
+    /// Why each token of an answer stayed or went; of the last answer without an id.
+    #[must_use]
+    pub fn explain(&self, id: Option<&str>) -> Option<Value> {
+        let answered = lock(&self.0.answered);
+        let found = match id {
+            Some(id) => answered.iter().rev().find(|a| a.request_id == id),
+            None => answered.back(),
+        };
+        found.map(|a| a.value.clone())
+    }
+}
+
+impl Inner {
+    pub(crate) fn context_tokens(&self) -> usize {
+        self.model.spec().context_tokens
+    }
+
+    pub(crate) fn steering(&self, threshold: Option<f32>) -> Steering {
+        let threshold = threshold.or(lock(&self.dials).threshold);
+        Steering::new(self.policy.clone(), SteeringConfig { threshold, ..SteeringConfig::default() })
+    }
+
+    pub(crate) fn exact_strategy(&self) -> ExactStrategy {
+        self.settings.exact
+    }
+
+    pub(crate) fn estimates(&self) -> Estimates {
+        *lock(&self.estimates)
+    }
+
+    pub(crate) fn learn(&self, f: impl FnOnce(&mut Estimates)) {
+        f(&mut lock(&self.estimates));
+    }
+
+    pub(crate) fn count_tail(&self, tokens: u32, agreed: u32) {
+        let mut totals = lock(&self.totals);
+        totals.tail.0 += u64::from(tokens);
+        totals.tail.1 += u64::from(agreed);
+    }
+
+    /// True if the peer's trunk has our numbers: same weights, same arithmetic.
+    pub(crate) fn shares_trunk(&self, link: &Link) -> bool {
+        let Some(trunk) = &self.trunk else { return false };
+        link.peer_hello().models.iter().any(|m| {
+            m.name == self.settings.cloud_model
+                && m.numerics == self.model.numerics()
+                && m.layers.get(trunk.layers - 1) == Some(&trunk.digest)
+        })
+    }
+
+    /// Bytes per second the link carries, as far as is known.
+    fn goodput(link: &Link) -> f64 {
+        let stats = link.stats();
+        let by_window = stats.cwnd as f64 / (stats.rtt_us.max(1) as f64 / 1e6);
+        stats.goodput_bytes_per_s().map_or(by_window, |g| g as f64)
+    }
+
+    /// Whether sending a token's hidden state takes less time than the cloud's trunk would.
+    pub(crate) fn hidden_pays(&self, link: &Link) -> bool {
+        let Some(trunk) = &self.trunk else { return false };
+        match self.settings.send_hidden {
+            Exchange::Always => true,
+            Exchange::Never => false,
+            Exchange::Auto => {
+                let wire_s = (trunk.hidden_size * 4) as f64 / Self::goodput(link);
+                let trunk_s = self.estimates().draft_s() * trunk.layers as f64 / self.model.spec().layers as f64;
+                wire_s < tandem_proto::exchange::TRANSFER_MARGIN * trunk_s
+            }
+        }
+    }
+
+    /// Whether the prompt's state comes sooner from the cloud than from this device's own trunk.
+    pub(crate) fn prompt_fetch_pays(&self, link: &Link, tokens: usize) -> bool {
+        let Some(trunk) = &self.trunk else { return false };
+        self.settings.fetch_prompt.moves(|| {
+            let row_s = self.estimates().prefill_row_s();
+            let share = trunk.layers as f64 / self.model.spec().layers as f64;
+            CostInputs {
+                tokens,
+                bytes_per_token: bytes_per_token(&self.trunk_shape(true)),
+                rtt_s: link.stats().rtt_us as f64 / 1e6,
+                goodput: Self::goodput(link),
+                holder_delay_s: tokens as f64 * self.estimates().cloud_row_s(),
+                recompute_rate: 1.0 / (row_s * share).max(1e-9),
+            }
+        })
+    }
+
+    pub(crate) fn trunk_shape(&self, with_hidden: bool) -> KvShape {
+        let (layers, width, hidden) = self.trunk.as_ref().map_or((0, 0, 0), |t| (t.layers, t.width, t.hidden_size));
+        KvShape {
+            layer_from: 0,
+            layer_to: layers as u32,
+            width: width as u32,
+            hidden: if with_hidden { hidden as u32 } else { 0 },
+        }
+    }
+
+    /// The run of trunk state of `tokens`; none without a trunk or past the wire's bounds.
+    pub(crate) fn trunk_run(&self, tokens: &[u32], with_hidden: bool) -> Option<StateRun> {
+        let trunk = self.trunk.as_ref()?;
+        let shape = self.trunk_shape(with_hidden);
+        let chain = BlockChain::new(self.tenant_key, trunk.digest, self.model.numerics(), &shape);
+        StateRun::new(chain, shape, tokens).ok()
+    }
+
+    /// Books an answer that has ended.
+    pub(crate) fn finished(&self, request: &GenerateRequest, route: &RouteSummary, trace: Vec<TokenEvent>, took: Duration) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+        {
+            let mut totals = lock(&self.totals);
+            totals.answers += 1;
+            totals.route.add(route);
+            if !trace.is_empty() {
+                totals.tokens_per_s = Some(trace.len() as f64 / took.as_secs_f64().max(1e-9));
+            }
+        }
+        let tokens: Vec<Value> = trace
+            .into_iter()
+            .map(|t| {
+                let text = self.tokenizer.decode(&[t.id]);
+                let mut value = serde_json::to_value(&t).unwrap_or_default();
+                value["text"] = json!(text);
+                value
+            })
+            .collect();
+        let value = json!({
+            "request_id": request.request_id,
+            "mode": request.mode,
+            "prompt_tokens": request.prompt.len(),
+            "route": route,
+            "seconds": took.as_secs_f64(),
+            "tokens": tokens,
+        });
+        let mut answered = lock(&self.answered);
+        answered.push_back(Answered { request_id: request.request_id.clone(), value });
+        while answered.len() > self.settings.answers_kept {
+            answered.pop_front();
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Settings of an edge node.
+
+use serde::{Deserialize, Serialize};
+use tandem_engine::runner::batch::BatchBounds;
+use tandem_router::exchange::Exchange;
+
+use crate::pacing::ExactStrategy;
+use crate::request::Mode;
+
+/// Settings of an edge node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EdgeSettings {
+    /// Name of the node, unique in the fleet.
+    pub name: String,
+    /// Name of the edge model.
+    pub model: String,
+    /// Name of the cloud model to ask for.
+    pub cloud_model: String,
+    /// Mode of requests that do not name one.
+    pub default_mode: Mode,
+    /// Leading layers shared with the cloud model; 0 for none.
+    pub trunk_layers: usize,
+    /// Most requests under way.
+    pub requests_max: usize,
+    /// KV blocks of the node.
+    pub kv_blocks: usize,
+    /// Threshold on the risk in `auto`; the policy's own if absent.
+    pub threshold: Option<f32>,
+    /// How `exact` answers are written.
+    pub exact: ExactStrategy,
+    /// Most tokens drafted in `auto` while an answer of the cloud is awaited.
+    pub speculate_tokens_max: usize,
+    /// `auto` goes on alone when the cloud has not answered for this long beyond four round trips.
+    pub escalation_ms_max: u64,
+    /// `exact` and `cloud` wait this long for a lost cloud to come back before they go on alone.
+    pub reconnect_ms_max: u64,
+    /// Send the trunk's hidden states with drafts, so that the cloud need not run the trunk.
+    pub send_hidden: Exchange,
+    /// Let the cloud prefill long prompts and fetch the trunk's state from there.
+    pub fetch_prompt: Exchange,
+    /// Answers kept for `explain`.
+    pub answers_kept: usize,
+}
+
+impl Default for EdgeSettings {
+    fn default() -> Self {
+        Self {
+            name: "edge-1".into(),
+            model: "demo-edge".into(),
+            cloud_model: "demo-cloud".into(),
+            default_mode: Mode::Auto,
+            trunk_layers: 0,
+            requests_max: 32,
+            kv_blocks: 1024,
+            threshold: None,
+            exact: ExactStrategy::Auto,
+            speculate_tokens_max: 64,
+            escalation_ms_max: 1500,
+            reconnect_ms_max: 3000,
+            send_hidden: Exchange::Auto,
+            fetch_prompt: Exchange::Auto,
+            answers_kept: 64,
+        }
+    }
+}
+
+impl EdgeSettings {
+    pub(crate) fn batch(&self) -> BatchBounds {
+        BatchBounds { rows_max: 256, sequences_max: self.requests_max.max(1), prefill_chunk: 128, prefill_reserve: 32 }
+    }
+}

@@ -1,0 +1,126 @@
+//! What the decoder needs from the machine. Two implementations: own CPU kernels over kept buffers
+//! (`cpu`), and candle's operators (`candle`) as a cross-check and the way to other devices.
+
+pub(crate) mod candle;
+pub(crate) mod cpu;
+
+use crate::error::EngineError;
+use crate::kv::KvPool;
+use crate::load::RawTensor;
+use crate::rope::RopeTable;
+use crate::routing::Choice;
+use crate::spec::Attention;
+
+/// Which implementation runs the decoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// Own CPU kernels: fast, batch-invariant.
+    #[default]
+    Cpu,
+    /// candle's operators on the CPU in f32: slow, a reference.
+    Candle,
+}
+
+/// Place of one row of the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Index of its sequence in the batch.
+    pub(crate) item: usize,
+    /// Its position in that sequence.
+    pub(crate) position: usize,
+}
+
+/// The KV state one layer reads and writes.
+pub(crate) struct LayerKv<'a> {
+    pub(crate) pool: &'a mut KvPool,
+    /// Layer, counted from the pool's first.
+    pub(crate) layer: usize,
+    /// Block table per sequence of the batch.
+    pub(crate) tables: &'a [Vec<u32>],
+    /// One per row.
+    pub(crate) places: &'a [Place],
+}
+
+/// A gated MLP: `down(silu(gate(x)) · up(x))`.
+pub(crate) struct Mlp<M> {
+    pub(crate) gate: M,
+    pub(crate) up: M,
+    pub(crate) down: M,
+}
+
+/// Weights of latent attention that are not plain products.
+pub(crate) struct LatentWeights<B: Backend + ?Sized> {
+    pub(crate) norm: B::Vector,
+    /// Per head: unrotated key part `[nope, kv_rank]`, then value part `[v, kv_rank]`.
+    pub(crate) up: B::Dense,
+}
+
+/// The operators of a decoder step. Rows are tokens; a row of a result depends only on the same row
+/// of the inputs (and on the row's own sequence).
+pub(crate) trait Backend: Send {
+    /// A weight matrix `[n, k]`.
+    type Matrix: Send + Sync;
+    /// A vector of f32 (norms, biases).
+    type Vector: Send + Sync;
+    /// A small matrix kept as f32 and used in other ways than `linear`.
+    type Dense: Send + Sync;
+    /// Rows of activations; buffers are kept between steps.
+    type Rows: Default + Send;
+
+    fn matrix(&self, t: &RawTensor<'_>) -> Result<Self::Matrix, EngineError>;
+    fn vector(&self, t: &RawTensor<'_>) -> Result<Self::Vector, EngineError>;
+    fn dense(&self, t: &RawTensor<'_>) -> Result<Self::Dense, EngineError>;
+
+    /// A step begins (threads wake up) or ends.
+    fn begin_step(&mut self) {}
+    fn end_step(&mut self) {}
+
+    fn upload(&mut self, data: &[f32], width: usize, out: &mut Self::Rows) -> Result<(), EngineError>;
+    fn download(&self, rows: &Self::Rows) -> Result<Vec<f32>, EngineError>;
+
+    /// `out[i] = table[tokens[i]]`; ids have been checked.
+    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<(), EngineError>;
+    fn rms_norm(&mut self, x: &Self::Rows, w: &Self::Vector, eps: f32, out: &mut Self::Rows) -> Result<(), EngineError>;
+    /// Several products of one input.
+    fn linear<const N: usize>(
+        &mut self,
+        x: &Self::Rows,
+        w: [&Self::Matrix; N],
+        out: [&mut Self::Rows; N],
+    ) -> Result<(), EngineError>;
+    /// `x += y`.
+    fn add(&mut self, x: &mut Self::Rows, y: &Self::Rows) -> Result<(), EngineError>;
+    fn mlp(&mut self, x: &Self::Rows, w: &Mlp<Self::Matrix>, out: &mut Self::Rows) -> Result<(), EngineError>;
+    /// `out = Σ_chosen weight · expert(x) (+ shared(x))`.
+    fn experts(
+        &mut self,
+        x: &Self::Rows,
+        choices: &[Vec<Choice>],
+        experts: &[Mlp<Self::Matrix>],
+        shared: Option<&Mlp<Self::Matrix>>,
+        out: &mut Self::Rows,
+    ) -> Result<(), EngineError>;
+    /// Logistic of the router's scores `[rows, experts]`, on the host.
+    fn router_scores(&mut self, x: &Self::Rows, w: &Self::Matrix) -> Result<Vec<f32>, EngineError>;
+
+    /// Rotates `q` and `k`, stores keys and values, attends. `q` is scratch.
+    fn attend_grouped(
+        &mut self,
+        shape: &Attention,
+        rope: &RopeTable,
+        qkv: [&mut Self::Rows; 3],
+        kv: &mut LayerKv<'_>,
+        out: &mut Self::Rows,
+    ) -> Result<(), EngineError>;
+    /// Norms the latents, rotates, stores, attends. `q` and `latent` are scratch.
+    fn attend_latent(
+        &mut self,
+        shape: &Attention,
+        rope: &RopeTable,
+        w: &LatentWeights<Self>,
+        eps: f32,
+        inputs: [&mut Self::Rows; 2],
+        kv: &mut LayerKv<'_>,
+        out: &mut Self::Rows,
+    ) -> Result<(), EngineError>;
+}

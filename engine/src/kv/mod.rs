@@ -1,0 +1,327 @@
+//! Paged KV state. A [`KvPool`] holds the blocks of one layer range of one model; a [`Sequence`] is
+//! a table of blocks and a length. Dropping a sequence returns its blocks; forks share them and
+//! copy on write.
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tandem_proto::limits::KV_BLOCK_TOKENS;
+
+use crate::error::EngineError;
+use crate::model::Model;
+
+/// Largest pool, numbers (guards against absurd block counts).
+pub const POOL_NUMBERS_MAX: usize = 1 << 36;
+
+/// Most blocks of a pool.
+pub const POOL_BLOCKS_MAX: usize = 1 << 24;
+
+/// Who holds the blocks of a pool. Shared between the pool and its sequences.
+#[derive(Debug)]
+struct Ledger {
+    /// Blocks nobody holds; the last is handed out next.
+    free: Vec<u32>,
+    /// Holders per block.
+    holders: Vec<u32>,
+}
+
+impl Ledger {
+    fn release(&mut self, block: u32) {
+        let Some(n) = self.holders.get_mut(block as usize) else { return };
+        *n -= 1;
+        if *n == 0 {
+            self.free.push(block);
+        }
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let block = self.free.pop()?;
+        self.holders[block as usize] = 1;
+        Some(block)
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    ledger: Mutex<Ledger>,
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // The ledger is consistent between any two statements that could panic.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Blocks of [`KV_BLOCK_TOKENS`] tokens for a fixed layer range. Numbers are f32; a block is laid
+/// out `[layer][token][width]`.
+#[derive(Debug)]
+pub struct KvPool {
+    layers: Range<usize>,
+    width: usize,
+    blocks: usize,
+    data: Vec<f32>,
+    shared: Arc<Shared>,
+}
+
+impl KvPool {
+    /// A pool of `blocks` blocks for the layers `layers` of `model`.
+    ///
+    /// # Errors
+    /// [`EngineError::WrongRange`] if the model lacks the layers, [`EngineError::Shape`] if the pool
+    /// would be absurdly large.
+    pub fn new(model: &Model, layers: Range<usize>, blocks: usize) -> Result<Self, EngineError> {
+        let spec = model.spec();
+        if layers.start > layers.end || layers.end > spec.layers {
+            return Err(EngineError::WrongRange { range: layers, problem: format!("the model has {} layers", spec.layers) });
+        }
+        Self::with_shape(layers, spec.kv_width(), blocks)
+    }
+
+    pub(crate) fn with_shape(layers: Range<usize>, width: usize, blocks: usize) -> Result<Self, EngineError> {
+        let numbers = (KV_BLOCK_TOKENS * width)
+            .checked_mul(layers.len())
+            .and_then(|n| n.checked_mul(blocks))
+            .filter(|&n| n <= POOL_NUMBERS_MAX && blocks <= POOL_BLOCKS_MAX)
+            .ok_or_else(|| EngineError::Shape(format!("a KV pool of {blocks} blocks is too large")))?;
+        let mut free: Vec<u32> = (0..blocks as u32).collect();
+        free.reverse();
+        let ledger = Mutex::new(Ledger { free, holders: vec![0; blocks] });
+        let shared = Arc::new(Shared { ledger });
+        Ok(Self { layers, width, blocks, data: vec![0.0; numbers], shared })
+    }
+
+    /// The layers whose state the pool holds.
+    #[must_use]
+    pub fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    /// Numbers per token and layer.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Blocks of the pool.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Blocks nobody holds.
+    #[must_use]
+    pub fn free_blocks(&self) -> usize {
+        self.shared.ledger().free.len()
+    }
+
+    /// An empty sequence of this pool.
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        Sequence { shared: Arc::clone(&self.shared), table: Vec::new(), len: 0 }
+    }
+
+    /// Makes room for `rows` more tokens behind `seq`'s last, without changing its length. A block
+    /// shared with a fork is copied first.
+    ///
+    /// # Errors
+    /// [`EngineError::PoolExhausted`] (nothing is changed), [`EngineError::ForeignSequence`].
+    pub fn reserve(&mut self, seq: &mut Sequence, rows: usize) -> Result<(), EngineError> {
+        self.own(seq)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let wanted = (seq.len + rows).div_ceil(KV_BLOCK_TOKENS);
+        let first = seq.len / KV_BLOCK_TOKENS;
+        let mut copies = Vec::new();
+        {
+            let mut ledger = self.shared.ledger();
+            // Every block from the first written one on must be ours alone.
+            let shared: Vec<usize> =
+                (first..seq.table.len()).filter(|&i| ledger.holders[seq.table[i] as usize] > 1).collect();
+            let needed = wanted.saturating_sub(seq.table.len()) + shared.len();
+            if needed > ledger.free.len() {
+                return Err(EngineError::PoolExhausted { needed, free: ledger.free.len(), total: self.blocks });
+            }
+            for i in shared {
+                let Some(fresh) = ledger.take() else { break };
+                let old = std::mem::replace(&mut seq.table[i], fresh);
+                copies.push((old, fresh));
+                ledger.release(old);
+            }
+            while seq.table.len() < wanted {
+                let Some(fresh) = ledger.take() else { break };
+                seq.table.push(fresh);
+            }
+        }
+        // The old blocks have other holders and this call has the pool exclusively, so their
+        // contents are still what they were.
+        let numbers = self.block_numbers();
+        for (old, fresh) in copies {
+            let from = old as usize * numbers;
+            self.data.copy_within(from..from + numbers, fresh as usize * numbers);
+        }
+        Ok(())
+    }
+
+    /// Appends the state of `tokens` tokens, laid out `[layer][token][width]`, as made by
+    /// [`KvPool::export_block`] or by a peer with the same model and numerics.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if `data` has the wrong size, and as [`KvPool::reserve`].
+    pub fn append_imported(&mut self, seq: &mut Sequence, tokens: usize, data: &[f32]) -> Result<(), EngineError> {
+        let expected = tokens.checked_mul(self.width).and_then(|n| n.checked_mul(self.layers.len()));
+        if expected != Some(data.len()) {
+            return Err(EngineError::Shape(format!(
+                "{tokens} tokens of KV state have {} numbers, {} were given",
+                expected.unwrap_or(usize::MAX),
+                data.len()
+            )));
+        }
+        self.reserve(seq, tokens)?;
+        if tokens == 0 || data.is_empty() {
+            seq.len += tokens;
+            return Ok(());
+        }
+        for (layer, rows) in data.chunks_exact(tokens * self.width).enumerate() {
+            for (j, row) in rows.chunks_exact(self.width).enumerate() {
+                let at = self.row_at(&seq.table, layer, seq.len + j);
+                self.data[at..at + self.width].copy_from_slice(row);
+            }
+        }
+        seq.len += tokens;
+        Ok(())
+    }
+
+    /// Appends block `index` of `tokens` tokens; it must be the next one of a sequence that ends on
+    /// a block boundary.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if it is not the next block, and as [`KvPool::append_imported`].
+    pub fn import_block(&mut self, seq: &mut Sequence, index: usize, tokens: usize, data: &[f32]) -> Result<(), EngineError> {
+        if index.checked_mul(KV_BLOCK_TOKENS) != Some(seq.len) || tokens > KV_BLOCK_TOKENS {
+            return Err(EngineError::Shape(format!(
+                "block {index} of {tokens} tokens does not follow a sequence of {} tokens",
+                seq.len
+            )));
+        }
+        self.append_imported(seq, tokens, data)
+    }
+
+    /// Copies block `index` of a sequence out, laid out `[layer][token][width]`; the last block has
+    /// only the tokens the sequence has.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if the sequence has no such block, [`EngineError::ForeignSequence`].
+    pub fn export_block(&self, seq: &Sequence, index: usize) -> Result<Vec<f32>, EngineError> {
+        self.own(seq)?;
+        let from = index.saturating_mul(KV_BLOCK_TOKENS);
+        if from >= seq.len {
+            return Err(EngineError::Shape(format!("a sequence of {} tokens has no block {index}", seq.len)));
+        }
+        let tokens = (seq.len - from).min(KV_BLOCK_TOKENS);
+        let mut out = Vec::with_capacity(self.layers.len() * tokens * self.width);
+        for layer in 0..self.layers.len() {
+            let at = self.row_at(&seq.table, layer, from);
+            out.extend_from_slice(&self.data[at..at + tokens * self.width]);
+        }
+        Ok(out)
+    }
+
+    pub(crate) fn own(&self, seq: &Sequence) -> Result<(), EngineError> {
+        if Arc::ptr_eq(&self.shared, &seq.shared) { Ok(()) } else { Err(EngineError::ForeignSequence) }
+    }
+
+    fn block_numbers(&self) -> usize {
+        self.layers.len() * KV_BLOCK_TOKENS * self.width
+    }
+
+    /// Index of the first number of a token's row; `layer` counts from the pool's first.
+    pub(crate) fn row_at(&self, table: &[u32], layer: usize, position: usize) -> usize {
+        let block = table[position / KV_BLOCK_TOKENS] as usize;
+        block * self.block_numbers() + (layer * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS) * self.width
+    }
+
+    pub(crate) fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+}
+
+/// The tokens of one text whose state a pool holds.
+#[derive(Debug)]
+pub struct Sequence {
+    shared: Arc<Shared>,
+    table: Vec<u32>,
+    len: usize,
+}
+
+impl Sequence {
+    /// Tokens with state.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token has state.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Blocks held.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Rolls back to the first `len` tokens; longer than the sequence changes nothing. Blocks behind
+    /// the new end are returned.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        let keep = self.len.div_ceil(KV_BLOCK_TOKENS);
+        if keep < self.table.len() {
+            let mut ledger = self.shared.ledger();
+            for block in self.table.drain(keep..) {
+                ledger.release(block);
+            }
+        }
+    }
+
+    /// A sequence with the same tokens that shares the blocks; whoever writes first copies.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let table: Vec<u32> = self.table[..self.len.div_ceil(KV_BLOCK_TOKENS)].to_vec();
+        let mut ledger = self.shared.ledger();
+        for &block in &table {
+            ledger.holders[block as usize] += 1;
+        }
+        drop(ledger);
+        Self { shared: Arc::clone(&self.shared), table, len: self.len }
+    }
+
+    pub(crate) fn table(&self) -> &[u32] {
+        &self.table
+    }
+
+    /// Counts rows that have just been written as part of the sequence.
+    pub(crate) fn grow(&mut self, rows: usize) {
+        self.len += rows;
+        debug_assert!(self.table.len() * KV_BLOCK_TOKENS >= self.len);
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        let mut ledger = self.shared.ledger();
+        for block in self.table.drain(..) {
+            ledger.release(block);
+        }
+    }
+}

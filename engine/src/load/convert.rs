@@ -1,0 +1,37 @@
+//! Stored numbers to f32, for the small tensors and for types without a kernel.
+
+use candle_core::quantized::{QTensor, ggml_file};
+use candle_core::{Device, quantized::GgmlDType};
+use half::{bf16, f16};
+
+use super::{RawTensor, Stored};
+use crate::error::EngineError;
+
+impl RawTensor<'_> {
+    /// All numbers as f32, in storage order.
+    pub(crate) fn to_f32(&self) -> Result<Vec<f32>, EngineError> {
+        Ok(match self.stored {
+            Stored::F32 => self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Stored::F16 => self.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Stored::Bf16 => self.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Stored::Q8_0 => self.dequantize(GgmlDType::Q8_0)?,
+            Stored::Q4_0 => self.dequantize(GgmlDType::Q4_0)?,
+            Stored::Q4_1 => self.dequantize(GgmlDType::Q4_1)?,
+            Stored::Other(dtype) => self.dequantize(dtype)?,
+        })
+    }
+
+    fn dequantize(&self, dtype: GgmlDType) -> Result<Vec<f32>, EngineError> {
+        let tensor: QTensor =
+            ggml_file::qtensor_from_ggml(dtype, self.bytes, self.shape.clone(), &Device::Cpu)?;
+        Ok(tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// Rows and columns of a matrix.
+    pub(crate) fn rows_columns(&self) -> Result<(usize, usize), EngineError> {
+        match self.shape[..] {
+            [n, k] => Ok((n, k)),
+            _ => Err(EngineError::tensor(self.name.clone(), format!("has shape {:?}, a matrix is needed", self.shape))),
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! A strict reader of GGUF (v2, v3) headers. Every count is checked against the bytes that are
+//! there before anything is allocated for it, so a hostile header costs no more than its own size.
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use candle_core::quantized::GgmlDType;
+
+use super::Stored;
+use crate::error::EngineError;
+use crate::spec::{
+    Attention, CONTEXT_MAX, DecoderSpec, Family, FeedForward, LAYERS_MAX, Rope, RopeScaling, VOCAB_MAX, WIDTH_MAX,
+};
+
+/// Deepest nesting of arrays in metadata.
+const NESTING_MAX: usize = 4;
+/// Most dimensions of a tensor.
+const DIMS_MAX: usize = 4;
+/// Longest tensor name, bytes (the format says 64).
+const NAME_BYTES_MAX: usize = 256;
+/// Largest alignment of the data.
+const ALIGNMENT_MAX: u64 = 1 << 16;
+
+/// A metadata value. Strings borrow from the file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value<'a> {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Bool(bool),
+    Text(&'a str),
+    /// Text that is not UTF-8 (some vocabularies hold such pieces).
+    Bytes(&'a [u8]),
+    Array(Vec<Value<'a>>),
+}
+
+/// Where a tensor lies and what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TensorInfo {
+    pub(crate) stored: Stored,
+    /// Outermost first (the file has them innermost first).
+    pub(crate) shape: Vec<usize>,
+    pub(crate) range: Range<usize>,
+}
+
+/// A parsed header.
+#[derive(Debug)]
+pub(crate) struct Gguf<'a> {
+    pub(crate) meta: HashMap<&'a str, Value<'a>>,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+}
+
+fn broken(problem: impl Into<String>) -> EngineError {
+    EngineError::Format { format: "gguf", problem: problem.into() }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], EngineError> {
+        let end = self.at.checked_add(n).filter(|&e| e <= self.bytes.len());
+        let end = end.ok_or_else(|| broken(format!("file ends at byte {} inside the header", self.bytes.len())))?;
+        let out = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(out)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], EngineError> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn u32(&mut self) -> Result<u32, EngineError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, EngineError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A count of things that take at least `each` bytes of the rest of the file.
+    fn count(&mut self, each: usize, what: &str) -> Result<usize, EngineError> {
+        let n = self.u64()?;
+        let room = (self.bytes.len() - self.at) / each;
+        usize::try_from(n).ok().filter(|&n| n <= room).ok_or_else(|| {
+            broken(format!("claims {n} {what} at byte {}, the rest of the file has room for {room}", self.at - 8))
+        })
+    }
+
+    fn text(&mut self) -> Result<&'a [u8], EngineError> {
+        let n = self.count(1, "bytes of text")?;
+        self.take(n)
+    }
+
+    fn name(&mut self, what: &str) -> Result<&'a str, EngineError> {
+        let at = self.at;
+        let bytes = self.text()?;
+        if bytes.len() > NAME_BYTES_MAX {
+            return Err(broken(format!("{what} at byte {at} has {} bytes", bytes.len())));
+        }
+        std::str::from_utf8(bytes).map_err(|_| broken(format!("{what} at byte {at} is not UTF-8")))
+    }
+
+    fn value(&mut self, ty: u32, depth: usize) -> Result<Value<'a>, EngineError> {
+        Ok(match ty {
+            0 => Value::Unsigned(u64::from(self.array::<1>()?[0])),
+            1 => Value::Signed(i64::from(i8::from_le_bytes(self.array()?))),
+            2 => Value::Unsigned(u64::from(u16::from_le_bytes(self.array()?))),
+            3 => Value::Signed(i64::from(i16::from_le_bytes(self.array()?))),
+            4 => Value::Unsigned(u64::from(self.u32()?)),
+            5 => Value::Signed(i64::from(i32::from_le_bytes(self.array()?))),
+            6 => Value::Float(f64::from(f32::from_le_bytes(self.array()?))),
+            7 => Value::Bool(self.array::<1>()?[0] != 0),
+            8 => {
+                let bytes = self.text()?;
+                std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text)
+            }
+            9 => {
+                if depth >= NESTING_MAX {
+                    return Err(broken("arrays are nested too deep"));
+                }
+                let inner = self.u32()?;
+                let each = match inner {
+                    0 | 1 | 7 => 1,
+                    2 | 3 => 2,
+                    4..=6 => 4,
+                    8 | 10..=12 => 8,
+                    9 => 12,
+                    other => return Err(broken(format!("unknown metadata type {other}"))),
+                };
+                let n = self.count(each, "array elements")?;
+                let mut list = Vec::new();
+                for _ in 0..n {
+                    list.push(self.value(inner, depth + 1)?);
+                }
+                Value::Array(list)
+            }
+            10 => Value::Unsigned(self.u64()?),
+            11 => Value::Signed(i64::from_le_bytes(self.array()?)),
+            12 => Value::Float(f64::from_le_bytes(self.array()?)),
+            other => return Err(broken(format!("unknown metadata type {other}"))),
+        })
+    }
+}
+
+/// Values and bytes per block of a GGML type.
+fn stored(ty: u32, name: &str) -> Result<(Stored, usize, usize), EngineError> {
+    let other = |d: GgmlDType| (Stored::Other(d), d.block_size(), d.type_size());
+    Ok(match ty {
+        0 => (Stored::F32, 1, 4),
+        1 => (Stored::F16, 1, 2),
+        2 => (Stored::Q4_0, 32, 18),
+        3 => (Stored::Q4_1, 32, 20),
+        6 => other(GgmlDType::Q5_0),
+        7 => other(GgmlDType::Q5_1),
+        8 => (Stored::Q8_0, 32, 34),
+        10 => other(GgmlDType::Q2K),
+        11 => other(GgmlDType::Q3K),
+        12 => other(GgmlDType::Q4K),
+        13 => other(GgmlDType::Q5K),
+        14 => other(GgmlDType::Q6K),
+        30 => (Stored::Bf16, 1, 2),
+        _ => {
+            let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K";
+            return Err(EngineError::tensor(name, format!("has GGML type {ty}, which is not supported; supported: {known}")));
+        }
+    })
+}
+
+impl<'a> Gguf<'a> {
+    /// Parses and checks the header of a whole file.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, EngineError> {
+        let mut r = Reader { bytes, at: 0 };
+        if r.take(4)? != b"GGUF" {
+            return Err(broken("does not begin with `GGUF`"));
+        }
+        let version = r.u32()?;
+        if !(2..=3).contains(&version) {
+            return Err(broken(format!("version {version} is not supported; supported: 2, 3")));
+        }
+        // A tensor entry has at least a name length, dimensions, type and offset.
+        let tensor_count = r.count(24, "tensors")?;
+        let meta_count = r.count(12, "metadata entries")?;
+        let mut meta = HashMap::new();
+        for _ in 0..meta_count {
+            let key = r.name("metadata key")?;
+            let ty = r.u32()?;
+            let value = r.value(ty, 0)?;
+            if meta.insert(key, value).is_some() {
+                return Err(broken(format!("metadata key `{key}` appears twice")));
+            }
+        }
+        let mut infos = Vec::new();
+        for _ in 0..tensor_count {
+            infos.push(Self::tensor(&mut r)?);
+        }
+        let alignment = match meta.get("general.alignment") {
+            None => 32,
+            Some(Value::Unsigned(n)) if n.is_power_of_two() && (8..=ALIGNMENT_MAX).contains(n) => *n as usize,
+            Some(v) => return Err(broken(format!("general.alignment is {v:?}, not a power of two within 8..={ALIGNMENT_MAX}"))),
+        };
+        let start = r.at.next_multiple_of(alignment);
+        let mut tensors = BTreeMap::new();
+        for (name, stored, shape, offset, size) in infos {
+            let range = usize::try_from(offset)
+                .ok()
+                .filter(|o| o.is_multiple_of(alignment))
+                .and_then(|o| start.checked_add(o))
+                .and_then(|from| Some(from..from.checked_add(size)?))
+                .filter(|range| range.end <= bytes.len());
+            let Some(range) = range else {
+                let problem = format!("offset {offset} with {size} bytes does not fit a file of {} bytes", bytes.len());
+                return Err(EngineError::tensor(name, problem));
+            };
+            if tensors.insert(name.to_owned(), TensorInfo { stored, shape, range }).is_some() {
+                return Err(EngineError::tensor(name, "is stored twice"));
+            }
+        }
+        Ok(Self { meta, tensors })
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn tensor(r: &mut Reader<'a>) -> Result<(&'a str, Stored, Vec<usize>, u64, usize), EngineError> {
+        let name = r.name("tensor name")?;
+        let dims = r.u32()? as usize;
+        if dims == 0 || dims > DIMS_MAX {
+            return Err(EngineError::tensor(name, format!("has {dims} dimensions; 1 to {DIMS_MAX} are allowed")));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..dims {
+            let d = usize::try_from(r.u64()?).unwrap_or(0);
+            if d == 0 {
+                return Err(EngineError::tensor(name, "has an empty or absurd dimension"));
+            }
+            shape.push(d);
+        }
+        let (stored, block, block_bytes) = stored(r.u32()?, name)?;
+        let size = shape
+            .iter()
+            .try_fold(1usize, |a, &d| a.checked_mul(d))
+            .filter(|_| shape[0].is_multiple_of(block))
+            .and_then(|n| (n / block).checked_mul(block_bytes));
+        let Some(size) = size else {
+            return Err(EngineError::tensor(name, format!("shape {shape:?} does not fit blocks of {block} values")));
+        };
+        let offset = r.u64()?;
+        shape.reverse();
+        Ok((name, stored, shape, offset, size))
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Result<&'a str, EngineError> {
+        match self.meta.get(key) {
+            Some(Value::Text(t)) => Ok(t),
+            Some(_) => Err(EngineError::spec(key, "is not text")),
+            None => Err(EngineError::spec(key, "is missing")),
+        }
+    }
+
+    pub(crate) fn unsigned(&self, key: &str) -> Option<u64> {
+        match self.meta.get(key)? {
+            Value::Unsigned(n) => Some(*n),
+            Value::Signed(n) => u64::try_from(*n).ok(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn array(&self, key: &str) -> Result<&[Value<'a>], EngineError> {
+        match self.meta.get(key) {
+            Some(Value::Array(list)) => Ok(list),
+            Some(_) => Err(EngineError::spec(key, "is not an array")),
+            None => Err(EngineError::spec(key, "is missing")),
+        }
+    }
+
+    /// A token id, if the key is there and fits.
+    pub(crate) fn token(&self, key: &str) -> Option<u32> {
+        self.unsigned(key).and_then(|n| u32::try_from(n).ok())
+    }
+
+    fn count(&self, key: &str, max: usize) -> Result<usize, EngineError> {
+        if !self.meta.contains_key(key) {
+            return Err(EngineError::spec(key, "is missing"));
+        }
+        let n = self.unsigned(key).and_then(|n| usize::try_from(n).ok());
+        n.filter(|n| (1..=max).contains(n))
+            .ok_or_else(|| EngineError::spec(key, format!("is {:?}, not in 1..={max}", self.meta[key])))
+    }
+
+    fn positive(&self, key: &str) -> Result<f32, EngineError> {
+        match self.meta.get(key) {
+            Some(Value::Float(v)) if *v > 0.0 && (*v as f32).is_finite() => Ok(*v as f32),
+            Some(v) => Err(EngineError::spec(key, format!("is {v:?}, not a positive number"))),
+            None => Err(EngineError::spec(key, "is missing")),
+        }
+    }
+}
+
+/// The decoder that a GGUF's metadata describes.
+pub(crate) fn spec(file: &Gguf<'_>) -> Result<DecoderSpec, EngineError> {
+    let architecture = file.text("general.architecture")?;
+    if architecture != "llama" {
+        return Err(EngineError::spec(
+            "general.architecture",
+            format!("`{architecture}` is not supported; supported: llama"),
+        ));
+    }
+    if file.unsigned("llama.expert_count").unwrap_or(0) > 0 {
+        return Err(EngineError::spec("llama.expert_count", "experts are not supported in this family yet"));
+    }
+    if file.tensors.contains_key("rope_freqs.weight") {
+        return Err(EngineError::tensor("rope_freqs.weight", "per-frequency rope factors are not supported yet"));
+    }
+    let layers = file.count("llama.block_count", LAYERS_MAX)?;
+    let hidden_size = file.count("llama.embedding_length", WIDTH_MAX)?;
+    let heads = file.count("llama.attention.head_count", WIDTH_MAX)?;
+    let optional = |key: &str, default: usize, max: usize| {
+        if file.meta.contains_key(key) { file.count(key, max) } else { Ok(default) }
+    };
+    let kv_heads = optional("llama.attention.head_count_kv", heads, WIDTH_MAX)?;
+    let head_dim = optional("llama.attention.key_length", hidden_size / heads, WIDTH_MAX)?;
+    if optional("llama.attention.value_length", head_dim, WIDTH_MAX)? != head_dim {
+        return Err(EngineError::spec("llama.attention.value_length", "differs from key_length"));
+    }
+    if optional("llama.rope.dimension_count", head_dim, WIDTH_MAX)? != head_dim {
+        return Err(EngineError::spec("llama.rope.dimension_count", "partial rotary embedding is not supported"));
+    }
+    let scaling = match file.meta.get("llama.rope.scaling.type") {
+        None | Some(Value::Text("none")) => RopeScaling::None,
+        Some(Value::Text("linear")) => RopeScaling::Linear { factor: file.positive("llama.rope.scaling.factor")? },
+        Some(v) => return Err(EngineError::spec("llama.rope.scaling.type", format!("{v:?} is not supported"))),
+    };
+    let embedding = file
+        .tensors
+        .get("token_embd.weight")
+        .ok_or_else(|| EngineError::tensor("token_embd.weight", "is missing from the file"))?;
+    let vocab_size = embedding.shape[0];
+    if vocab_size > VOCAB_MAX {
+        return Err(EngineError::tensor("token_embd.weight", format!("has {vocab_size} rows, more than {VOCAB_MAX}")));
+    }
+    let theta = if file.meta.contains_key("llama.rope.freq_base") {
+        file.positive("llama.rope.freq_base")?
+    } else {
+        10_000.0
+    };
+    DecoderSpec {
+        family: Family::Llama,
+        layers,
+        hidden_size,
+        vocab_size,
+        context_tokens: file.count("llama.context_length", CONTEXT_MAX)?,
+        rms_eps: file.positive("llama.attention.layer_norm_rms_epsilon")?,
+        attention: Attention::Grouped { heads, kv_heads, head_dim },
+        rope: Rope { theta, interleaved: true, scaling },
+        feed_forward: vec![FeedForward::Dense { width: file.count("llama.feed_forward_length", WIDTH_MAX)? }; layers],
+        tied_head: !file.tensors.contains_key("output.weight"),
+        bos_token: file.token("tokenizer.ggml.bos_token_id"),
+        eos_tokens: file.token("tokenizer.ggml.eos_token_id").into_iter().collect(),
+    }
+    .checked()
+}

@@ -1,0 +1,337 @@
+//! A loaded model: spec, fingerprints, weights, and the buffers of its steps.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tandem_proto::ids::Digest;
+
+use crate::backend::candle::Candle;
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, BackendKind, Place};
+use crate::decoder::{Batch, Scratch, Weights};
+use crate::digest;
+use crate::error::EngineError;
+use crate::kernels::pool::THREADS_MAX;
+use crate::kv::{KvPool, Sequence};
+use crate::load::{Checkpoint, ModelFiles};
+use crate::spec::DecoderSpec;
+
+/// Most rows of one call; a longer prompt is cut by the caller (bounds the buffers of a step).
+pub const ROWS_MAX: usize = 8192;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Threads of a step including the caller's; 0 for as many as there are cores.
+    pub threads: usize,
+    /// Who runs the operators.
+    pub backend: BackendKind,
+}
+
+/// Rows of the residual stream, f32 `[rows, width]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Hidden {
+    /// Number of rows.
+    pub rows: usize,
+    /// Numbers per row.
+    pub width: usize,
+    /// The numbers, row by row.
+    pub data: Vec<f32>,
+}
+
+impl Hidden {
+    /// The rows `range` as their own hidden state.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if there are no such rows.
+    pub fn slice(&self, range: Range<usize>) -> Result<Self, EngineError> {
+        let data = range
+            .start
+            .checked_mul(self.width)
+            .zip(range.end.checked_mul(self.width))
+            .and_then(|(from, to)| self.data.get(from..to))
+            .ok_or_else(|| EngineError::Shape(format!("no rows {range:?} in {} hidden rows", self.rows)))?;
+        Ok(Self { rows: range.len(), width: self.width, data: data.to_vec() })
+    }
+
+    /// Row `row`.
+    #[must_use]
+    pub fn row(&self, row: usize) -> Option<&[f32]> {
+        self.data.chunks_exact(self.width.max(1)).nth(row)
+    }
+}
+
+/// Scores of every token of the vocabulary, f32 `[rows, vocab]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logits {
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// The numbers, row by row.
+    pub data: Vec<f32>,
+}
+
+impl Logits {
+    /// Row `row`.
+    #[must_use]
+    pub fn row(&self, row: usize) -> Option<&[f32]> {
+        self.data.chunks_exact(self.vocab.max(1)).nth(row)
+    }
+}
+
+/// The next rows of one sequence in a batch.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    /// The sequence they extend.
+    pub seq: &'a mut Sequence,
+    /// How many rows of the hidden state are its.
+    pub rows: usize,
+}
+
+struct Runner<B: Backend> {
+    weights: Weights<B>,
+    scratch: Mutex<Scratch<B>>,
+}
+
+impl<B: Backend> Runner<B> {
+    fn load(backend: B, file: &Checkpoint) -> Result<Self, EngineError> {
+        let weights = Weights::load(&backend, file)?;
+        Ok(Self { weights, scratch: Mutex::new(Scratch::new(backend, &file.spec)) })
+    }
+
+    /// Runs one step with the workers awake.
+    fn step<T>(&self, f: impl FnOnce(&Weights<B>, &mut Scratch<B>) -> T) -> T {
+        // A panic leaves nothing in the buffers that a later step would read before writing it.
+        let mut guard: MutexGuard<'_, Scratch<B>> = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.backend.begin_step();
+        let out = f(&self.weights, &mut guard);
+        guard.backend.end_step();
+        out
+    }
+}
+
+enum Engine {
+    Cpu(Runner<Cpu>),
+    Candle(Runner<Candle>),
+}
+
+/// Calls the same code on whichever backend the model has.
+macro_rules! on_engine {
+    ($engine:expr, $runner:ident => $body:expr) => {
+        match $engine {
+            Engine::Cpu($runner) => $body,
+            Engine::Candle($runner) => $body,
+        }
+    };
+}
+
+/// A decoder with its weights. Calls from several threads take turns; share it behind an `Arc`.
+pub struct Model {
+    spec: DecoderSpec,
+    digest: Digest,
+    layer_digests: Vec<Digest>,
+    numerics: String,
+    threads: usize,
+    engine: Engine,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("spec", &self.spec).field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// A typed error that names the file, field or tensor that is wrong.
+    pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<Self, EngineError> {
+        let file = Checkpoint::open(files)?;
+        let (digest, layer_digests) = digest::of(&file)?;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if options.threads == 0 { cores() } else { options.threads }.min(THREADS_MAX);
+        let (engine, numerics, threads) = match options.backend {
+            BackendKind::Cpu => {
+                let cpu = Cpu::new(threads)?;
+                let threads = cpu.threads();
+                (Engine::Cpu(Runner::load(cpu, &file)?), crate::numerics(), threads)
+            }
+            BackendKind::Candle => (Engine::Candle(Runner::load(Candle::new(), &file)?), Candle::numerics(), threads),
+        };
+        Ok(Self { spec: file.spec, digest, layer_digests, numerics, threads, engine })
+    }
+
+    /// What the decoder is made of.
+    #[must_use]
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// Digest of configuration and weights.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Cumulative digests: entry `i` covers the embedding and the layers `0..=i` with the
+    /// configuration that shapes them. See [`trunk_layers`].
+    #[must_use]
+    pub fn layer_digests(&self) -> &[Digest] {
+        &self.layer_digests
+    }
+
+    /// Names the arithmetic this model runs on; hidden states and KV of two models that share a
+    /// trunk have equal bits only if it is equal.
+    #[must_use]
+    pub fn numerics(&self) -> &str {
+        &self.numerics
+    }
+
+    /// Threads a step runs on.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Embeds tokens: the hidden state below layer 0.
+    ///
+    /// # Errors
+    /// [`EngineError::BadToken`], [`EngineError::Shape`] for more than [`ROWS_MAX`] tokens.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Hidden, EngineError> {
+        let vocab = self.spec.vocab_size;
+        check_rows(tokens.len())?;
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocab) {
+            return Err(EngineError::BadToken { token, vocab });
+        }
+        let data = on_engine!(&self.engine, r => r.step(|w, s| w.embed(s, tokens)))?;
+        Ok(Hidden { rows: tokens.len(), width: self.spec.hidden_size, data })
+    }
+
+    /// Runs the layers `range` over a ragged batch. The rows of `hidden` are those of the items one
+    /// after the other; row `j` of an item is at position `seq.len() + j`. On success every sequence
+    /// has grown by its rows; on an error none has.
+    ///
+    /// # Errors
+    /// [`EngineError::WrongRange`] unless `range` is the pool's, [`EngineError::ContextOverflow`],
+    /// [`EngineError::PoolExhausted`], [`EngineError::ForeignSequence`], [`EngineError::Shape`].
+    pub fn layers(
+        &self,
+        range: Range<usize>,
+        pool: &mut KvPool,
+        items: &mut [Rows<'_>],
+        hidden: Hidden,
+    ) -> Result<Hidden, EngineError> {
+        self.check_range(&range, pool)?;
+        let rows: usize = items.iter().map(|i| i.rows).sum();
+        check_rows(rows)?;
+        let width = self.spec.hidden_size;
+        if hidden.rows != rows || hidden.width != width || hidden.data.len() != rows * width {
+            return Err(EngineError::Shape(format!(
+                "the items have {rows} rows of {width} numbers, the hidden state {} of {} ({} numbers)",
+                hidden.rows,
+                hidden.width,
+                hidden.data.len()
+            )));
+        }
+        let batch = self.place(pool, items)?;
+        let out = if range.is_empty() || rows == 0 {
+            hidden.data
+        } else {
+            let spec = &self.spec;
+            let done = on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, spec, range, pool, &batch, &hidden.data)));
+            match done {
+                Ok(data) => data,
+                Err(e) => {
+                    give_back(items);
+                    return Err(e);
+                }
+            }
+        };
+        for item in items {
+            item.seq.grow(item.rows);
+        }
+        Ok(Hidden { rows, width, data: out })
+    }
+
+    /// Final norm and head over the rows `rows` of `hidden`.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if there is no such row.
+    pub fn head(&self, hidden: &Hidden, rows: &[usize]) -> Result<Logits, EngineError> {
+        let (width, vocab) = (self.spec.hidden_size, self.spec.vocab_size);
+        check_rows(rows.len())?;
+        if hidden.width != width || hidden.data.len() != hidden.rows.saturating_mul(width) {
+            return Err(EngineError::Shape(format!("hidden rows have {} numbers, {width} are needed", hidden.width)));
+        }
+        let mut chosen = Vec::with_capacity(rows.len() * width);
+        for &row in rows {
+            let data = hidden.row(row).ok_or_else(|| EngineError::Shape(format!("no row {row} of {}", hidden.rows)))?;
+            chosen.extend_from_slice(data);
+        }
+        let spec = &self.spec;
+        let data = on_engine!(&self.engine, r => r.step(|w, s| w.head(s, spec, &chosen)))?;
+        Ok(Logits { rows: rows.len(), vocab, data })
+    }
+
+    fn check_range(&self, range: &Range<usize>, pool: &KvPool) -> Result<(), EngineError> {
+        let problem = if range.start > range.end || range.end > self.spec.layers {
+            format!("the model has {} layers", self.spec.layers)
+        } else if pool.layers() != *range {
+            format!("the KV pool holds layers {}..{}", pool.layers().start, pool.layers().end)
+        } else if pool.width() != self.spec.kv_width() {
+            format!("the KV pool is {} numbers wide, the model {}", pool.width(), self.spec.kv_width())
+        } else {
+            return Ok(());
+        };
+        Err(EngineError::WrongRange { range: range.clone(), problem })
+    }
+
+    /// Checks the context, reserves blocks and lays out the batch.
+    fn place(&self, pool: &mut KvPool, items: &mut [Rows<'_>]) -> Result<Batch, EngineError> {
+        for item in &*items {
+            pool.own(item.seq)?;
+            let wanted = item.seq.len().saturating_add(item.rows);
+            if wanted > self.spec.context_tokens {
+                return Err(EngineError::ContextOverflow { wanted, limit: self.spec.context_tokens });
+            }
+        }
+        for i in 0..items.len() {
+            let rows = items[i].rows;
+            if let Err(e) = pool.reserve(items[i].seq, rows) {
+                give_back(items);
+                return Err(e);
+            }
+        }
+        let mut batch = Batch { places: Vec::new(), tables: Vec::with_capacity(items.len()) };
+        for (item, r) in items.iter().enumerate() {
+            let from = r.seq.len();
+            batch.places.extend((from..from + r.rows).map(|position| Place { item, position }));
+            batch.tables.push(r.seq.table().to_vec());
+        }
+        Ok(batch)
+    }
+}
+
+/// Returns blocks that were reserved for rows that will not come.
+fn give_back(items: &mut [Rows<'_>]) {
+    for item in items {
+        let len = item.seq.len();
+        item.seq.truncate(len);
+    }
+}
+
+fn check_rows(rows: usize) -> Result<(), EngineError> {
+    if rows > ROWS_MAX {
+        return Err(EngineError::Shape(format!("{rows} rows in one call; at most {ROWS_MAX} are taken")));
+    }
+    Ok(())
+}
+
+/// Layers that two models share from the bottom: the longest common prefix of their
+/// [`Model::layer_digests`].
+#[must_use]
+pub fn trunk_layers(a: &[Digest], b: &[Digest]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

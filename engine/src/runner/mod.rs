@@ -1,0 +1,241 @@
+//! The engine thread: owns every sequence's KV state and runs one ragged batch after the other
+//! (continuous batching). Callers hand it jobs and get, per position, what a function of theirs
+//! made of the logits. Both ends use it: the edge for drafts, the cloud for verification.
+//!
+//! A sequence has two KV states: the trunk (layers `0..split`, which an edge and a cloud model may
+//! share) and the layers above it. Rows that arrive with hidden states above the trunk skip the
+//! trunk; when a later row needs the trunk itself, the runner first catches up on what it skipped.
+
+pub mod batch;
+mod state;
+mod worker;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+
+use tandem_proto::ids::SessionId;
+use tandem_proto::message::SamplingParams;
+
+use crate::error::EngineError;
+use crate::kv::KvPool;
+use crate::model::Model;
+use batch::BatchBounds;
+
+/// Why a job failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RunnerError {
+    /// No KV block is free for the sequence; it keeps the state it has.
+    #[error("no KV memory for the sequence: {0}")]
+    Memory(String),
+    /// The model refused or failed; the sequence's state is dropped.
+    #[error("the model failed: {0}")]
+    Engine(String),
+    /// State that the job builds on is not there (any more).
+    #[error("the sequence's state covers {have} tokens, the job needs {wanted}")]
+    Gap {
+        /// Tokens covered.
+        have: usize,
+        /// Tokens needed.
+        wanted: usize,
+    },
+    /// The job contradicts itself.
+    #[error("bad job: {0}")]
+    BadJob(&'static str),
+    /// More jobs than the runner's bound are waiting.
+    #[error("{0} jobs are waiting, which is the runner's bound")]
+    Full(usize),
+    /// The engine thread could not start or is gone.
+    #[error("the engine thread is not running: {0}")]
+    Stopped(String),
+}
+
+impl From<EngineError> for RunnerError {
+    fn from(e: EngineError) -> Self {
+        match e {
+            EngineError::PoolExhausted { .. } => Self::Memory(e.to_string()),
+            other => Self::Engine(other.to_string()),
+        }
+    }
+}
+
+/// Work on one sequence. A sequence has one job at a time.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The sequence.
+    pub key: SessionId,
+    /// All its tokens up to the end of the job.
+    pub sequence: Vec<u32>,
+    /// KV state is cut to this many tokens, then `sequence[feed_from..]` is fed.
+    pub feed_from: usize,
+    /// Hidden states above the trunk for the tokens fed, `[tokens, hidden_size]`; the trunk is not
+    /// run for them.
+    pub hidden: Option<Vec<f32>>,
+    /// Outputs are wanted for the positions `outputs_from ..= sequence.len()`.
+    pub outputs_from: usize,
+    /// Tokens of the prompt (penalties look at what follows).
+    pub prompt_len: usize,
+    /// Sampling parameters of the sequence.
+    pub sampling: Arc<SamplingParams>,
+    /// Alternatives per output.
+    pub top_logprobs: usize,
+    /// Nobody waits for an answer yet: decisions of other sequences go first.
+    pub is_prefill: bool,
+    /// Return the hidden states above the trunk of the tokens fed.
+    pub keep_trunk_hidden: bool,
+}
+
+/// What the model says at one position.
+#[derive(Debug, Clone, Copy)]
+pub struct RowOutput<'a> {
+    /// The position the logits predict.
+    pub position: usize,
+    /// Logits over the vocabulary.
+    pub logits: &'a [f32],
+    /// Hidden state above the last layer, before the final norm.
+    pub hidden: &'a [f32],
+}
+
+/// Turns a row into what the caller wants of it. Runs on the engine thread.
+pub type Choose<T> = Box<dyn Fn(&Job, RowOutput<'_>) -> Result<T, EngineError> + Send>;
+
+/// Result of a job.
+#[derive(Debug, Clone)]
+pub struct JobDone<T> {
+    /// One output per wanted position, in order.
+    pub outputs: Vec<T>,
+    /// Time from the first pass of the job to its end, microseconds.
+    pub compute_us: u32,
+    /// Time before that, microseconds.
+    pub queue_us: u32,
+    /// Tokens whose trunk state the runner holds.
+    pub trunk_tokens: usize,
+    /// Rows that ran through the trunk here, and rows whose hidden states were given.
+    pub trunk_rows: (usize, usize),
+    /// Hidden states above the trunk of the tokens fed, if asked for.
+    pub trunk_hidden: Vec<f32>,
+}
+
+/// Gets the result of a job, on the engine thread: hand it on, do not work there.
+pub type OnDone<T> = Box<dyn FnOnce(Result<T, RunnerError>) + Send>;
+
+enum Command<T> {
+    Run(Box<Job>, OnDone<JobDone<T>>),
+    Forget(SessionId),
+    ExportTrunk { key: SessionId, tokens: usize, done: OnDone<Vec<Vec<f32>>> },
+    ImportTrunk { key: SessionId, blocks: Vec<Vec<f32>>, tokens: usize, done: OnDone<usize> },
+}
+
+/// Gauges that other threads read.
+#[derive(Debug, Default)]
+pub struct RunnerLoad {
+    /// Jobs waiting or running.
+    pub jobs: AtomicUsize,
+    /// Free KV blocks (of the scarcer pool).
+    pub kv_blocks_free: AtomicUsize,
+    /// Rows fed since the start.
+    pub rows: AtomicU64,
+    /// Forward passes since the start.
+    pub passes: AtomicU64,
+    /// Time in the model since the start, microseconds.
+    pub busy_us: AtomicU64,
+}
+
+/// How a runner is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct RunnerOptions {
+    /// Trunk layers; 0 without a trunk.
+    pub split: usize,
+    /// KV blocks of each pool.
+    pub kv_blocks: usize,
+    /// Most commands waiting.
+    pub queue_max: usize,
+    /// Bounds of a pass.
+    pub batch: BatchBounds,
+}
+
+/// Handle to the engine thread. The thread ends when the last handle is gone.
+#[derive(Debug)]
+pub struct Runner<T> {
+    commands: SyncSender<Command<T>>,
+    queue_max: usize,
+    load: Arc<RunnerLoad>,
+}
+
+impl<T> Clone for Runner<T> {
+    fn clone(&self) -> Self {
+        Self { commands: self.commands.clone(), queue_max: self.queue_max, load: self.load.clone() }
+    }
+}
+
+impl<T: Send + 'static> Runner<T> {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The pools do not fit in memory, or no thread can be started.
+    pub fn start(model: Arc<Model>, options: RunnerOptions, choose: Choose<T>) -> Result<Self, RunnerError> {
+        let layers: Range<usize> = 0..model.spec().layers;
+        if options.split > layers.end {
+            return Err(RunnerError::BadJob("the trunk has more layers than the model"));
+        }
+        let trunk_pool = (options.split > 0).then(|| KvPool::new(&model, 0..options.split, options.kv_blocks)).transpose()?;
+        let upper_pool = KvPool::new(&model, options.split..layers.end, options.kv_blocks)?;
+        let (commands, inbox) = sync_channel(options.queue_max.max(1));
+        let load = Arc::new(RunnerLoad::default());
+        load.kv_blocks_free.store(options.kv_blocks, Ordering::Relaxed);
+        let worker = worker::Worker::new(model, options, trunk_pool, upper_pool, choose, load.clone());
+        std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || worker.run(&inbox))
+            .map_err(|e| RunnerError::Stopped(e.to_string()))?;
+        Ok(Self { commands, queue_max: options.queue_max, load })
+    }
+
+    /// Gauges.
+    #[must_use]
+    pub fn load(&self) -> &RunnerLoad {
+        &self.load
+    }
+
+    /// Queues a job. `done` is called exactly once unless the thread dies.
+    ///
+    /// # Errors
+    /// The queue is full or the thread is gone.
+    pub fn submit(&self, job: Job, done: OnDone<JobDone<T>>) -> Result<(), RunnerError> {
+        self.send(Command::Run(Box::new(job), done))
+    }
+
+    /// Drops a sequence's state (after its running job, if any).
+    ///
+    /// # Errors
+    /// The queue is full or the thread is gone.
+    pub fn forget(&self, key: SessionId) -> Result<(), RunnerError> {
+        self.send(Command::Forget(key))
+    }
+
+    /// Copies out the trunk state of the sequence's first `tokens` tokens, one `[layer][token][width]`
+    /// payload per block.
+    ///
+    /// # Errors
+    /// The queue is full or the thread is gone.
+    pub fn export_trunk(&self, key: SessionId, tokens: usize, done: OnDone<Vec<Vec<f32>>>) -> Result<(), RunnerError> {
+        self.send(Command::ExportTrunk { key, tokens, done })
+    }
+
+    /// Puts trunk state of the sequence's first `tokens` tokens in place; `done` gets the number of
+    /// tokens covered then.
+    ///
+    /// # Errors
+    /// The queue is full or the thread is gone.
+    pub fn import_trunk(&self, key: SessionId, blocks: Vec<Vec<f32>>, tokens: usize, done: OnDone<usize>) -> Result<(), RunnerError> {
+        self.send(Command::ImportTrunk { key, blocks, tokens, done })
+    }
+
+    fn send(&self, command: Command<T>) -> Result<(), RunnerError> {
+        self.commands.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => RunnerError::Full(self.queue_max),
+            TrySendError::Disconnected(_) => RunnerError::Stopped("it has ended".into()),
+        })
+    }
+}

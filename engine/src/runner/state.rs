@@ -1,0 +1,118 @@
+//! KV state of the sequences, and what a job has done so far.
+
+use std::time::Instant;
+
+use crate::kv::{KvPool, Sequence};
+
+use super::batch::Take;
+use super::{Job, JobDone, OnDone};
+
+pub(super) struct KvState {
+    pub(super) trunk: Option<Sequence>,
+    pub(super) upper: Sequence,
+}
+
+impl KvState {
+    pub(super) fn new(trunk: Option<&KvPool>, upper: &KvPool) -> Self {
+        Self { trunk: trunk.map(KvPool::sequence), upper: upper.sequence() }
+    }
+
+    /// Cuts both states to `len` tokens.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.upper.truncate(len.min(self.upper.len()));
+        if let Some(trunk) = &mut self.trunk {
+            trunk.truncate(len.min(trunk.len()));
+        }
+    }
+}
+
+pub(super) struct Pending<T> {
+    pub(super) job: Box<Job>,
+    pub(super) done: OnDone<JobDone<T>>,
+    pub(super) kv: KvState,
+    /// Next token to feed above the trunk.
+    pub(super) cursor: usize,
+    pub(super) outputs: Vec<T>,
+    pub(super) trunk_hidden: Vec<f32>,
+    pub(super) trunk_rows: (usize, usize),
+    pub(super) arrival: u64,
+    pub(super) queued_at: Instant,
+    pub(super) started_at: Option<Instant>,
+    /// The sequence is to be dropped after this job.
+    pub(super) forget: bool,
+}
+
+impl<T> Pending<T> {
+    pub(super) fn new(job: Box<Job>, done: OnDone<JobDone<T>>, kv: KvState, arrival: u64) -> Self {
+        Self {
+            cursor: job.feed_from,
+            job,
+            done,
+            kv,
+            outputs: Vec::new(),
+            trunk_hidden: Vec::new(),
+            trunk_rows: (0, 0),
+            arrival,
+            queued_at: Instant::now(),
+            started_at: None,
+            forget: false,
+        }
+    }
+
+    /// Tokens that the trunk must catch up on before the next row.
+    fn trunk_lag(&self) -> usize {
+        match (&self.kv.trunk, &self.job.hidden) {
+            (Some(trunk), None) => self.cursor.saturating_sub(trunk.len()),
+            _ => 0,
+        }
+    }
+
+    /// True if rows of this job run through the trunk here.
+    pub(super) fn runs_trunk(&self) -> bool {
+        self.kv.trunk.is_some() && self.job.hidden.is_none()
+    }
+
+    pub(super) fn rows_left(&self) -> usize {
+        self.trunk_lag() + self.job.sequence.len() - self.cursor
+    }
+
+    pub(super) fn plan(&self, take: Take) -> Plan {
+        let lag = self.trunk_lag();
+        if lag > 0 {
+            Plan { index: take.index, from: self.cursor - lag, rows: take.rows.min(lag), catching_up: true }
+        } else {
+            Plan { index: take.index, from: self.cursor, rows: take.rows, catching_up: false }
+        }
+    }
+
+    pub(super) fn finish(self) -> Option<(Box<Job>, KvState)> {
+        let started = self.started_at.unwrap_or(self.queued_at);
+        let result = JobDone {
+            outputs: self.outputs,
+            compute_us: micros(started, Instant::now()),
+            queue_us: micros(self.queued_at, started),
+            trunk_tokens: self.kv.trunk.as_ref().map_or(0, Sequence::len),
+            trunk_rows: self.trunk_rows,
+            trunk_hidden: self.trunk_hidden,
+        };
+        (self.done)(Ok(result));
+        (!self.forget).then_some((self.job, self.kv))
+    }
+}
+
+fn micros(from: Instant, to: Instant) -> u32 {
+    u32::try_from(to.duration_since(from).as_micros()).unwrap_or(u32::MAX)
+}
+
+/// What one pass feeds of one job.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// Index of the job.
+    pub(super) index: usize,
+    /// First token.
+    pub(super) from: usize,
+    /// Tokens.
+    pub(super) rows: usize,
+    /// Only the trunk runs, for state that was skipped before.
+    pub(super) catching_up: bool,
+}

@@ -1,0 +1,301 @@
+//! The loop of the engine thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use tandem_proto::ids::SessionId;
+
+use crate::error::EngineError;
+use crate::kv::{KvPool, Sequence};
+use crate::model::{Hidden, Model, Rows};
+
+use super::batch::{Take, Waiting, compose};
+use super::state::{KvState, Pending, Plan};
+use super::{Choose, Command, Job, JobDone, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions};
+
+pub(super) struct Worker<T> {
+    model: Arc<Model>,
+    options: RunnerOptions,
+    trunk_pool: Option<KvPool>,
+    upper_pool: KvPool,
+    /// States of sequences without a job.
+    idle: HashMap<SessionId, KvState>,
+    pending: Vec<Pending<T>>,
+    arrivals: u64,
+    choose: Choose<T>,
+    load: Arc<RunnerLoad>,
+}
+
+impl<T> Worker<T> {
+    pub(super) fn new(
+        model: Arc<Model>,
+        options: RunnerOptions,
+        trunk_pool: Option<KvPool>,
+        upper_pool: KvPool,
+        choose: Choose<T>,
+        load: Arc<RunnerLoad>,
+    ) -> Self {
+        Self { model, options, trunk_pool, upper_pool, idle: HashMap::new(), pending: Vec::new(), arrivals: 0, choose, load }
+    }
+
+    pub(super) fn run(mut self, inbox: &Receiver<Command<T>>) {
+        loop {
+            if self.pending.is_empty() {
+                self.publish_load();
+                match inbox.recv() {
+                    Ok(command) => self.take(command),
+                    Err(_) => return,
+                }
+            }
+            while let Ok(command) = inbox.try_recv() {
+                self.take(command);
+            }
+            if !self.pending.is_empty() {
+                self.step();
+                self.publish_load();
+            }
+        }
+    }
+
+    fn publish_load(&self) {
+        let free = self.trunk_pool.as_ref().map_or(usize::MAX, KvPool::free_blocks).min(self.upper_pool.free_blocks());
+        self.load.kv_blocks_free.store(free, Ordering::Relaxed);
+        self.load.jobs.store(self.pending.len(), Ordering::Relaxed);
+    }
+
+    fn take(&mut self, command: Command<T>) {
+        match command {
+            Command::Run(job, done) => self.admit(job, done),
+            Command::Forget(key) => {
+                self.idle.remove(&key);
+                for p in self.pending.iter_mut().filter(|p| p.job.key == key) {
+                    p.forget = true;
+                }
+            }
+            Command::ExportTrunk { key, tokens, done } => done(self.export(key, tokens)),
+            Command::ImportTrunk { key, blocks, tokens, done } => done(self.import(key, &blocks, tokens)),
+        }
+    }
+
+    fn admit(&mut self, job: Box<Job>, done: OnDone<JobDone<T>>) {
+        let rows = job.sequence.len().saturating_sub(job.feed_from);
+        let width = self.model.spec().hidden_size;
+        let bad = if rows == 0 {
+            Some("nothing to feed")
+        } else if job.outputs_from <= job.feed_from {
+            Some("an output is wanted for a token that is not fed")
+        } else if job.hidden.as_ref().is_some_and(|h| h.len() != rows * width || self.options.split == 0) {
+            Some("hidden states do not match the tokens fed")
+        } else if self.pending.iter().any(|p| p.job.key == job.key) {
+            Some("the sequence already has a job")
+        } else {
+            None
+        };
+        if let Some(what) = bad {
+            done(Err(RunnerError::BadJob(what)));
+            return;
+        }
+        let mut kv = self.idle.remove(&job.key).unwrap_or_else(|| KvState::new(self.trunk_pool.as_ref(), &self.upper_pool));
+        let have = kv.upper.len();
+        if job.feed_from > have {
+            let wanted = job.feed_from;
+            self.idle.insert(job.key, kv);
+            done(Err(RunnerError::Gap { have, wanted }));
+            return;
+        }
+        kv.truncate(job.feed_from);
+        self.arrivals += 1;
+        self.pending.push(Pending::new(job, done, kv, self.arrivals));
+    }
+
+    /// Runs one batch and answers the jobs it ends.
+    fn step(&mut self) {
+        let chunk = self.options.batch.prefill_chunk;
+        let waiting: Vec<Waiting> = self
+            .pending
+            .iter()
+            .map(|p| Waiting { rows: p.rows_left(), is_prefill: p.job.is_prefill || p.rows_left() > chunk, arrival: p.arrival })
+            .collect();
+        let begun = Instant::now();
+        let mut takes = compose(&waiting, &self.options.batch);
+        takes.sort_by_key(|t| t.index);
+        let plans = self.reserve(&takes);
+        if let Err(e) = self.forward(&plans) {
+            // The pass failed as a whole: the state of its sequences is unknown and goes.
+            for plan in plans.iter().rev() {
+                (self.pending.remove(plan.index).done)(Err(e.clone()));
+            }
+            return;
+        }
+        self.load.passes.fetch_add(1, Ordering::Relaxed);
+        self.load.rows.fetch_add(plans.iter().map(|p| p.rows as u64).sum(), Ordering::Relaxed);
+        self.load.busy_us.fetch_add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        for index in (0..self.pending.len()).rev() {
+            if self.pending[index].rows_left() == 0 && let Some((job, kv)) = self.pending.remove(index).finish() {
+                self.idle.insert(job.key, kv);
+            }
+        }
+    }
+
+    /// Reserves memory for each take; a sequence that gets none fails alone.
+    fn reserve(&mut self, takes: &[Take]) -> Vec<Plan> {
+        let mut plans = Vec::with_capacity(takes.len());
+        let mut removed = 0;
+        for take in takes {
+            let take = Take { index: take.index - removed, ..*take };
+            let p = &mut self.pending[take.index];
+            p.started_at.get_or_insert_with(Instant::now);
+            let plan = p.plan(take);
+            let runs_trunk = p.runs_trunk();
+            let trunk = match (&mut self.trunk_pool, &mut p.kv.trunk) {
+                (Some(pool), Some(seq)) if runs_trunk => pool.reserve(seq, plan.rows),
+                _ => Ok(()),
+            };
+            let upper = trunk.and_then(|()| if plan.catching_up { Ok(()) } else { self.upper_pool.reserve(&mut p.kv.upper, plan.rows) });
+            match upper {
+                Ok(()) => plans.push(plan),
+                Err(e) => {
+                    removed += 1;
+                    let p = self.pending.remove(take.index);
+                    if !p.forget {
+                        self.idle.insert(p.job.key, p.kv);
+                    }
+                    (p.done)(Err(e.into()));
+                }
+            }
+        }
+        plans
+    }
+
+    fn forward(&mut self, plans: &[Plan]) -> Result<(), RunnerError> {
+        let model = self.model.clone();
+        let width = model.spec().hidden_size;
+        let mut trunk_out = self.run_trunk(&model, plans)?;
+        let mut data = Vec::new();
+        let mut tokens = Vec::new();
+        let mut items = Vec::new();
+        let mut plan_of = plans.iter().peekable();
+        let mut taken = 0;
+        for (index, p) in self.pending.iter_mut().enumerate() {
+            let Some(plan) = plan_of.next_if(|plan| plan.index == index) else { continue };
+            if let Some(hidden) = &p.job.hidden {
+                let at = (plan.from - p.job.feed_from) * width;
+                data.extend_from_slice(&hidden[at..at + plan.rows * width]);
+                p.trunk_rows.1 += plan.rows;
+            } else if self.options.split == 0 {
+                tokens.extend_from_slice(&p.job.sequence[plan.from..plan.from + plan.rows]);
+            } else {
+                let rows = &trunk_out[taken..taken + plan.rows * width];
+                taken += rows.len();
+                p.trunk_rows.0 += plan.rows;
+                if plan.catching_up {
+                    continue;
+                }
+                if p.job.keep_trunk_hidden {
+                    p.trunk_hidden.extend_from_slice(rows);
+                }
+                data.extend_from_slice(rows);
+            }
+            items.push(Rows { seq: &mut p.kv.upper, rows: plan.rows });
+        }
+        trunk_out.clear();
+        if items.is_empty() {
+            return Ok(());
+        }
+        let hidden =
+            if self.options.split == 0 { model.embed(&tokens)? } else { Hidden { rows: data.len() / width, width, data } };
+        let hidden = model.layers(self.options.split..model.spec().layers, &mut self.upper_pool, &mut items, hidden)?;
+        drop(items);
+        self.outputs(&model, plans, &hidden)
+    }
+
+    /// The trunk, for all rows that need it: `[rows, hidden_size]`.
+    fn run_trunk(&mut self, model: &Model, plans: &[Plan]) -> Result<Vec<f32>, RunnerError> {
+        let Some(pool) = &mut self.trunk_pool else { return Ok(Vec::new()) };
+        let mut tokens = Vec::new();
+        let mut items = Vec::new();
+        let mut plan_of = plans.iter().peekable();
+        for (index, p) in self.pending.iter_mut().enumerate() {
+            let Some(plan) = plan_of.next_if(|plan| plan.index == index) else { continue };
+            if !p.runs_trunk() {
+                continue;
+            }
+            if let Some(seq) = &mut p.kv.trunk {
+                tokens.extend_from_slice(&p.job.sequence[plan.from..plan.from + plan.rows]);
+                items.push(Rows { seq, rows: plan.rows });
+            }
+        }
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(model.layers(0..self.options.split, pool, &mut items, model.embed(&tokens)?)?.data)
+    }
+
+    fn outputs(&mut self, model: &Model, plans: &[Plan], hidden: &Hidden) -> Result<(), RunnerError> {
+        let mut rows = Vec::new();
+        let mut wanted = Vec::new();
+        let mut at = 0;
+        for plan in plans.iter().filter(|p| !p.catching_up) {
+            let p = &mut self.pending[plan.index];
+            for i in 0..plan.rows {
+                let position = plan.from + i + 1;
+                if position >= p.job.outputs_from {
+                    rows.push(at + i);
+                    wanted.push((plan.index, position));
+                }
+            }
+            at += plan.rows;
+            p.cursor += plan.rows;
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let logits = model.head(hidden, &rows)?;
+        for (i, (index, position)) in wanted.into_iter().enumerate() {
+            let p = &mut self.pending[index];
+            let row = &hidden.data[rows[i] * hidden.width..(rows[i] + 1) * hidden.width];
+            let output = RowOutput { position, logits: &logits.data[i * logits.vocab..(i + 1) * logits.vocab], hidden: row };
+            p.outputs.push((self.choose)(&p.job, output)?);
+        }
+        Ok(())
+    }
+
+    fn export(&self, key: SessionId, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
+        let state = self.idle.get(&key).and_then(|kv| kv.trunk.as_ref());
+        let have = state.map_or(0, Sequence::len);
+        let (Some(pool), Some(trunk)) = (&self.trunk_pool, state.filter(|_| tokens <= have)) else {
+            return Err(RunnerError::Gap { have, wanted: tokens });
+        };
+        // A fork shares the blocks; cutting it yields the last block at its partial length.
+        let mut run = trunk.fork();
+        run.truncate(tokens);
+        (0..run.blocks()).map(|i| pool.export_block(&run, i).map_err(RunnerError::from)).collect()
+    }
+
+    fn import(&mut self, key: SessionId, blocks: &[Vec<f32>], tokens: usize) -> Result<usize, RunnerError> {
+        let Some(pool) = &mut self.trunk_pool else {
+            return Err(RunnerError::BadJob("the runner has no trunk"));
+        };
+        if self.pending.iter().any(|p| p.job.key == key) {
+            return Err(RunnerError::BadJob("the sequence has a job"));
+        }
+        let kv = self.idle.entry(key).or_insert_with(|| KvState::new(Some(pool), &self.upper_pool));
+        let have = kv.trunk.as_ref().map_or(0, Sequence::len);
+        if tokens <= have {
+            return Ok(have);
+        }
+        let mut fresh = pool.sequence();
+        for (i, block) in blocks.iter().enumerate() {
+            let count = tokens.saturating_sub(i * tandem_proto::limits::KV_BLOCK_TOKENS).min(tandem_proto::limits::KV_BLOCK_TOKENS);
+            pool.import_block(&mut fresh, i, count, block)?;
+        }
+        if fresh.len() != tokens {
+            return Err(EngineError::Shape(format!("{tokens} tokens of trunk state announced, {} given", fresh.len())).into());
+        }
+        kv.trunk = Some(fresh);
+        Ok(tokens)
+    }
+}

@@ -1,0 +1,200 @@
+//! Text to token ids and back: from a `tokenizer.json` or from GGUF metadata.
+
+mod gguf;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tandem_proto::ids::Digest;
+use tandem_proto::limits::STOP_TOKENS_MAX;
+use tokenizers::DecoderWrapper;
+
+pub use stream::StreamDecoder;
+
+use crate::error::EngineError;
+use crate::load::{JSON_BYTES_MAX, gguf as format, map_file, read_small};
+use crate::spec::DecoderSpec;
+
+/// Longest text encoded in one call, bytes.
+pub const TEXT_BYTES_MAX: usize = 16 << 20;
+
+/// A tokenizer with its special tokens.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Content and whether it is hidden in text, per token id that has any.
+    tokens: Vec<Option<(String, bool)>>,
+    digest: Digest,
+    /// Tokens stand for bytes through the GPT-2 alphabet.
+    byte_level: bool,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab", &self.tokens.len()).field("digest", &self.digest).finish()
+    }
+}
+
+pub(crate) fn broken(problem: impl std::fmt::Display) -> EngineError {
+    EngineError::Tokenizer(problem.to_string())
+}
+
+impl Tokenizer {
+    /// From the bytes of a Hugging Face `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] if it is not one.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, EngineError> {
+        if bytes.len() as u64 > JSON_BYTES_MAX {
+            return Err(broken(format!("tokenizer.json has {} bytes, more than {JSON_BYTES_MAX}", bytes.len())));
+        }
+        Self::new(tokenizers::Tokenizer::from_bytes(bytes).map_err(broken)?)
+    }
+
+    /// From a folder in Hugging Face layout.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`], [`EngineError::Tokenizer`].
+    pub fn from_dir(dir: &Path) -> Result<Self, EngineError> {
+        Self::from_json(&read_small(&dir.join("tokenizer.json"))?)
+    }
+
+    /// From the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownPreTokenizer`] if the file names splitting rules that are not known here;
+    /// otherwise what is wrong with the file.
+    pub fn from_gguf(path: &Path) -> Result<Self, EngineError> {
+        let map = map_file(path)?;
+        Self::new(gguf::build(&format::Gguf::parse(&map)?)?)
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, EngineError> {
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(broken)?;
+        let vocab: BTreeMap<u32, String> = inner.get_vocab(true).into_iter().map(|(t, i)| (i, t)).collect();
+        let Some((&last, _)) = vocab.last_key_value() else { return Err(broken("the vocabulary is empty")) };
+        if last as usize >= crate::spec::VOCAB_MAX {
+            return Err(broken(format!("token id {last} is past the largest vocabulary")));
+        }
+        let special = inner.get_added_tokens_decoder();
+        let mut tokens = vec![None; last as usize + 1];
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"tandem tokenizer fingerprint 1");
+        for (id, text) in vocab {
+            let hidden = special.get(&id).is_some_and(|t| t.special);
+            hash.update(&id.to_le_bytes());
+            hash.update(&[u8::from(hidden)]);
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+            tokens[id as usize] = Some((text, hidden));
+        }
+        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), byte_level })
+    }
+
+    /// Token ids of a text. Special tokens written out in it become those tokens; none is added.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] if the text is too long or the tokenizer cannot encode it.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(broken(format!("the text has {} bytes, at most {TEXT_BYTES_MAX} are taken", text.len())));
+        }
+        Ok(self.inner.encode_fast(text, false).map_err(broken)?.get_ids().to_vec())
+    }
+
+    /// Text of token ids; special tokens are hidden, bytes that are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`EngineError::BadToken`] for an id without a token.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
+        let mut stream = self.stream();
+        let mut out = String::new();
+        for &id in ids {
+            out.push_str(&stream.push(self, id)?);
+        }
+        out.push_str(&stream.finish());
+        Ok(out)
+    }
+
+    /// A decoder for tokens that come one by one.
+    #[must_use]
+    pub fn stream(&self) -> StreamDecoder {
+        StreamDecoder::default()
+    }
+
+    /// Digest of the vocabulary: ids mean the same text iff it is equal.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// One more than the largest token id.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The token as the vocabulary spells it.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<&str> {
+        Some(self.tokens.get(id as usize)?.as_ref()?.0.as_str())
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether a token is a special one, hidden in text.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokens.get(id as usize).and_then(Option::as_ref).is_some_and(|t| t.1)
+    }
+
+    /// The bytes a token stands for (special tokens: as they are spelt); a part of a character is
+    /// possible.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let (text, special) = self.tokens.get(id as usize)?.as_ref()?;
+        Some(if self.byte_level && !special { stream::bytes_of(text) } else { text.clone().into_bytes() })
+    }
+
+    fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+}
+
+/// The tokens that end an answer: those of `generation_config.json` if it is there, and the model's.
+///
+/// # Errors
+/// [`EngineError::Json`] if the file is broken.
+pub fn stop_tokens(generation_config: Option<&[u8]>, spec: &DecoderSpec) -> Result<Vec<u32>, EngineError> {
+    let mut stops = spec.eos_tokens.clone();
+    if let Some(bytes) = generation_config {
+        let json = |problem: String| EngineError::Json { file: "generation_config.json", problem };
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| json(e.to_string()))?;
+        let ids = match value.get("eos_token_id") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(list)) => list.clone(),
+            Some(one) => vec![one.clone()],
+        };
+        for id in ids {
+            let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
+            stops.push(id.ok_or_else(|| json("eos_token_id is not a token id".into()))?);
+        }
+    }
+    stops.retain(|&id| (id as usize) < spec.vocab_size);
+    stops.sort_unstable();
+    stops.dedup();
+    if stops.len() > STOP_TOKENS_MAX {
+        let problem = format!("{} end tokens, at most {STOP_TOKENS_MAX} are taken", stops.len());
+        return Err(EngineError::Json { file: "generation_config.json", problem });
+    }
+    Ok(stops)
+}

@@ -1,0 +1,67 @@
+use proptest::prelude::*;
+use tandem_models::{CLOUD, EDGE};
+
+use super::{Tokenizer, stop_tokens};
+use crate::error::EngineError;
+use crate::spec::DecoderSpec;
+
+fn edge() -> Tokenizer {
+    Tokenizer::from_json(EDGE.tokenizer).expect("the embedded tokenizer loads")
+}
+
+#[test]
+fn special_tokens_are_parsed_and_hidden() {
+    let t = edge();
+    let ids = t.encode("<|bos|><|user|>Zagreb is the capital of which country?<|assistant|>").expect("encodes");
+    assert_eq!(ids, [0, 2, 62, 337, 273, 70, 266, 269, 343, 274, 474, 439, 35, 3]);
+    assert_eq!(t.decode(&ids).expect("decodes"), "Zagreb is the capital of which country?");
+    assert!(t.is_special(1) && !t.is_special(62) && !t.is_special(1 << 30));
+    assert_eq!(t.token_id("<|eos|>"), Some(1));
+    assert_eq!(t.token(1), Some("<|eos|>"));
+    assert!(matches!(t.decode(&[1 << 30]), Err(EngineError::BadToken { .. })));
+}
+
+#[test]
+fn the_pair_has_one_tokenizer() {
+    assert_eq!(edge().digest(), Tokenizer::from_json(CLOUD.tokenizer).expect("loads").digest());
+}
+
+#[test]
+fn stop_tokens_come_from_both_files() {
+    let spec = DecoderSpec::from_hf(EDGE.config).expect("spec");
+    assert_eq!(stop_tokens(Some(EDGE.generation_config), &spec).expect("stops"), [1]);
+    assert_eq!(stop_tokens(Some(br#"{"eos_token_id": [3, 1, 99999999]}"#), &spec).expect("stops"), [1, 3]);
+    assert_eq!(stop_tokens(None, &spec).expect("stops"), [1]);
+    assert!(stop_tokens(Some(br#"{"eos_token_id": "x"}"#), &spec).is_err());
+    assert!(stop_tokens(Some(b"{"), &spec).is_err());
+}
+
+#[test]
+fn broken_files_are_refused() {
+    for bad in [&b""[..], b"{}", b"[1]", b"\xff\xfe", br#"{"version":"1.0","model":{"type":"BPE"}}"#] {
+        assert!(matches!(Tokenizer::from_json(bad), Err(EngineError::Tokenizer(_))));
+    }
+}
+
+proptest! {
+    /// Streaming yields the text of the whole, whatever the text, and no piece splits a character.
+    #[test]
+    fn streams_equal_whole_texts(text in "\\PC{0,40}") {
+        let t = edge();
+        let ids = t.encode(&text).expect("encodes");
+        let mut stream = t.stream();
+        let mut out = String::new();
+        for id in ids {
+            out.push_str(&stream.push(&t, id).expect("decodes"));
+        }
+        out.push_str(&stream.finish());
+        prop_assert_eq!(out, text);
+    }
+
+    /// Any ids at all decode to what the tokenizer's own decoder says.
+    #[test]
+    fn random_ids_decode_like_the_library(ids in prop::collection::vec(0u32..4096, 0..40)) {
+        let t = edge();
+        prop_assert_eq!(t.decode(&ids).expect("decodes"), t.inner().decode(&ids, true).expect("decodes"));
+    }
+}

@@ -1,0 +1,182 @@
+//! A router: the control plane behind gRPC with mutual TLS.
+//!
+//! [`serve`] takes a bound listener and runs until its token is cancelled; what it answered is on
+//! disk by then. Who may call what is decided by the role and name in the peer's certificate.
+
+mod accept;
+mod service;
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tandem_proto::rpc::control_server::ControlServer;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use self::service::Service;
+use crate::{
+    control::{
+        Command, Request, RequestId,
+        log::{CommandLog, LogError, SingleNode},
+    },
+    metric_definitions as names,
+    placement::PlacementConfig,
+    tls::TlsPem,
+};
+
+/// Largest message in either direction, bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Most open connections; more wait in the system's backlog.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Most requests under way on one connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// Most requests under way on all connections; more are told to come back.
+pub const REQUESTS_MAX: usize = 1024;
+/// Longest time for one request.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for a TLS handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often old nodes and tickets are forgotten and the gauges are set.
+const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+/// How long open connections may take to end after the shutdown was asked for.
+const GRACE: Duration = Duration::from_secs(2);
+/// A silent peer is asked for a sign of life so often, and given half as long to answer.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// What a router needs.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Certificate, key and CA.
+    pub tls: TlsPem,
+    /// Where the state is kept; in memory only if `None`.
+    pub state_dir: Option<PathBuf>,
+    /// The numbers behind placement.
+    pub placement: PlacementConfig,
+}
+
+/// Why a router did not start or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The listener is unusable.
+    #[error("router listener: {0}")]
+    Listen(#[from] io::Error),
+    /// The key material is unusable, or the transport failed.
+    #[error("router transport: {0}; check the certificate, key and CA")]
+    Transport(#[from] tonic::transport::Error),
+    /// The serving task has died.
+    #[error("the router's task has stopped unexpectedly")]
+    Stopped,
+}
+
+/// A running router.
+#[derive(Debug)]
+pub struct Serving {
+    address: SocketAddr,
+    task: JoinHandle<Result<(), ServerError>>,
+}
+
+impl Serving {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for its end: after the shutdown token was cancelled, or an error.
+    pub async fn join(self) -> Result<(), ServerError> {
+        self.task.await.map_err(|_| ServerError::Stopped)?
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Starts a router on `listener`. It has its state and answers as soon as this returns.
+pub async fn serve(
+    listener: TcpListener,
+    config: ServerConfig,
+    shutdown: CancellationToken,
+) -> Result<Serving, ServerError> {
+    let now_ms = wall_ms();
+    let log = Arc::new(match &config.state_dir {
+        Some(folder) => SingleNode::open(folder, config.placement, now_ms).await?,
+        None => SingleNode::in_memory(config.placement, now_ms),
+    });
+    let address = listener.local_addr()?;
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(&config.tls.certificate, &config.tls.key))
+        .client_ca_root(Certificate::from_pem(&config.tls.ca))
+        .timeout(HANDSHAKE_TIMEOUT);
+    let service = ControlServer::new(Service::new(Arc::clone(&log)))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let router = Server::builder()
+        .tls_config(tls)?
+        .timeout(REQUEST_TIMEOUT)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE / 2))
+        .add_service(service);
+    tracing::info!(%address, "router listens");
+    let incoming = accept::bounded(listener, shutdown.clone());
+    let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+    let task = tokio::spawn(async move {
+        let ticks = expire_until(Arc::clone(&log), shutdown.clone());
+        let (served, ()) = tokio::join!(within_grace(serving, shutdown), ticks);
+        log.flush().await?;
+        Ok(served?)
+    });
+    Ok(Serving { address, task })
+}
+
+/// Runs `serving`, but not longer than [`GRACE`] past the shutdown.
+async fn within_grace<E>(
+    serving: impl Future<Output = Result<(), E>>,
+    shutdown: CancellationToken,
+) -> Result<(), E> {
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => {
+            // A transport that ends by itself ends the router.
+            shutdown.cancel();
+            served
+        }
+        () = too_late => Ok(()),
+    }
+}
+
+async fn expire_until(log: Arc<SingleNode>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(EXPIRE_EVERY) => {}
+        }
+        let now_ms = wall_ms();
+        let request = Request { id: RequestId::default(), now_ms, command: Command::Expire };
+        let expired = log.propose(request).await;
+        // Keeps owners over a restart; epochs are safe without it.
+        if let Err(error) = async { expired?; log.flush().await }.await {
+            tracing::error!(%error, "router state is not kept");
+        }
+        if let Ok(status) = log.read(|state| state.status(now_ms)).await {
+            let alive = status.nodes.iter().filter(|node| node.alive).count();
+            metrics::gauge!(names::NODES_ALIVE).set(alive as f64);
+            metrics::gauge!(names::TICKETS).set(f64::from(status.devices));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! QUIC settings of a link, and the caps of a server.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{TransportConfig, VarInt, congestion};
+use tandem_proto::limits::{FRAME_PROGRESS_MS_MAX, HANDSHAKE_MS_MAX};
+
+/// Priority of the control stream; higher goes first.
+pub const CONTROL_PRIORITY: i32 = 10;
+/// Priority of a session's stream.
+pub const SESSION_PRIORITY: i32 = 5;
+/// Priority of KV blocks.
+pub const BULK_PRIORITY: i32 = -5;
+
+/// Congestion controller of the sending side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Congestion {
+    /// RFC 9438; halves on loss, so it starves on lossy long paths.
+    Cubic,
+    /// Model-based; keeps its rate under random loss. quinn marks its BBR experimental.
+    Bbr,
+}
+
+/// How a link behaves. Start from [`Settings::edge`], [`Settings::dev`] or
+/// [`Settings::cloud_peer`] and change single fields.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes a peer may have in flight on one stream.
+    pub stream_receive_window: u32,
+    /// Bytes a peer may have in flight on the whole link.
+    pub receive_window: u32,
+    /// Bytes of ours that may wait for acknowledgement.
+    pub send_window: u32,
+    /// Sessions a peer may have open at once (the control stream comes on top).
+    pub sessions: u32,
+    /// Bulk transfers a peer may have under way.
+    pub bulk_streams: u32,
+    /// Silence after which the peer counts as dead. The smaller value of the two sides holds.
+    pub idle: Duration,
+    /// How often to break the silence.
+    pub keep_alive: Duration,
+    /// Congestion controller.
+    pub congestion: Congestion,
+    /// UDP segmentation offload. A switch, because some drivers mangle it.
+    pub gso: bool,
+    /// Bytes of unread datagrams kept.
+    pub datagram_bytes: usize,
+    /// Time from connect to both HELLOs.
+    pub handshake: Duration,
+    /// Time in which a started frame must move on.
+    pub frame_progress: Duration,
+    /// Server: links at once.
+    pub connections_max: usize,
+    /// Server: links at once of one identity.
+    pub connections_per_device_max: usize,
+    /// Server: above this many links, a client must prove its address first (QUIC Retry).
+    pub retry_above: usize,
+}
+
+impl Settings {
+    /// Between an edge and a cloud node over the open internet.
+    #[must_use]
+    pub fn edge() -> Self {
+        Self {
+            stream_receive_window: 2 << 20,
+            receive_window: 8 << 20,
+            send_window: 8 << 20,
+            sessions: 32,
+            bulk_streams: 8,
+            idle: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+            congestion: Congestion::default(),
+            gso: true,
+            datagram_bytes: 64 << 10,
+            handshake: Duration::from_millis(HANDSHAKE_MS_MAX),
+            frame_progress: Duration::from_millis(FRAME_PROGRESS_MS_MAX),
+            connections_max: 4096,
+            connections_per_device_max: 8,
+            retry_above: 1024,
+        }
+    }
+
+    /// As [`Settings::edge`], but a dead peer is noticed within 5 s instead of 30 s. On a phone the
+    /// keep-alive of 1 s would wake the radio all the time; on one machine it costs nothing.
+    #[must_use]
+    pub fn dev() -> Self {
+        Self {
+            idle: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(1),
+            ..Self::edge()
+        }
+    }
+
+    /// Between two cloud nodes: fat pipes, many streams.
+    #[must_use]
+    pub fn cloud_peer() -> Self {
+        Self {
+            stream_receive_window: 8 << 20,
+            receive_window: 64 << 20,
+            send_window: 64 << 20,
+            sessions: 1024,
+            bulk_streams: 64,
+            idle: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(3),
+            ..Self::edge()
+        }
+    }
+
+    pub(crate) fn transport_config(&self) -> Arc<TransportConfig> {
+        let mut config = TransportConfig::default();
+        config
+            .stream_receive_window(VarInt::from_u32(self.stream_receive_window))
+            .receive_window(VarInt::from_u32(self.receive_window))
+            .send_window(self.send_window.into())
+            .max_concurrent_bidi_streams(VarInt::from_u32(self.sessions.saturating_add(1)))
+            .max_concurrent_uni_streams(VarInt::from_u32(self.bulk_streams))
+            .keep_alive_interval(Some(self.keep_alive))
+            .datagram_receive_buffer_size(Some(self.datagram_bytes))
+            .datagram_send_buffer_size(self.datagram_bytes)
+            .enable_segmentation_offload(self.gso);
+        // Past the range of a VarInt (2^62 ms) the idle timeout is as good as none.
+        config.max_idle_timeout(self.idle.try_into().ok());
+        match self.congestion {
+            Congestion::Cubic => {
+                config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default()))
+            }
+            Congestion::Bbr => {
+                config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default()))
+            }
+        };
+        Arc::new(config)
+    }
+}
+
+impl Default for Congestion {
+    fn default() -> Self {
+        Self::Cubic
+    }
+}

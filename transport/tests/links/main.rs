@@ -1,0 +1,8 @@
+//! Links over real quinn and loopback UDP.
+
+mod admission;
+mod frames;
+mod garbage;
+mod handshake;
+mod setup;
+mod weather;
