@@ -1,4 +1,15 @@
 //! The edge: generation loop, OpenAI-compatible API, web page, offline behaviour.
+//!
+//! The way of a request: [`api`] → [`node`] → [`mod@generate`] (one task per answer), which waits for
+//! the engine thread, the cloud and the client at once.
 
+pub mod api;
+mod generate;
+pub mod metric_definitions;
+pub mod node;
+pub mod pacing;
 pub mod page;
 pub mod request;
+pub mod serve;
+pub mod settings;
+pub mod uplinks;

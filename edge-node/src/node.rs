@@ -59,6 +59,8 @@ pub struct EdgeParts {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub chat: ChatTemplate,
+    /// Token ids that end an answer.
+    pub stop_tokens: Vec<u32>,
     /// When to ask the cloud.
     pub policy: Arc<dyn Policy>,
     /// The link to the cloud.
@@ -152,7 +154,7 @@ impl EdgeNode {
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
         Ok(Self(Arc::new(Inner {
             dials: Mutex::new(Dials { threshold: settings.threshold, default_mode: settings.default_mode }),
-            stop_tokens: parts.tokenizer.stop_ids().to_vec(),
+            stop_tokens: parts.stop_tokens,
             settings,
             model: parts.model,
             runner,
@@ -386,7 +388,7 @@ impl Inner {
         let tokens: Vec<Value> = trace
             .into_iter()
             .map(|t| {
-                let text = self.tokenizer.decode(&[t.id]);
+                let text = self.tokenizer.token(t.id).unwrap_or_default().to_owned();
                 let mut value = serde_json::to_value(&t).unwrap_or_default();
                 value["text"] = json!(text);
                 value

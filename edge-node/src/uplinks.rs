@@ -46,7 +46,7 @@ impl Uplinks {
     /// A link that is kept up by `redial`; `epoch` is fed by its resolver. Needs a tokio runtime.
     #[must_use]
     pub fn new(redial: Redial, epoch: TicketEpoch) -> Self {
-        let links = redial.links();
+        let links = redial.link();
         let down_since = Arc::new(Mutex::new(Some(Instant::now())));
         let (mut watched, since) = (links.clone(), down_since.clone());
         tokio::spawn(async move {

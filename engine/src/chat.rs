@@ -284,12 +284,12 @@ mod tests {
     #[test]
     fn what_transformers_offers() {
         assert_eq!(render("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}").expect("ok"), "<s>hi \"é\"</s>");
-        assert_eq!(render("{{ messages[0] | tojson }}").expect("ok"), r#"{"content": "hi \"é\"", "role": "user"}"#);
+        assert_eq!(render("{{ messages[0] | tojson }}").expect("ok"), r#"{"role": "user", "content": "hi \"é\""}"#);
         assert_eq!(render("{{ [1, 2] | tojson(indent=2) }}").expect("ok"), "[\n  1,\n  2\n]");
         assert_eq!(render("{{ ' x '.strip() + 'ab'.upper() }}").expect("ok"), "xAB");
         assert_eq!(render("{% if true %}\n  a\n{% endif %}\nb").expect("ok"), "  a\nb");
         assert_eq!(render("{{ strftime_now('%d %b %Y') }}").expect("ok"), "14 Jul 2024");
-        assert_eq!(render("{% for m in messages %}{{ loop.last }}{% endfor %}").expect("ok"), "true");
+        assert_eq!(render("{% for m in messages %}{{ loop.last }}{% endfor %}").expect("ok"), "True");
     }
 
     #[test]

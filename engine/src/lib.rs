@@ -4,11 +4,11 @@
 //! [`KvPool`]) → [`Model::head`]. A row's bits never depend on what else is in the batch, on how a
 //! prompt was cut, or on the number of threads.
 //!
-//! Non-goals: no async, no network, no clock, no policy. KV is an argument, never hidden in a model.
+//! Non-goals: no async, no network, no clock (but for `bench`), no policy. KV is an argument, never hidden in a model.
 
 pub mod accept;
 mod backend;
-//pub mod bench;
+pub mod bench;
 pub mod chat;
 mod decoder;
 mod digest;
@@ -20,6 +20,7 @@ mod model;
 mod names;
 mod rope;
 mod routing;
+pub mod runner;
 pub mod sampling;
 pub mod spec;
 pub mod tokenizer;

@@ -39,6 +39,9 @@ pub const CLOUD: EmbeddedModel = EmbeddedModel {
     generation_config: include_bytes!("../cloud/generation_config.json"),
 };
 
+/// Layers that both share from the bottom, with the embedding below them (`pair.json`).
+pub const TRUNK_LAYERS: usize = 2;
+
 /// Every embedded model, by name.
 pub const ALL: [EmbeddedModel; 2] = [EDGE, CLOUD];
 

@@ -1,10 +1,6 @@
 //! Between the messages of the wire and the crate's own types. Everything that comes in is bounded.
 
-use tandem_proto::{
-    ids::Digest,
-    limits::MODELS_MAX,
-    rpc,
-};
+use tandem_proto::{ids::Digest, limits::MODELS_MAX, rpc};
 
 use crate::{
     control::{AVOID_MAX, LATENCIES_MAX, PREFIX_BLOCKS_MAX, PlaceCommand, Refusal, RequestId},
@@ -41,9 +37,10 @@ pub(crate) fn request_id(bytes: &[u8]) -> Result<RequestId, InvalidField> {
 pub(crate) fn card(card: Option<rpc::NodeCard>) -> Result<NodeCard, InvalidField> {
     let card = card.ok_or_else(|| InvalidField { field: "card", problem: "is missing".into() })?;
     bounded("models", card.models.len(), MODELS_MAX)?;
-    let models = card.models.into_iter().map(|model| {
-        Ok(ModelCard { digest: digest("models.digest", &model.digest)?, name: model.name })
-    });
+    let models = card
+        .models
+        .into_iter()
+        .map(|model| Ok(ModelCard { digest: digest("models.digest", &model.digest)?, name: model.name }));
     let card = NodeCard {
         models: models.collect::<Result<_, InvalidField>>()?,
         name: card.name,
@@ -57,10 +54,10 @@ pub(crate) fn card(card: Option<rpc::NodeCard>) -> Result<NodeCard, InvalidField
 }
 
 pub(crate) fn card_to_wire(card: &NodeCard) -> rpc::NodeCard {
-    let models = card.models.iter().map(|model| rpc::Model {
-        name: model.name.clone(),
-        digest: bytes::Bytes::copy_from_slice(&model.digest.0),
-    });
+    let models = card
+        .models
+        .iter()
+        .map(|model| rpc::Model { name: model.name.clone(), digest: bytes::Bytes::copy_from_slice(&model.digest.0) });
     rpc::NodeCard {
         name: card.name.clone(),
         address: card.address.clone(),

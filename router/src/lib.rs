@@ -11,9 +11,9 @@ pub mod client;
 pub mod control;
 #[cfg(any(feature = "client", feature = "server"))]
 mod convert;
+pub mod exchange;
 #[cfg(feature = "server")]
 pub mod metric_definitions;
-pub mod exchange;
 pub mod node;
 pub mod placement;
 pub mod policy;

@@ -1,6 +1,6 @@
 //! Names of the router's metrics. Labels are listed with each.
 
-use metrics::{describe_counter, describe_gauge, describe_histogram, Unit};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// Counter: requests answered. Labels: `method` (register, heartbeat, drain, place, status),
 /// `outcome` (ok, refused, denied, invalid, busy, failed).

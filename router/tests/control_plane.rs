@@ -70,11 +70,7 @@ impl Fleet {
 
 fn pem(ca: &DevCa, role: Role, name: &str) -> TlsPem {
     let identity = ca.issue(role, name).unwrap();
-    TlsPem {
-        certificate: identity.cert_pem().into(),
-        key: identity.key_pem().into(),
-        ca: identity.ca_pem().into(),
-    }
+    TlsPem { certificate: identity.cert_pem().into(), key: identity.key_pem().into(), ca: identity.ca_pem().into() }
 }
 
 fn card(name: &str, boot_epoch: u64) -> NodeCard {

@@ -1,1 +1,309 @@
-fn main() {}
+//! Goodput of KV frames against a raw quinn stream, and the cost of reading a meta.
+//!
+//! `cargo bench -p tandem-transport --bench goodput` prints the ratios (targets in brackets), then
+//! divan's table of the parts.
+
+use std::{
+    hint::black_box,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+use quinn::VarInt;
+use rkyv::rancor::Failure;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tandem_proto::{
+    frame::{Frame, Header, Message, MetaBuf, decode_meta, encode, schema_digest},
+    ids::{Digest, Epoch, SessionId},
+    limits::{HEADER_BYTES, MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX},
+    message::{Hello, KvBlock, KvOffer, KvShape},
+};
+use tandem_transport::{Connector, DevCa, Identity, Link, Role, Server, Settings};
+
+const BLOCKS: usize = 128;
+const BLOCK_BYTES: usize = 1 << 20;
+const ROUNDS: usize = 7;
+
+fn hello() -> Hello {
+    Hello {
+        minor_min: MINOR_MIN,
+        minor_max: MINOR_MAX,
+        schema: schema_digest(),
+        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
+        boot_epoch: 1,
+        node: "bench".into(),
+        models: vec![],
+    }
+}
+
+fn shape() -> KvShape {
+    KvShape { layer_from: 0, layer_to: 8, width: 1_024, hidden: 0 }
+}
+
+fn block(index: usize, payload_digest: Digest) -> Message {
+    Message::KvBlock(KvBlock {
+        session: SessionId([1; 16]),
+        epoch: Epoch(1),
+        exchange: 1,
+        index: index as u32,
+        id: Digest::of(b"id"),
+        payload_digest,
+        tokens: 32,
+        shape: shape(),
+    })
+}
+
+struct Bed {
+    runtime: tokio::runtime::Runtime,
+    ca: DevCa,
+    _dir: tempfile::TempDir,
+}
+
+fn bed() -> Bed {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let dir = tempfile::tempdir().expect("a folder");
+    let ca = DevCa::open_or_create(dir.path()).expect("a CA");
+    Bed { runtime, ca, _dir: dir }
+}
+
+fn any() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+async fn links(ca: &DevCa) -> (Server, Connector, Link, Link) {
+    let (a, b) = (ca.issue(Role::Cloud, "a").expect("a"), ca.issue(Role::Cloud, "b").expect("b"));
+    let server = Server::bind(any(), &a, Settings::cloud_peer(), hello()).expect("a server");
+    let connector = Connector::new(&b, Settings::cloud_peer(), hello()).expect("a connector");
+    let addr = server.local_addr().expect("an address");
+    let out = connector.connect(addr, "a.tandem").await.expect("a link");
+    let into = server.accept().await.expect("a link");
+    (server, connector, out, into)
+}
+
+/// Seconds to move all blocks through a link, checking digests if asked.
+async fn frames(out: Arc<Link>, into: &Link, payload: &Bytes, verify: bool) -> f64 {
+    let digest = Digest::of(payload);
+    let payload = payload.clone();
+    let start = Instant::now();
+    let sending = tokio::spawn(async move {
+        for index in 0..BLOCKS {
+            out.send_bulk(&block(index, digest), payload.clone()).await.expect("sent");
+        }
+    });
+    for _ in 0..BLOCKS {
+        let frame = into.accept_bulk().await.expect("a block");
+        if verify {
+            let Message::KvBlock(block) = &frame.message else { panic!("not a block") };
+            assert_eq!(Digest::of(&frame.payload), block.payload_digest);
+        }
+        black_box(&frame);
+    }
+    let took = start.elapsed().as_secs_f64();
+    sending.await.expect("the sender");
+    took
+}
+
+fn tls_parts(id: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, rustls::RootCertStore) {
+    let cert = CertificateDer::from_pem_slice(id.cert_pem().as_bytes()).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(id.key_pem().as_bytes()).expect("a key");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(id.ca_pem().as_bytes()).expect("a CA")).expect("a CA");
+    (vec![cert], key, roots)
+}
+
+/// The same windows, sockets and certificates on bare quinn.
+async fn raw(ca: &DevCa) -> (quinn::Endpoint, quinn::Endpoint, quinn::Connection, quinn::Connection) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .stream_receive_window(VarInt::from_u32(8 << 20))
+        .receive_window(VarInt::from_u32(64 << 20))
+        .send_window(64 << 20);
+    let transport = Arc::new(transport);
+    let tls13: &[_] = &[&rustls::version::TLS13];
+    let (chain, key, roots) = tls_parts(&ca.issue(Role::Cloud, "a").expect("a"));
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(tls13)
+        .expect("TLS 1.3");
+    let tls = builder.with_no_client_auth().with_single_cert(chain, key).expect("a certificate");
+    let quic = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("TLS 1.3");
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
+    config.transport_config(Arc::clone(&transport));
+    let server =
+        quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket(), Arc::new(quinn::TokioRuntime))
+            .expect("a socket");
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(tls13)
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let quic = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
+    let mut config = quinn::ClientConfig::new(Arc::new(quic));
+    config.transport_config(transport);
+    let endpoint = quinn::Endpoint::new(Default::default(), None, socket(), Arc::new(quinn::TokioRuntime));
+    let client = endpoint.expect("a socket");
+    let addr = server.local_addr().expect("an address");
+    let connecting = client.connect_with(config, addr, "a.tandem").expect("a connection");
+    let (out, into) = tokio::join!(connecting, async { server.accept().await.expect("open").await });
+    (server, client, out.expect("up"), into.expect("up"))
+}
+
+fn socket() -> std::net::UdpSocket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).expect("UDP");
+    let _ = socket.set_recv_buffer_size(2 << 20);
+    let _ = socket.set_send_buffer_size(2 << 20);
+    socket.bind(&any().into()).expect("a port");
+    socket.set_nonblocking(true).expect("non-blocking");
+    socket.into()
+}
+
+/// Seconds to move as many bytes over one raw stream; chunks are counted and dropped.
+async fn raw_stream(out: &quinn::Connection, into: &quinn::Connection, payload: &Bytes) -> f64 {
+    let (out, payload) = (out.clone(), payload.clone());
+    let start = Instant::now();
+    let sending = tokio::spawn(async move {
+        let mut stream = out.open_uni().await.expect("a stream");
+        for _ in 0..BLOCKS {
+            stream.write_chunk(payload.clone()).await.expect("written");
+        }
+        stream.finish().expect("finished");
+        let _ = stream.stopped().await;
+    });
+    let mut stream = into.accept_uni().await.expect("a stream");
+    let mut bytes = 0;
+    while let Some(chunk) = stream.read_chunk(usize::MAX, true).await.expect("read") {
+        bytes += chunk.bytes.len();
+    }
+    assert_eq!(bytes, BLOCKS * BLOCK_BYTES);
+    let took = start.elapsed().as_secs_f64();
+    sending.await.expect("the sender");
+    took
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn goodput_ratios() {
+    let bed = bed();
+    let payload = Bytes::from(vec![0x5a; BLOCK_BYTES]);
+    bed.runtime.block_on(async {
+        let (_server, _connector, out, into) = links(&bed.ca).await;
+        let out = Arc::new(out);
+        let (_raw_server, _raw_client, raw_out, raw_into) = raw(&bed.ca).await;
+        // Interleaved, so that a busy machine slows all three alike; the first round warms up.
+        let (mut raw, mut plain, mut checked) = (vec![], vec![], vec![]);
+        for round in 0..=ROUNDS {
+            let a = raw_stream(&raw_out, &raw_into, &payload).await;
+            let b = frames(Arc::clone(&out), &into, &payload, false).await;
+            let c = frames(Arc::clone(&out), &into, &payload, true).await;
+            if round > 0 {
+                raw.push(a);
+                plain.push(b);
+                checked.push(c);
+            }
+        }
+        let mib = ((BLOCKS * BLOCK_BYTES) >> 20) as f64;
+        let (raw, plain, checked) = (median(raw), median(plain), median(checked));
+        println!("raw quinn stream          {:7.1} MiB/s", mib / raw);
+        println!("KV frames                 {:7.1} MiB/s   ÷ raw     {:.2} [≥ 0.90]", mib / plain, raw / plain);
+        println!("KV frames, BLAKE3 checked {:7.1} MiB/s   ÷ without {:.2} [≥ 0.95]", mib / checked, plain / checked);
+    });
+}
+
+#[derive(Clone, prost::Message)]
+struct ProstOffer {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+    #[prost(uint32, tag = "2")]
+    exchange: u32,
+    #[prost(uint32, repeated, tag = "3")]
+    shape: Vec<u32>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    ids: Vec<Vec<u8>>,
+    #[prost(uint32, tag = "5")]
+    tokens: u32,
+}
+
+/// The same offer three ways: header, rkyv meta, prost bytes.
+fn offer() -> (Header, MetaBuf, Vec<u8>) {
+    let ids: Vec<Digest> = (0..256u32).map(|i| Digest::of(&i.to_le_bytes())).collect();
+    let prost = ProstOffer {
+        epoch: 1,
+        exchange: 1,
+        shape: vec![0, 8, 1_024, 0],
+        ids: ids.iter().map(|id| id.0.to_vec()).collect(),
+        tokens: 8_192,
+    };
+    let message = KvOffer { epoch: Epoch(1), exchange: 1, shape: shape(), ids, tokens: 8_192 };
+    let frame = Frame { seq: 0, message: message.into(), payload: Bytes::new() };
+    let (head, _) = encode(&frame).expect("an offer");
+    let mut meta = MetaBuf::new();
+    meta.extend_from_slice(&head[HEADER_BYTES..]);
+    let header = Header::parse(head[..HEADER_BYTES].try_into().expect("32 bytes")).expect("a header");
+    (header, meta, prost.encode_to_vec())
+}
+
+fn access(meta: &MetaBuf) -> usize {
+    type Offer = rkyv::Archived<KvOffer>;
+    rkyv::access::<Offer, Failure>(meta).expect("a valid meta").ids.len()
+}
+
+fn time(mut f: impl FnMut()) -> Duration {
+    const TIMES: u32 = 20_000;
+    let start = Instant::now();
+    (0..TIMES).for_each(|_| f());
+    start.elapsed() / TIMES
+}
+
+fn meta_ratios() {
+    let (header, meta, prost) = offer();
+    let accessed = time(|| {
+        black_box(access(black_box(&meta)));
+    });
+    let owned = time(|| drop(black_box(decode_meta(&header, black_box(&meta)))));
+    let decoded = time(|| drop(black_box(ProstOffer::decode(black_box(&prost[..])))));
+    let ratio = |a: Duration| a.as_secs_f64() / decoded.as_secs_f64();
+    println!("offer of 256 ids: prost decode {decoded:?}");
+    println!("  rkyv validated access {accessed:?}   ÷ prost {:.3} [≤ 0.25]", ratio(accessed));
+    println!("  checked and to owned  {owned:?}   ÷ prost {:.3}", ratio(owned));
+}
+
+#[divan::bench]
+fn rkyv_access(bencher: divan::Bencher<'_, '_>) {
+    let (_, meta, _) = offer();
+    bencher.bench_local(|| access(divan::black_box(&meta)));
+}
+
+#[divan::bench]
+fn decode_to_owned(bencher: divan::Bencher<'_, '_>) {
+    let (header, meta, _) = offer();
+    bencher.bench_local(|| decode_meta(&header, divan::black_box(&meta)));
+}
+
+#[divan::bench]
+fn prost_decode(bencher: divan::Bencher<'_, '_>) {
+    let (_, _, prost) = offer();
+    bencher.bench_local(|| ProstOffer::decode(divan::black_box(&prost[..])));
+}
+
+#[divan::bench(args = [0, 4_096, 1 << 20])]
+fn encode_block(bencher: divan::Bencher<'_, '_>, payload: usize) {
+    let payload = Bytes::from(vec![1; payload]);
+    let frame = Frame { seq: 0, message: block(0, Digest::default()), payload };
+    bencher.bench_local(|| encode(divan::black_box(&frame)));
+}
+
+fn main() {
+    // `cargo test --benches` only checks that it starts.
+    if !std::env::args().any(|arg| arg == "--test" || arg == "--list") {
+        goodput_ratios();
+        meta_ratios();
+    }
+    divan::main();
+}

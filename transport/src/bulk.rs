@@ -39,11 +39,7 @@ impl BulkInbox {
     pub fn register(&self, session: SessionId) -> BulkReceiver {
         let (tx, blocks) = mpsc::channel(KV_OFFER_BLOCKS_MAX);
         self.routes().insert(session, tx);
-        BulkReceiver {
-            inbox: self.clone(),
-            session,
-            blocks,
-        }
+        BulkReceiver { inbox: self.clone(), session, blocks }
     }
 
     /// Reads a link's bulk frames until it ends. Blocks that nobody waits for are dropped; returns
@@ -82,10 +78,7 @@ impl Drop for BulkReceiver {
         self.blocks.close();
         let mut routes = self.inbox.routes();
         // A newer registration of the same session has an open channel and stays.
-        if routes
-            .get(&self.session)
-            .is_some_and(mpsc::Sender::is_closed)
-        {
+        if routes.get(&self.session).is_some_and(mpsc::Sender::is_closed) {
             routes.remove(&self.session);
         }
     }

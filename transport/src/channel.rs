@@ -109,13 +109,7 @@ pub struct FrameSender {
 impl FrameSender {
     pub(crate) fn new(stream: SendStream, bounds: &Bounds, bytes: Arc<ChannelBytes>) -> Self {
         let payload_max = bounds.send_payload_max;
-        Self {
-            stream,
-            seq: 0,
-            payload_max,
-            state: Sending::Between,
-            bytes,
-        }
+        Self { stream, seq: 0, payload_max, state: Sending::Between, bytes }
     }
 
     /// Hands one frame to QUIC without copying `payload`; waits only for flow control.
@@ -199,9 +193,7 @@ impl FrameSender {
 impl fmt::Debug for FrameSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("FrameSender");
-        out.field("seq", &self.seq)
-            .field("state", &self.state)
-            .finish_non_exhaustive()
+        out.field("seq", &self.seq).field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -209,9 +201,7 @@ impl fmt::Debug for FrameSender {
 impl fmt::Debug for FrameReceiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("FrameReceiver");
-        out.field("seq", &self.seq)
-            .field("state", &self.state)
-            .finish_non_exhaustive()
+        out.field("seq", &self.seq).field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -331,10 +321,7 @@ impl FrameReceiver {
             None => read.await,
             Some(deadline) => tokio::time::timeout_at(deadline, read).await.map_err(|_| {
                 let ms = self.bounds.progress.as_millis() as u64;
-                TransportError::Timeout {
-                    what: "the progress of a frame",
-                    ms,
-                }
+                TransportError::Timeout { what: "the progress of a frame", ms }
             })?,
         };
         Ok(chunk?.map(|chunk| chunk.bytes))
@@ -356,9 +343,7 @@ impl FrameReceiver {
             }
             Receiving::Over | Receiving::Broken => {}
         }
-        self.bytes
-            .received
-            .fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        self.bytes.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         self.gained += chunk.len();
         if self.deadline.is_none() || self.gained >= PROGRESS_BYTES_MIN {
             self.gained = 0;
@@ -397,11 +382,7 @@ impl FrameReceiver {
             Receiving::Payload(header) => {
                 self.transfer = None;
                 let payload = std::mem::take(&mut self.payload);
-                let payload = if payload.is_empty() {
-                    Bytes::new()
-                } else {
-                    Bytes::from_owner(payload)
-                };
+                let payload = if payload.is_empty() { Bytes::new() } else { Bytes::from_owner(payload) };
                 let frame = frame::decode(&header, &self.meta, payload)?;
                 self.state = Receiving::Header;
                 self.header_len = 0;

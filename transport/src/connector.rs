@@ -35,9 +35,7 @@ struct State {
 
 fn client_config(identity: &Identity, settings: &Settings) -> Result<ClientConfig, TransportError> {
     let tls =
-        QuicClientConfig::try_from(identity.client_tls()?).map_err(|e| IdentityError::Tls {
-            reason: e.to_string(),
-        })?;
+        QuicClientConfig::try_from(identity.client_tls()?).map_err(|e| IdentityError::Tls { reason: e.to_string() })?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(settings.transport_config());
     Ok(config)
@@ -48,11 +46,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`TransportError::Identity`].
-    pub fn new(
-        identity: &Identity,
-        settings: Settings,
-        hello: Hello,
-    ) -> Result<Self, TransportError> {
+    pub fn new(identity: &Identity, settings: Settings, hello: Hello) -> Result<Self, TransportError> {
         Self::new_for(identity, settings, hello, Role::ALL)
     }
 
@@ -68,17 +62,8 @@ impl Connector {
         roles: &[Role],
     ) -> Result<Self, TransportError> {
         let config = client_config(identity, &settings)?;
-        let state = Mutex::new(State {
-            config,
-            hello,
-            v4: None,
-            v6: None,
-        });
-        Ok(Self {
-            settings,
-            roles: roles.to_vec(),
-            state,
-        })
+        let state = Mutex::new(State { config, hello, v4: None, v6: None });
+        Ok(Self { settings, roles: roles.to_vec(), state })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -90,29 +75,16 @@ impl Connector {
     ///
     /// # Errors
     /// A [`TransportError`] that says who refused whom and why.
-    pub async fn connect(
-        &self,
-        addr: SocketAddr,
-        server_name: &str,
-    ) -> Result<Link, TransportError> {
+    pub async fn connect(&self, addr: SocketAddr, server_name: &str) -> Result<Link, TransportError> {
         let (endpoint, config, hello) = self.prepare(addr)?;
-        let connecting = endpoint
-            .connect_with(config, addr, server_name)
-            .map_err(|e| {
-                let (server_name, reason) = (server_name.to_owned(), e.to_string());
-                TransportError::Connect {
-                    addr,
-                    server_name,
-                    reason,
-                }
-            })?;
+        let connecting = endpoint.connect_with(config, addr, server_name).map_err(|e| {
+            let (server_name, reason) = (server_name.to_owned(), e.to_string());
+            TransportError::Connect { addr, server_name, reason }
+        })?;
         let limit = self.settings.handshake;
         let conn = tokio::time::timeout(limit, connecting)
             .await
-            .map_err(|_| TransportError::Timeout {
-                what: "the connection",
-                ms: limit.as_millis() as u64,
-            })??;
+            .map_err(|_| TransportError::Timeout { what: "the connection", ms: limit.as_millis() as u64 })??;
         Link::establish(conn, Side::Client, &hello, &self.settings, &self.roles, ()).await
     }
 
@@ -151,18 +123,11 @@ impl Connector {
     /// [`TransportError::Bind`].
     pub fn rebind(&self) -> Result<(), TransportError> {
         let state = self.lock();
-        let any: [(&Option<Endpoint>, SocketAddr); 2] = [
-            (&state.v4, (Ipv4Addr::UNSPECIFIED, 0).into()),
-            (&state.v6, (Ipv6Addr::UNSPECIFIED, 0).into()),
-        ];
+        let any: [(&Option<Endpoint>, SocketAddr); 2] =
+            [(&state.v4, (Ipv4Addr::UNSPECIFIED, 0).into()), (&state.v6, (Ipv6Addr::UNSPECIFIED, 0).into())];
         for (endpoint, addr) in any {
             let Some(endpoint) = endpoint else { continue };
-            endpoint
-                .rebind(socket::udp(addr)?)
-                .map_err(|e| TransportError::Bind {
-                    addr,
-                    reason: e.to_string(),
-                })?;
+            endpoint.rebind(socket::udp(addr)?).map_err(|e| TransportError::Bind { addr, reason: e.to_string() })?;
         }
         Ok(())
     }

@@ -13,9 +13,7 @@ pub enum TransportError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The UDP socket could not be made.
-    #[error(
-        "cannot bind UDP {addr}: {reason}; choose another address or stop the process that holds it"
-    )]
+    #[error("cannot bind UDP {addr}: {reason}; choose another address or stop the process that holds it")]
     Bind {
         /// Address asked for.
         addr: SocketAddr,
@@ -33,9 +31,7 @@ pub enum TransportError {
         reason: String,
     },
     /// TLS refused one of the two sides.
-    #[error(
-        "the TLS handshake failed: {reason}; both sides need certificates of the same CA that are valid now"
-    )]
+    #[error("the TLS handshake failed: {reason}; both sides need certificates of the same CA that are valid now")]
     Unauthorised {
         /// TLS alert or check that failed.
         reason: String,
@@ -126,18 +122,17 @@ fn tls_reason(alert: u64) -> &'static str {
 
 fn from_transport(code: u64, reason: String) -> TransportError {
     match code {
-        CONNECTION_REFUSED => TransportError::Refused {
-            code: RefuseCode::Busy,
-            reason: "the node takes no more connections now".into(),
-        },
+        CONNECTION_REFUSED => {
+            TransportError::Refused { code: RefuseCode::Busy, reason: "the node takes no more connections now".into() }
+        }
         code if code == CRYPTO + ALERT_NO_APPLICATION_PROTOCOL => TransportError::Incompatible {
             what: "protocol (ALPN)",
             here: String::from_utf8_lossy(tandem_proto::limits::ALPN).into_owned(),
             there: "another one".into(),
         },
-        code if code & !0xff == CRYPTO => TransportError::Unauthorised {
-            reason: format!("{} ({reason})", tls_reason(code - CRYPTO)),
-        },
+        code if code & !0xff == CRYPTO => {
+            TransportError::Unauthorised { reason: format!("{} ({reason})", tls_reason(code - CRYPTO)) }
+        }
         _ => TransportError::Lost { reason },
     }
 }
@@ -149,16 +144,11 @@ impl From<quinn::ConnectionError> for TransportError {
             E::ApplicationClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
                 match CloseCode::from_wire(close.error_code.into_inner()) {
-                    CloseCode::Busy => Self::Refused {
-                        code: RefuseCode::Busy,
-                        reason,
-                    },
+                    CloseCode::Busy => Self::Refused { code: RefuseCode::Busy, reason },
                     CloseCode::Unauthorised => Self::Unauthorised { reason },
-                    CloseCode::Incompatible => Self::Incompatible {
-                        what: "HELLO",
-                        here: "accepted".into(),
-                        there: reason,
-                    },
+                    CloseCode::Incompatible => {
+                        Self::Incompatible { what: "HELLO", here: "accepted".into(), there: reason }
+                    }
                     code => Self::Closed { code, reason },
                 }
             }
@@ -167,21 +157,12 @@ impl From<quinn::ConnectionError> for TransportError {
                 from_transport(close.error_code.into(), reason)
             }
             E::TransportError(error) => from_transport(error.code.into(), error.reason),
-            E::LocallyClosed => Self::Closed {
-                code: CloseCode::Done,
-                reason: "closed on this side".into(),
-            },
-            E::TimedOut => Self::Lost {
-                reason: "the peer is silent past the idle timeout".into(),
-            },
-            E::VersionMismatch => Self::Incompatible {
-                what: "QUIC version",
-                here: "1".into(),
-                there: "none of those".into(),
-            },
-            other @ (E::Reset | E::CidsExhausted) => Self::Lost {
-                reason: other.to_string(),
-            },
+            E::LocallyClosed => Self::Closed { code: CloseCode::Done, reason: "closed on this side".into() },
+            E::TimedOut => Self::Lost { reason: "the peer is silent past the idle timeout".into() },
+            E::VersionMismatch => {
+                Self::Incompatible { what: "QUIC version", here: "1".into(), there: "none of those".into() }
+            }
+            other @ (E::Reset | E::CidsExhausted) => Self::Lost { reason: other.to_string() },
         }
     }
 }

@@ -35,19 +35,14 @@ impl Rtt {
             self.window_min_us = None;
             self.window_start_us = now_us;
         }
-        let min = self
-            .window_min_us
-            .map_or(sample_us, |min| min.min(sample_us));
+        let min = self.window_min_us.map_or(sample_us, |min| min.min(sample_us));
         self.window_min_us = Some(min);
     }
 
     /// Smallest sample of the last one to two windows.
     #[must_use]
     pub fn min_us(&self) -> Option<u64> {
-        self.window_min_us
-            .into_iter()
-            .chain(self.previous_min_us)
-            .min()
+        self.window_min_us.into_iter().chain(self.previous_min_us).min()
     }
 
     /// Smoothed mean, microseconds; 0 before the first sample.

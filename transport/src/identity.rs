@@ -82,9 +82,7 @@ pub enum IdentityError {
         name: String,
     },
     /// The certificate carries no SPIFFE id of this kind.
-    #[error(
-        "the certificate names no node: expected a SAN like spiffe://tandem/default/edge/phone, found {found}"
-    )]
+    #[error("the certificate names no node: expected a SAN like spiffe://tandem/default/edge/phone, found {found}")]
     NoSpiffeId {
         /// URIs found.
         found: String,
@@ -151,11 +149,7 @@ pub struct PeerIdentity {
 
 impl fmt::Display for PeerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "spiffe://{TRUST_DOMAIN}/{}/{}/{}",
-            self.tenant, self.role, self.name
-        )
+        write!(f, "spiffe://{TRUST_DOMAIN}/{}/{}/{}", self.tenant, self.role, self.name)
     }
 }
 
@@ -174,15 +168,9 @@ impl PeerIdentity {
     /// [`IdentityError::BadName`] if tenant or name could not stand in a certificate.
     pub fn new(tenant: &str, role: Role, name: &str) -> Result<Self, IdentityError> {
         if let Some(bad) = [tenant, name].into_iter().find(|text| !is_label(text)) {
-            return Err(IdentityError::BadName {
-                name: bad.to_owned(),
-            });
+            return Err(IdentityError::BadName { name: bad.to_owned() });
         }
-        Ok(Self {
-            tenant: tenant.to_owned(),
-            role,
-            name: name.to_owned(),
-        })
+        Ok(Self { tenant: tenant.to_owned(), role, name: name.to_owned() })
     }
 
     /// Reads the SPIFFE id out of a certificate. Says nothing about who signed it.
@@ -204,24 +192,15 @@ impl FromStr for PeerIdentity {
     type Err = IdentityError;
 
     fn from_str(uri: &str) -> Result<Self, IdentityError> {
-        let none = || IdentityError::NoSpiffeId {
-            found: uri.to_owned(),
-        };
+        let none = || IdentityError::NoSpiffeId { found: uri.to_owned() };
         let path = uri.strip_prefix("spiffe://").ok_or_else(none)?;
         let mut parts = path.split('/');
-        let (Some(TRUST_DOMAIN), Some(tenant), Some(role), Some(name), None) = (
-            parts.next(),
-            parts.next(),
-            parts.next(),
-            parts.next(),
-            parts.next(),
-        ) else {
+        let (Some(TRUST_DOMAIN), Some(tenant), Some(role), Some(name), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(none());
         };
-        let role = *Role::ALL
-            .iter()
-            .find(|r| r.as_str() == role)
-            .ok_or_else(none)?;
+        let role = *Role::ALL.iter().find(|r| r.as_str() == role).ok_or_else(none)?;
         Self::new(tenant, role, name)
     }
 }
@@ -241,9 +220,7 @@ pub struct Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Never the key.
-        f.debug_struct("Identity")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Identity").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -335,15 +312,11 @@ impl Identity {
 
     pub(crate) fn server_tls(&self) -> Result<ServerConfig, IdentityError> {
         let provider = verify::provider();
-        let tls = |e: &dyn fmt::Display| IdentityError::Tls {
-            reason: e.to_string(),
-        };
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&self.roots),
-            Arc::clone(&provider),
-        )
-        .build()
-        .map_err(|e| tls(&e))?;
+        let tls = |e: &dyn fmt::Display| IdentityError::Tls { reason: e.to_string() };
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
+                .build()
+                .map_err(|e| tls(&e))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| tls(&e))?
@@ -360,9 +333,7 @@ impl Identity {
     }
 
     pub(crate) fn client_tls(&self) -> Result<ClientConfig, IdentityError> {
-        let tls = |e: &dyn fmt::Display| IdentityError::Tls {
-            reason: e.to_string(),
-        };
+        let tls = |e: &dyn fmt::Display| IdentityError::Tls { reason: e.to_string() };
         let mut config = ClientConfig::builder_with_provider(verify::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| tls(&e))?

@@ -96,25 +96,16 @@ pub struct Link {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Link");
-        out.field("peer", &self.peer)
-            .field("remote", &self.conn.remote_address());
-        out.field("end", &self.conn.close_reason())
-            .finish_non_exhaustive()
+        out.field("peer", &self.peer).field("remote", &self.conn.remote_address());
+        out.field("end", &self.conn.close_reason()).finish_non_exhaustive()
     }
 }
 
 /// The identity in the peer's certificate, which TLS has verified.
-pub(crate) fn peer_identity(
-    conn: &Connection,
-) -> Result<(PeerIdentity, SystemTime), TransportError> {
-    let chain = conn
-        .peer_identity()
-        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+pub(crate) fn peer_identity(conn: &Connection) -> Result<(PeerIdentity, SystemTime), TransportError> {
+    let chain = conn.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(leaf) = chain.as_deref().and_then(|chain| chain.first()) else {
-        return Err(IdentityError::NoSpiffeId {
-            found: "no certificate".into(),
-        }
-        .into());
+        return Err(IdentityError::NoSpiffeId { found: "no certificate".into() }.into());
     };
     Ok((PeerIdentity::of(leaf)?, identity::not_after(leaf)?))
 }
@@ -135,18 +126,13 @@ impl Link {
         );
         let result = result.await.unwrap_or_else(|_| {
             let ms = settings.handshake.as_millis() as u64;
-            Err(TransportError::Timeout {
-                what: "the exchange of HELLOs",
-                ms,
-            })
+            Err(TransportError::Timeout { what: "the exchange of HELLOs", ms })
         });
         if let Err(error) = &result {
             let code = match error {
                 TransportError::Timeout { .. } => CloseCode::TooSlow,
                 TransportError::Incompatible { .. } => CloseCode::Incompatible,
-                TransportError::Identity(_) | TransportError::WrongPeer { .. } => {
-                    CloseCode::Unauthorised
-                }
+                TransportError::Identity(_) | TransportError::WrongPeer { .. } => CloseCode::Unauthorised,
                 _ => CloseCode::Malformed,
             };
             conn.close(code.to_wire(), clip(&error.to_string()));
@@ -164,15 +150,8 @@ impl Link {
     ) -> Result<Self, TransportError> {
         let (peer, not_after) = peer_identity(&conn)?;
         if !roles.contains(&peer.role) {
-            let expected = roles
-                .iter()
-                .map(|r| r.as_str())
-                .collect::<Vec<_>>()
-                .join(" or ");
-            return Err(TransportError::WrongPeer {
-                found: peer.to_string(),
-                expected,
-            });
+            let expected = roles.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" or ");
+            return Err(TransportError::WrongPeer { found: peer.to_string(), expected });
         }
         let meter = Meter::new();
         let mut bounds = handshake_bounds(settings.frame_progress, &meter);
@@ -248,11 +227,7 @@ impl Link {
 
     /// The next stream that the peer opened; `None` once the link is over. Cancel-safe.
     pub async fn accept_session(&self) -> Option<Channel> {
-        self.conn
-            .accept_bi()
-            .await
-            .ok()
-            .map(|streams| self.session(streams))
+        self.conn.accept_bi().await.ok().map(|streams| self.session(streams))
     }
 
     fn session(&self, streams: (SendStream, RecvStream)) -> Channel {
@@ -392,20 +367,25 @@ async fn tend(
     drop(keep);
 }
 
+/// Reads one stream: a frame, or a batch of them. The peer may open another when this one is used up.
 async fn read_bulk(conn: Connection, mut receiver: FrameReceiver, bulk: mpsc::Sender<Frame>) {
-    match receiver.next().await {
-        Ok(Some(frame)) => {
-            // An error means that nobody takes bulk frames any more.
-            let _ = bulk.send(frame).await;
+    let error = loop {
+        match receiver.next().await {
+            Ok(Some(frame)) => {
+                if bulk.send(frame).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => return,
+            Err(error) => break error,
         }
-        // The sender gave up: as if it had never begun. The exchange above recomputes.
-        Ok(None) | Err(TransportError::Truncated | TransportError::Reset(_)) => {
-            tracing::debug!("a bulk transfer was given up by its sender");
-        }
-        Err(error @ (TransportError::Frame(_) | TransportError::Timeout { .. })) => {
+    };
+    match error {
+        TransportError::Frame(_) | TransportError::Timeout { .. } => {
             tracing::warn!(%error, "bulk stream");
             conn.close(CloseCode::Malformed.to_wire(), clip(&error.to_string()));
         }
-        Err(_) => {}
+        // The sender gave up: as if it had never begun. The exchange above recomputes.
+        _ => tracing::debug!(%error, "a bulk transfer was given up"),
     }
 }

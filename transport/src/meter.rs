@@ -32,16 +32,11 @@ pub(crate) enum Direction {
 
 impl Meter {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            start: Instant::now(),
-            estimates: Mutex::default(),
-        })
+        Arc::new(Self { start: Instant::now(), estimates: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Estimates> {
-        self.estimates
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.estimates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now_us(&self) -> u64 {
@@ -49,9 +44,7 @@ impl Meter {
     }
 
     pub(crate) fn observe_rtt(&self, sample: Duration) {
-        self.lock()
-            .rtt
-            .observe(self.now_us(), sample.as_micros() as u64);
+        self.lock().rtt.observe(self.now_us(), sample.as_micros() as u64);
     }
 
     pub(crate) fn rtt(&self) -> Rtt {
@@ -61,17 +54,11 @@ impl Meter {
     /// (received, sent), bytes per second.
     pub(crate) fn goodput(&self) -> (Option<u64>, Option<u64>) {
         let estimates = self.lock();
-        (
-            estimates.received.bytes_per_s(),
-            estimates.sent.bytes_per_s(),
-        )
+        (estimates.received.bytes_per_s(), estimates.sent.bytes_per_s())
     }
 
     pub(crate) fn transfer(self: &Arc<Self>, direction: Direction) -> Transfer {
-        let transfer = Transfer {
-            meter: Arc::clone(self),
-            direction,
-        };
+        let transfer = Transfer { meter: Arc::clone(self), direction };
         transfer.update(Goodput::start);
         transfer
     }

@@ -139,22 +139,11 @@ impl UdpProxy {
     ///
     /// # Errors
     /// [`TransportError::Bind`].
-    pub fn start(
-        listen: SocketAddr,
-        target: SocketAddr,
-        faults: Faults,
-        seed: u64,
-    ) -> Result<Self, TransportError> {
-        let bind = |e: std::io::Error| TransportError::Bind {
-            addr: listen,
-            reason: e.to_string(),
-        };
+    pub fn start(listen: SocketAddr, target: SocketAddr, faults: Faults, seed: u64) -> Result<Self, TransportError> {
+        let bind = |e: std::io::Error| TransportError::Bind { addr: listen, reason: e.to_string() };
         let front = Arc::new(UdpSocket::from_std(socket::udp(listen)?).map_err(bind)?);
         let addr = front.local_addr().map_err(bind)?;
-        let shared = Arc::new(Shared {
-            faults: Mutex::new((faults, target)),
-            counters: Counters::default(),
-        });
+        let shared = Arc::new(Shared { faults: Mutex::new((faults, target)), counters: Counters::default() });
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
         let relay = Relay {
             front,
@@ -168,11 +157,7 @@ impl UdpProxy {
             answers_tx,
         };
         let task = tokio::spawn(relay.run(answers));
-        Ok(Self {
-            addr,
-            handle: ProxyHandle(shared),
-            task,
-        })
+        Ok(Self { addr, handle: ProxyHandle(shared), task })
     }
 
     /// Where clients send to.
@@ -245,17 +230,17 @@ impl Relay {
                 () = sleep_until(due), if next.is_some() => {}
                 // An error is an ICMP echo of a client that went away.
                 Ok((len, client)) = front.recv_from(&mut buf) => {
-                    self.take(Way::Out, client, Bytes::copy_from_slice(&buf[..len]));
+                    self.take(Way::Out, client, &buf[..len]);
                     for _ in 1..BURST_MAX {
                         let Ok((len, client)) = front.try_recv_from(&mut buf) else { break };
-                        self.take(Way::Out, client, Bytes::copy_from_slice(&buf[..len]));
+                        self.take(Way::Out, client, &buf[..len]);
                     }
                 }
                 Some((client, bytes)) = answers.recv() => {
-                    self.take(Way::Back, client, bytes);
+                    self.take(Way::Back, client, &bytes);
                     for _ in 1..BURST_MAX {
                         let Ok((client, bytes)) = answers.try_recv() else { break };
-                        self.take(Way::Back, client, bytes);
+                        self.take(Way::Back, client, &bytes);
                     }
                 }
             }
@@ -268,7 +253,7 @@ impl Relay {
     }
 
     /// Decides over one packet and queues its copies.
-    fn take(&mut self, way: Way, client: SocketAddr, bytes: Bytes) {
+    fn take(&mut self, way: Way, client: SocketAddr, bytes: &[u8]) {
         let (faults, now_us) = (self.shared.lock().0, self.now_us());
         let impairment = match way {
             Way::Out => &mut self.out,
@@ -278,11 +263,7 @@ impl Relay {
         match impairment.judge(&faults, now_us, bytes.len()) {
             Fate::Lost => count(&counters.lost),
             Fate::Overflowed => count(&counters.overflowed),
-            Fate::Arrives {
-                at_us,
-                copy_at_us,
-                reordered,
-            } => {
+            Fate::Arrives { at_us, copy_at_us, reordered } => {
                 if reordered {
                     count(&counters.reordered);
                 }
@@ -295,14 +276,8 @@ impl Relay {
                         continue;
                     }
                     self.queued += 1;
-                    let (number, bytes) = (self.queued, bytes.clone());
-                    self.queue.push(Reverse(Packet {
-                        due_us,
-                        number,
-                        way,
-                        client,
-                        bytes,
-                    }));
+                    let (number, bytes) = (self.queued, Bytes::copy_from_slice(bytes));
+                    self.queue.push(Reverse(Packet { due_us, number, way, client, bytes }));
                 }
             }
         }
@@ -311,11 +286,7 @@ impl Relay {
     /// Sends what is due.
     fn deliver(&mut self) {
         let now_us = self.now_us();
-        while self
-            .queue
-            .peek()
-            .is_some_and(|Reverse(packet)| packet.due_us <= now_us)
-        {
+        while self.queue.peek().is_some_and(|Reverse(packet)| packet.due_us <= now_us) {
             let Some(Reverse(packet)) = self.queue.pop() else {
                 return;
             };
@@ -330,9 +301,7 @@ impl Relay {
             let counters = &self.shared.counters;
             if sent {
                 count(&counters.forwarded);
-                counters
-                    .forwarded_bytes
-                    .fetch_add(packet.bytes.len() as u64, Ordering::Relaxed);
+                counters.forwarded_bytes.fetch_add(packet.bytes.len() as u64, Ordering::Relaxed);
             } else {
                 // The system's own queue is full: as on a real link.
                 count(&counters.overflowed);
@@ -344,32 +313,14 @@ impl Relay {
     fn upstream(&mut self, client: SocketAddr, target: SocketAddr) -> Option<Arc<UdpSocket>> {
         if !self.clients.contains_key(&client) {
             if self.clients.len() >= CLIENTS_MAX {
-                let idle = self
-                    .clients
-                    .iter()
-                    .min_by_key(|(_, client)| client.last_used);
+                let idle = self.clients.iter().min_by_key(|(_, client)| client.last_used);
                 let idle = idle.map(|(addr, _)| *addr)?;
                 self.clients.remove(&idle);
             }
-            let any: SocketAddr = if target.is_ipv4() {
-                ([0, 0, 0, 0], 0).into()
-            } else {
-                ([0u16; 8], 0).into()
-            };
+            let any: SocketAddr = if target.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
             let socket = Arc::new(UdpSocket::from_std(socket::udp(any).ok()?).ok()?);
-            let reader = tokio::spawn(read_answers(
-                Arc::clone(&socket),
-                client,
-                self.answers_tx.clone(),
-            ));
-            self.clients.insert(
-                client,
-                Client {
-                    socket,
-                    reader,
-                    last_used: Instant::now(),
-                },
-            );
+            let reader = tokio::spawn(read_answers(Arc::clone(&socket), client, self.answers_tx.clone()));
+            self.clients.insert(client, Client { socket, reader, last_used: Instant::now() });
         }
         let client = self.clients.get_mut(&client)?;
         client.last_used = Instant::now();
@@ -377,22 +328,14 @@ impl Relay {
     }
 }
 
-async fn read_answers(
-    socket: Arc<UdpSocket>,
-    client: SocketAddr,
-    answers: mpsc::Sender<(SocketAddr, Bytes)>,
-) {
+async fn read_answers(socket: Arc<UdpSocket>, client: SocketAddr, answers: mpsc::Sender<(SocketAddr, Bytes)>) {
     let mut buf = vec![0; PACKET_BYTES_MAX];
     loop {
         // An error is an ICMP echo: the target is down for now.
         let Ok((len, _)) = socket.recv_from(&mut buf).await else {
             continue;
         };
-        if answers
-            .send((client, Bytes::copy_from_slice(&buf[..len])))
-            .await
-            .is_err()
-        {
+        if answers.send((client, Bytes::copy_from_slice(&buf[..len]))).await.is_err() {
             return;
         }
     }

@@ -29,11 +29,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self {
-            base: Duration::from_millis(100),
-            cap: Duration::from_secs(2),
-            first_attempt: Duration::from_secs(1),
-        }
+        Self { base: Duration::from_millis(100), cap: Duration::from_secs(2), first_attempt: Duration::from_secs(1) }
     }
 }
 
@@ -45,9 +41,7 @@ impl Backoff {
     /// Nominal wait after `failures` failures in a row (1 for the first).
     #[must_use]
     pub fn nominal(&self, failures: u32) -> Duration {
-        let factor = 1u32
-            .checked_shl(failures.saturating_sub(1))
-            .unwrap_or(u32::MAX);
+        let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         self.base.saturating_mul(factor).min(self.cap)
     }
 
@@ -56,8 +50,7 @@ impl Backoff {
     }
 
     fn attempt(&self, failures: u32) -> Duration {
-        self.first_attempt
-            .saturating_add((self.first_attempt / 2).saturating_mul(failures))
+        self.first_attempt.saturating_add((self.first_attempt / 2).saturating_mul(failures))
     }
 }
 
@@ -115,22 +108,10 @@ impl Redial {
         let (state_tx, state) = watch::channel(DialState::Dialing { failures: 0 });
         let (cut, cut_rx) = watch::channel(false);
         let demand = Arc::new(Notify::new());
-        let supervisor = Supervisor {
-            connector,
-            backoff,
-            link: link_tx,
-            state: state_tx,
-            cut: cut_rx,
-            demand: Arc::clone(&demand),
-        };
+        let supervisor =
+            Supervisor { connector, backoff, link: link_tx, state: state_tx, cut: cut_rx, demand: Arc::clone(&demand) };
         let task = tokio::spawn(supervisor.run(resolve));
-        Self {
-            link,
-            state,
-            cut,
-            demand,
-            task,
-        }
+        Self { link, state, cut, demand, task }
     }
 
     /// The link of the moment, to be watched: `None` while there is none.
@@ -236,11 +217,7 @@ impl Supervisor {
             failures += 1;
             let wait = self.backoff.wait(failures);
             tracing::debug!(%error, failures, ?wait, "no link");
-            self.state.send_replace(DialState::Waiting {
-                failures,
-                error,
-                wait,
-            });
+            self.state.send_replace(DialState::Waiting { failures, error, wait });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.demand.notified() => {}
@@ -266,11 +243,7 @@ impl Supervisor {
     }
 }
 
-async fn dial<R, F>(
-    connector: &Connector,
-    resolve: &R,
-    patience: Duration,
-) -> Result<Link, TransportError>
+async fn dial<R, F>(connector: &Connector, resolve: &R, patience: Duration) -> Result<Link, TransportError>
 where
     R: Fn() -> F,
     F: Future<Output = Result<Target, TransportError>>,
@@ -280,15 +253,8 @@ where
         connector.connect(target.addr, &target.server_name).await
     };
     let ms = patience.as_millis() as u64;
-    let late = |_| {
-        Err(TransportError::Timeout {
-            what: "an attempt to connect",
-            ms,
-        })
-    };
-    tokio::time::timeout(patience, attempt)
-        .await
-        .unwrap_or_else(late)
+    let late = |_| Err(TransportError::Timeout { what: "an attempt to connect", ms });
+    tokio::time::timeout(patience, attempt).await.unwrap_or_else(late)
 }
 
 #[cfg(test)]
@@ -298,21 +264,9 @@ mod tests {
     #[test]
     fn backoff_doubles_up_to_its_cap_and_never_overflows() {
         let backoff = Backoff::default();
-        let table = [
-            (0, 100),
-            (1, 100),
-            (2, 200),
-            (3, 400),
-            (5, 1_600),
-            (6, 2_000),
-            (u32::MAX, 2_000),
-        ];
+        let table = [(0, 100), (1, 100), (2, 200), (3, 400), (5, 1_600), (6, 2_000), (u32::MAX, 2_000)];
         for (failures, ms) in table {
-            assert_eq!(
-                backoff.nominal(failures),
-                Duration::from_millis(ms),
-                "{failures}"
-            );
+            assert_eq!(backoff.nominal(failures), Duration::from_millis(ms), "{failures}");
             let wait = backoff.wait(failures);
             assert!(wait >= Duration::from_millis(ms / 2) && wait <= Duration::from_millis(ms));
         }

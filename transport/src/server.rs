@@ -54,14 +54,9 @@ pub struct Server {
     accepting: JoinHandle<()>,
 }
 
-fn quic_config(
-    identity: &Identity,
-    settings: &Settings,
-) -> Result<quinn::ServerConfig, TransportError> {
+fn quic_config(identity: &Identity, settings: &Settings) -> Result<quinn::ServerConfig, TransportError> {
     let tls =
-        QuicServerConfig::try_from(identity.server_tls()?).map_err(|e| IdentityError::Tls {
-            reason: e.to_string(),
-        })?;
+        QuicServerConfig::try_from(identity.server_tls()?).map_err(|e| IdentityError::Tls { reason: e.to_string() })?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config
         .transport_config(settings.transport_config())
@@ -107,12 +102,7 @@ impl Server {
         });
         let (tx, rx) = mpsc::channel(ACCEPT_QUEUE_MAX);
         let accepting = tokio::spawn(accept_all(endpoint.clone(), Arc::clone(&shared), tx));
-        Ok(Self {
-            endpoint,
-            shared,
-            links: tokio::sync::Mutex::new(rx),
-            accepting,
-        })
+        Ok(Self { endpoint, shared, links: tokio::sync::Mutex::new(rx), accepting })
     }
 
     /// The bound address.
@@ -120,11 +110,7 @@ impl Server {
     /// # Errors
     /// [`TransportError::Lost`] if the socket is gone.
     pub fn local_addr(&self) -> Result<SocketAddr, TransportError> {
-        self.endpoint
-            .local_addr()
-            .map_err(|e| TransportError::Lost {
-                reason: e.to_string(),
-            })
+        self.endpoint.local_addr().map_err(|e| TransportError::Lost { reason: e.to_string() })
     }
 
     /// The next link whose handshake and HELLO are done; `None` once the server is closed. Slow
@@ -161,20 +147,10 @@ impl Server {
     }
 
     /// Closes the live links of every peer that `which` selects (revocation); returns how many.
-    pub fn close_where(
-        &self,
-        which: impl Fn(&PeerIdentity) -> bool,
-        code: CloseCode,
-        reason: &str,
-    ) -> usize {
+    pub fn close_where(&self, which: impl Fn(&PeerIdentity) -> bool, code: CloseCode, reason: &str) -> usize {
         let live = lock(&self.shared.live);
-        let selected = live
-            .iter()
-            .filter(|(peer, _)| which(peer))
-            .flat_map(|(_, conns)| conns);
-        selected
-            .map(|conn| conn.close(code.to_wire(), reason.as_bytes()))
-            .count()
+        let selected = live.iter().filter(|(peer, _)| which(peer)).flat_map(|(_, conns)| conns);
+        selected.map(|conn| conn.close(code.to_wire(), reason.as_bytes())).count()
     }
 
     /// Closes every link and the socket, and waits until the peers were told (at most a few round
@@ -189,8 +165,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.accepting.abort();
-        self.endpoint
-            .close(CloseCode::ShuttingDown.to_wire(), b"the node shuts down");
+        self.endpoint.close(CloseCode::ShuttingDown.to_wire(), b"the node shuts down");
     }
 }
 
@@ -227,13 +202,9 @@ async fn handshake(
     slot: OwnedSemaphorePermit,
 ) -> Result<Link, TransportError> {
     let limit = shared.settings.handshake;
-    let conn =
-        tokio::time::timeout(limit, incoming)
-            .await
-            .map_err(|_| TransportError::Timeout {
-                what: "the TLS handshake",
-                ms: limit.as_millis() as u64,
-            })??;
+    let conn = tokio::time::timeout(limit, incoming)
+        .await
+        .map_err(|_| TransportError::Timeout { what: "the TLS handshake", ms: limit.as_millis() as u64 })??;
     let (peer, _) = peer_identity(&conn).inspect_err(|e| {
         conn.close(CloseCode::Unauthorised.to_wire(), e.to_string().as_bytes());
     })?;
@@ -242,15 +213,7 @@ async fn handshake(
         conn.close(CloseCode::Busy.to_wire(), e.to_string().as_bytes());
     })?;
     let hello = lock(&shared.hello).clone();
-    Link::establish(
-        conn,
-        Side::Server,
-        &hello,
-        &shared.settings,
-        &shared.roles,
-        (entry, slot),
-    )
-    .await
+    Link::establish(conn, Side::Server, &hello, &shared.settings, &shared.roles, (entry, slot)).await
 }
 
 /// A connection's place in the list of live ones; leaves it when dropped.
@@ -261,17 +224,10 @@ struct Entry {
 }
 
 impl Entry {
-    fn insert(
-        shared: &Arc<Shared>,
-        peer: PeerIdentity,
-        conn: &Connection,
-    ) -> Result<Self, TransportError> {
+    fn insert(shared: &Arc<Shared>, peer: PeerIdentity, conn: &Connection) -> Result<Self, TransportError> {
         let mut live = lock(&shared.live);
         let of_peer = live.entry(peer.clone()).or_default();
-        let alive = of_peer
-            .iter()
-            .filter(|conn| conn.close_reason().is_none())
-            .count();
+        let alive = of_peer.iter().filter(|conn| conn.close_reason().is_none()).count();
         let max = shared.settings.connections_per_device_max;
         if alive >= max {
             return Err(TransportError::Refused {
@@ -280,11 +236,7 @@ impl Entry {
             });
         }
         of_peer.push(conn.clone());
-        let entry = Self {
-            shared: Arc::clone(shared),
-            peer,
-            id: conn.stable_id(),
-        };
+        let entry = Self { shared: Arc::clone(shared), peer, id: conn.stable_id() };
         drop(live);
         Ok(entry)
     }

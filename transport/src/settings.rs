@@ -13,9 +13,10 @@ pub const SESSION_PRIORITY: i32 = 5;
 pub const BULK_PRIORITY: i32 = -5;
 
 /// Congestion controller of the sending side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Congestion {
     /// RFC 9438; halves on loss, so it starves on lossy long paths.
+    #[default]
     Cubic,
     /// Model-based; keeps its rate under random loss. quinn marks its BBR experimental.
     Bbr,
@@ -84,11 +85,7 @@ impl Settings {
     /// keep-alive of 1 s would wake the radio all the time; on one machine it costs nothing.
     #[must_use]
     pub fn dev() -> Self {
-        Self {
-            idle: Duration::from_secs(5),
-            keep_alive: Duration::from_secs(1),
-            ..Self::edge()
-        }
+        Self { idle: Duration::from_secs(5), keep_alive: Duration::from_secs(1), ..Self::edge() }
     }
 
     /// Between two cloud nodes: fat pipes, many streams.
@@ -121,19 +118,9 @@ impl Settings {
         // Past the range of a VarInt (2^62 ms) the idle timeout is as good as none.
         config.max_idle_timeout(self.idle.try_into().ok());
         match self.congestion {
-            Congestion::Cubic => {
-                config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default()))
-            }
-            Congestion::Bbr => {
-                config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default()))
-            }
+            Congestion::Cubic => config.congestion_controller_factory(Arc::new(congestion::CubicConfig::default())),
+            Congestion::Bbr => config.congestion_controller_factory(Arc::new(congestion::BbrConfig::default())),
         };
         Arc::new(config)
-    }
-}
-
-impl Default for Congestion {
-    fn default() -> Self {
-        Self::Cubic
     }
 }

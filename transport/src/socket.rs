@@ -21,25 +21,11 @@ pub(crate) fn udp(addr: SocketAddr) -> Result<std::net::UdpSocket, TransportErro
         socket.bind(&addr.into())?;
         Ok(socket.into())
     };
-    make().map_err(|e| TransportError::Bind {
-        addr,
-        reason: e.to_string(),
-    })
+    make().map_err(|e| TransportError::Bind { addr, reason: e.to_string() })
 }
 
-pub(crate) fn endpoint(
-    addr: SocketAddr,
-    server: Option<ServerConfig>,
-) -> Result<Endpoint, TransportError> {
+pub(crate) fn endpoint(addr: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, TransportError> {
     let socket = udp(addr)?;
-    Endpoint::new(
-        EndpointConfig::default(),
-        server,
-        socket,
-        Arc::new(TokioRuntime),
-    )
-    .map_err(|e| TransportError::Bind {
-        addr,
-        reason: e.to_string(),
-    })
+    Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))
+        .map_err(|e| TransportError::Bind { addr, reason: e.to_string() })
 }

@@ -69,6 +69,14 @@ async function failure(response) {
   return new Failure(message || known[response.status] || `The node answered with status ${response.status}.`, response.status, Number.isFinite(wait) ? wait : null);
 }
 
+function parse(data) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    throw new Failure("The node sent something that this page does not understand.");
+  }
+}
+
 /** Network trouble as a Failure; an abort stays what it is. */
 function trouble(error) {
   if (error.name === "AbortError" || error instanceof Failure) return error;
@@ -93,7 +101,7 @@ export async function answer({ messages, mode, threshold, signal }, on) {
     let ended = false;
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
+      const chunk = parse(data);
       if (chunk.error) throw new Failure(chunk.error.message ?? "The answer broke off.");
       for (const choice of chunk.choices ?? []) {
         const tokens = choice.tandem?.tokens ?? [];

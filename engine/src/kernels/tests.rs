@@ -1,0 +1,198 @@
+//! Every kernel against the portable one, bit for bit, over random shapes; and rows alone against
+//! the same rows in a batch.
+
+use half::f16;
+use proptest::prelude::*;
+
+use super::matmul::{Input, Job, matmul};
+use super::packed::{BLOCK, Kind, Packed};
+use super::pool::Pool;
+use super::quantize::Quantized;
+use super::{Level, attention, lanes};
+
+const KINDS: [Kind; 6] = [Kind::F32, Kind::F16, Kind::Bf16, Kind::Q8_0, Kind::Q4_0, Kind::Q4_1];
+
+/// Reproducible numbers within ±1 (SplitMix64).
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    (0..n as u64)
+        .map(|i| {
+            let mut z = (seed << 32).wrapping_add(i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Random file bytes of a matrix. Quantised blocks get plausible scales and any quants at all.
+fn raw(kind: Kind, n: usize, k: usize, seed: u64) -> Vec<u8> {
+    let values = numbers(seed, n * k);
+    let half = |v: f32| f16::from_f32(v).to_le_bytes();
+    match kind {
+        Kind::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Kind::F16 => values.iter().flat_map(|v| half(*v)).collect(),
+        Kind::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        Kind::Q8_0 | Kind::Q4_0 | Kind::Q4_1 => {
+            let mut out = Vec::new();
+            for block in values.chunks_exact(BLOCK) {
+                out.extend(half(block[0] * 0.02));
+                if kind == Kind::Q4_1 {
+                    out.extend(half(block[1] * 0.1));
+                }
+                let bytes = if kind == Kind::Q8_0 { 32 } else { 16 };
+                out.extend(block[..bytes].iter().map(|v| (v * 1e6) as i32 as u8));
+            }
+            out
+        }
+    }
+}
+
+fn product(level: Level, threads: usize, w: &Packed, x: &[f32]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / w.k * w.n];
+    let mut q = Quantized::default();
+    if w.kind.quantised() {
+        q.fill(level, x, w.k);
+    }
+    let input = Input { x, quantized: w.kind.quantised().then_some((&q, 0)) };
+    let mut pool = Pool::new(threads).expect("threads");
+    matmul(level, &mut pool, &mut [Job { input, weights: w, out: &mut out }]);
+    out
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn products_agree_with_the_portable_kernel_and_with_f64(
+        kind in prop::sample::select(&KINDS), n in 1usize..70, blocks in 1usize..8, extra in 0usize..32,
+        rows in 1usize..16, threads in 1usize..4, seed: u64,
+    ) {
+        let k = if kind.quantised() { blocks * BLOCK } else { blocks * BLOCK - extra };
+        let w = Packed::pack(kind, n, k, &raw(kind, n, k, seed));
+        let x = numbers(seed ^ 1, rows * k);
+        let fast = product(Level::detect(), threads, &w, &x);
+        prop_assert_eq!(bits(&fast), bits(&product(Level::Portable, 1, &w, &x)));
+        let mut row = vec![0.0; k];
+        for c in 0..n {
+            w.unpack_row(c, &mut row);
+            for r in 0..rows {
+                let x = &x[r * k..(r + 1) * k];
+                let exact: f64 = row.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let size: f64 = row.iter().map(|a| f64::from(a.abs())).sum();
+                // Quantised inputs carry half a step of 1/127 of the block's largest value.
+                let tolerance = if kind.quantised() { size / 127.0 + 1e-4 } else { size * 1e-5 + 1e-6 };
+                prop_assert!((f64::from(fast[r * n + c]) - exact).abs() <= tolerance, "{kind:?} {r},{c}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_in_a_batch(
+        kind in prop::sample::select(&KINDS), n in 1usize..150, blocks in 1usize..6, rows in 2usize..20, seed: u64,
+    ) {
+        let k = blocks * BLOCK;
+        let w = Packed::pack(kind, n, k, &raw(kind, n, k, seed));
+        let x = numbers(seed ^ 2, rows * k);
+        let batch = product(Level::detect(), 2, &w, &x);
+        for r in 0..rows {
+            let alone = product(Level::detect(), 1, &w, &x[r * k..(r + 1) * k]);
+            prop_assert_eq!(bits(&alone), bits(&batch[r * n..(r + 1) * n]), "row {}", r);
+        }
+    }
+
+    #[test]
+    fn lane_kernels_agree_with_the_portable_level(n in 1usize..200, scale in 0.01f32..30.0, seed: u64) {
+        let fast = Level::detect();
+        let x: Vec<f32> = numbers(seed, n).iter().map(|v| v * scale).collect();
+        let w = numbers(seed ^ 3, n);
+        let both = |f: &dyn Fn(Level) -> Vec<f32>| (bits(&f(fast)), bits(&f(Level::Portable)));
+        let (a, b) = both(&|l| { let mut o = vec![0.0; n]; lanes::rms_norm(l, &x, &w, 1e-6, &mut o); o });
+        prop_assert_eq!(a, b);
+        let (a, b) = both(&|l| { let mut o = x.clone(); lanes::silu_mul(l, &mut o, &w); o });
+        prop_assert_eq!(a, b);
+        let (a, b) = both(&|l| { let mut o = x.clone(); lanes::sigmoid(l, &mut o); o });
+        prop_assert_eq!(a, b);
+        let (a, b) = both(&|l| { let mut o = x.clone(); lanes::add_scaled(l, &mut o, 0.3, &w); o });
+        prop_assert_eq!(a, b);
+        let (a, b) = both(&|l| { let mut o = x.clone(); let s = lanes::exp_scores(l, &mut o); o.push(s); o });
+        prop_assert_eq!(a, b);
+        for interleaved in [false, true] {
+            let (a, b) = both(&|l| {
+                let mut o = x[..n / 2 * 2].to_vec();
+                lanes::rotate(l, &mut o, &w[..n / 2], &x[..n / 2], interleaved);
+                o
+            });
+            prop_assert_eq!(a, b);
+        }
+    }
+
+    #[test]
+    fn attention_kernels_agree_and_do_not_see_neighbours(
+        dim in 1usize..100, tokens in 1usize..40, pad in 0usize..9, seed: u64,
+    ) {
+        let stride = dim + pad;
+        let (q, rows) = (numbers(seed, dim), numbers(seed ^ 4, tokens * stride));
+        let scores = |l, n: usize| { let mut o = vec![0.0; n]; attention::dot_rows(l, &q, &rows, stride, 0.25, &mut o); o };
+        let fast = scores(Level::detect(), tokens);
+        prop_assert_eq!(bits(&fast), bits(&scores(Level::Portable, tokens)));
+        for n in 1..=tokens {
+            prop_assert_eq!(bits(&scores(Level::detect(), n)), bits(&fast[..n]));
+        }
+        let weighted = |l, cut: usize| {
+            let mut o = vec![0.0; dim];
+            attention::add_weighted_rows(l, &fast[..cut], &rows, stride, &mut o);
+            attention::add_weighted_rows(l, &fast[cut..], &rows[cut * stride..], stride, &mut o);
+            o
+        };
+        let whole = weighted(Level::detect(), 0);
+        prop_assert_eq!(bits(&whole), bits(&weighted(Level::Portable, 0)));
+        prop_assert_eq!(bits(&whole), bits(&weighted(Level::detect(), tokens / 2)));
+    }
+
+    #[test]
+    fn exp_is_close(x in -87.0f32..87.0) {
+        let e = f64::from(lanes::exp_lanes([x; 8])[3]);
+        let exact = f64::from(x).exp();
+        prop_assert!((e - exact).abs() <= exact * 3e-7, "{x}: {e} {exact}");
+    }
+}
+
+/// NaN in an input must come out as NaN, not vanish in the quantisation.
+#[test]
+fn nan_is_not_swallowed() {
+    for kind in KINDS {
+        let w = Packed::pack(kind, 8, 64, &raw(kind, 8, 64, 1));
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = numbers(9, 64);
+            x[40] = bad;
+            assert!(product(Level::detect(), 1, &w, &x).iter().all(|v| !v.is_finite()), "{kind:?} {bad}");
+        }
+    }
+}
+
+#[test]
+fn the_pool_runs_every_chunk_once_and_survives_many_rounds() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let mut pool = Pool::new(3).expect("threads");
+    for round in 0..2000usize {
+        let chunks = round % 23;
+        let seen: Vec<AtomicU32> = (0..chunks).map(|_| AtomicU32::new(0)).collect();
+        if round % 5 == 0 {
+            pool.begin_step();
+        }
+        pool.run(chunks, &|i| {
+            seen[i].fetch_add(1, Ordering::Relaxed);
+        });
+        if round % 7 == 0 {
+            pool.end_step();
+        }
+        assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "round {round}");
+    }
+    let mut out = vec![0.0; 1003];
+    pool.for_pieces(&mut out[..1000], 10, 1 << 20, &|i, piece| piece.fill(i as f32));
+    assert!(out[..1000].iter().enumerate().all(|(i, v)| *v == (i / 10) as f32));
+}

@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use tandem_models::{CLOUD, EDGE};
 
@@ -5,8 +7,10 @@ use super::{Tokenizer, stop_tokens};
 use crate::error::EngineError;
 use crate::spec::DecoderSpec;
 
-fn edge() -> Tokenizer {
-    Tokenizer::from_json(EDGE.tokenizer).expect("the embedded tokenizer loads")
+fn edge() -> &'static Tokenizer {
+    static EDGE_TOKENIZER: LazyLock<Tokenizer> =
+        LazyLock::new(|| Tokenizer::from_json(EDGE.tokenizer).expect("the embedded tokenizer loads"));
+    &EDGE_TOKENIZER
 }
 
 #[test]
@@ -52,7 +56,7 @@ proptest! {
         let mut stream = t.stream();
         let mut out = String::new();
         for id in ids {
-            out.push_str(&stream.push(&t, id).expect("decodes"));
+            out.push_str(&stream.push(t, id).expect("decodes"));
         }
         out.push_str(&stream.finish());
         prop_assert_eq!(out, text);

@@ -195,7 +195,10 @@ impl RouterClient {
     pub fn connect(endpoints: &[String], tls: &TlsPem) -> Result<Self, ClientError> {
         let bad = |endpoint: &str, problem: String| ClientError::BadEndpoint { endpoint: endpoint.into(), problem };
         if endpoints.is_empty() || endpoints.len() > ENDPOINTS_MAX {
-            return Err(bad(&endpoints.join(","), format!("is a list of {}, 1..={ENDPOINTS_MAX} are allowed", endpoints.len())));
+            return Err(bad(
+                &endpoints.join(","),
+                format!("is a list of {}, 1..={ENDPOINTS_MAX} are allowed", endpoints.len()),
+            ));
         }
         let routers = endpoints.iter().map(|text| {
             let endpoint = text.parse::<Endpoint>().map_err(|problem| bad(text, problem))?;

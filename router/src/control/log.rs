@@ -23,7 +23,9 @@ pub enum LogError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The stored state cannot be understood.
-    #[error("router state is damaged: {0}; restore it from a backup, or move it away to start with an empty control plane")]
+    #[error(
+        "router state is damaged: {0}; restore it from a backup, or move it away to start with an empty control plane"
+    )]
     Restore(#[from] RestoreError),
     /// The state cannot be written as bytes.
     #[error("router state cannot be encoded: {0}")]
@@ -145,3 +147,6 @@ impl CommandLog for SingleNode {
         Ok(view(&self.inner.lock().await.state))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -356,7 +356,8 @@ impl ControlState {
 
     /// The state as bytes. Equal states give equal bytes.
     pub fn snapshot(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let remembered = self.outcome_order.iter().filter_map(|key| Some((key.clone(), self.outcomes.get(key)?.clone())));
+        let remembered =
+            self.outcome_order.iter().filter_map(|key| Some((key.clone(), self.outcomes.get(key)?.clone())));
         serde_json::to_vec(&Snapshot {
             clock_ms: self.clock_ms,
             applied: self.applied,

@@ -118,8 +118,8 @@ impl Store {
         }
         let end = all.iter().take(HEADER_BYTES_MAX).position(|byte| *byte == b'\n');
         let end = end.ok_or_else(|| damaged("it has no header line".into()))?;
-        let header: Header =
-            serde_json::from_slice(&all[..end]).map_err(|error| damaged(format!("its header is unreadable: {error}")))?;
+        let header: Header = serde_json::from_slice(&all[..end])
+            .map_err(|error| damaged(format!("its header is unreadable: {error}")))?;
         if header.tandem_control != FORMAT {
             return Err(damaged(format!("format {}, this build reads {FORMAT}", header.tandem_control)));
         }

@@ -4,9 +4,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use super::{
-    Calibration, Features, HiddenInput, Network, Policy, PolicyError, PolicyFile, Reason, in_range,
-};
+use super::{Calibration, Features, HiddenInput, Network, Policy, PolicyError, PolicyFile, Reason, in_range};
 
 /// Standardised inputs are cut here, so that one wild feature cannot outvote all others.
 pub(crate) const STANDARDISED_MAX: f32 = 8.0;
@@ -26,8 +24,7 @@ pub struct Calibrated {
 impl Calibrated {
     /// Uses `file`, which must have been checked, with τ = `threshold` or the file's own.
     pub fn new(file: Arc<PolicyFile>, threshold: Option<f32>) -> Result<Self, PolicyError> {
-        let threshold =
-            in_range("calibrated", "threshold", threshold.unwrap_or(file.threshold), (0.0, 1.0), "0..=1")?;
+        let threshold = in_range("calibrated", "threshold", threshold.unwrap_or(file.threshold), (0.0, 1.0), "0..=1")?;
         Ok(Self { file, threshold })
     }
 
@@ -68,7 +65,7 @@ pub(crate) fn standardise(x: f32, mean: f32, std: f32) -> f32 {
 
 impl PolicyFile {
     /// Standardised inputs of the network for `features`, into `out`. False if the hidden state is
-    /// missing or of another size than the network's.
+    /// missing or of another size than the network's, or if a number is NaN.
     pub fn inputs_into(&self, features: &Features<'_>, out: &mut Vec<f32>) -> bool {
         out.clear();
         for ((name, mean), std) in self.features.iter().zip(&self.means).zip(&self.stds) {
@@ -80,7 +77,8 @@ impl PolicyFile {
                 out.push(standardise(*x, *mean, *std));
             }
         }
-        true
+        // A ReLU would turn a NaN into a quiet 0.
+        out.iter().all(|x| x.is_finite())
     }
 }
 
@@ -107,7 +105,7 @@ impl Calibration {
             Self::Platt { slope, offset } => sigmoid(slope * logit + offset),
             Self::Isotonic { knots } => {
                 let raw = sigmoid(logit);
-                // NaN falls through to the first branch of neither search; keep it visible.
+                // The search below would take NaN for a number.
                 if raw.is_nan() {
                     return raw;
                 }
@@ -131,7 +129,7 @@ impl Policy for Calibrated {
         Reason::Risk
     }
 
-    /// p̂; NaN (escalate) where the hidden state is missing or has another size.
+    /// p̂; NaN (escalate) where the hidden state is missing, has another size or holds a NaN.
     fn score(&self, features: &Features<'_>) -> f32 {
         INPUTS.with_borrow_mut(|inputs| {
             if !self.file.inputs_into(features, inputs) {

@@ -260,6 +260,10 @@ fn finite(field: &str, values: &[f32]) -> Result<(), PolicyFileError> {
     }
 }
 
+fn finite_one(field: &str, value: f32) -> Result<(), PolicyFileError> {
+    if value.is_finite() { Ok(()) } else { Err(bad(field, format!("is {value}, not a finite number"))) }
+}
+
 fn sized(field: &str, values: &[f32], expected: usize) -> Result<(), PolicyFileError> {
     if values.len() != expected {
         return Err(bad(field, format!("has {} numbers, {expected} are needed", values.len())));
@@ -374,7 +378,7 @@ impl PolicyFile {
         match &self.network {
             Network::Logistic { weights, bias } => {
                 sized("network.weights", weights, inputs)?;
-                finite("network.bias", &[*bias])
+                finite_one("network.bias", *bias)
             }
             Network::Mlp { units, weights, biases, output, output_bias } => {
                 if !(1..=UNITS_MAX).contains(units) {
@@ -383,7 +387,7 @@ impl PolicyFile {
                 sized("network.weights", weights, units * inputs)?;
                 sized("network.biases", biases, *units)?;
                 sized("network.output", output, *units)?;
-                finite("network.output_bias", &[*output_bias])
+                finite_one("network.output_bias", *output_bias)
             }
         }
     }
@@ -391,9 +395,11 @@ impl PolicyFile {
     fn check_calibration(&self) -> Result<(), PolicyFileError> {
         match &self.calibration {
             Calibration::Platt { slope, offset } => {
-                finite("calibration.slope", &[*slope])?;
-                positive("calibration.slope", &[*slope])?;
-                finite("calibration.offset", &[*offset])
+                finite_one("calibration.slope", *slope)?;
+                if *slope <= 0.0 {
+                    return Err(bad("calibration.slope", format!("is {slope}, it must be above 0")));
+                }
+                finite_one("calibration.offset", *offset)
             }
             Calibration::Isotonic { knots } => {
                 if knots.is_empty() || knots.len() > KNOTS_MAX {

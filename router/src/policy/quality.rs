@@ -6,7 +6,9 @@ use super::{OperatingPoint, Quality};
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum QualityError {
     /// ε is no probability above 0.
-    #[error("quality target {target} must lie in 0..1 (share of answers that may differ from the cloud's), and above 0")]
+    #[error(
+        "quality target {target} must lie in 0..1 (share of answers that may differ from the cloud's), and above 0"
+    )]
     BadTarget {
         /// What was asked for.
         target: f32,
@@ -70,13 +72,13 @@ pub fn for_quality(quality: &Quality, target: f32) -> Result<OperatingPoint, Qua
         return Err(QualityError::BadTarget { target });
     }
     let n = f64::from(quality.requests);
-    let epsilon = f64::from(target);
+    // The table and the target are f32: what was measured as exactly ε must not fail by rounding.
+    let epsilon = f64::from(target) + 1e-7;
     let bound = |point: &OperatingPoint| (n * f64::from(point.disagreement) + 1.0) / (n + 1.0);
     if quality.points.is_empty() {
         return Err(QualityError::NoPoints);
     }
-    // The table stores f32: what was measured as exactly ε must not fail by its rounding.
-    let good = |point: &&OperatingPoint| bound(point) <= epsilon + 1e-7;
+    let good = |point: &&OperatingPoint| bound(point) <= epsilon;
     if let Some(point) = quality.points.iter().take_while(good).last() {
         return Ok(*point);
     }

@@ -63,10 +63,7 @@ impl Steering {
     /// τ of the next decision.
     #[must_use]
     pub fn threshold(&self) -> f32 {
-        self.share
-            .map(|share| share.threshold())
-            .or(self.config.threshold)
-            .unwrap_or_else(|| self.policy.threshold())
+        self.share.map(|share| share.threshold()).or(self.config.threshold).unwrap_or_else(|| self.policy.threshold())
     }
 
     /// Cloud tokens left for this answer, if there is a limit.

@@ -14,7 +14,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{codegen::tokio_stream::Stream, transport::server::{Connected, TcpConnectInfo}};
+use tonic::{
+    codegen::tokio_stream::Stream,
+    transport::server::{Connected, TcpConnectInfo},
+};
 
 use super::CONNECTIONS_MAX;
 use crate::metric_definitions as names;

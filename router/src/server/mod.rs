@@ -142,10 +142,7 @@ pub async fn serve(
 }
 
 /// Runs `serving`, but not longer than [`GRACE`] past the shutdown.
-async fn within_grace<E>(
-    serving: impl Future<Output = Result<(), E>>,
-    shutdown: CancellationToken,
-) -> Result<(), E> {
+async fn within_grace<E>(serving: impl Future<Output = Result<(), E>>, shutdown: CancellationToken) -> Result<(), E> {
     let too_late = async {
         shutdown.cancelled().await;
         tokio::time::sleep(GRACE).await;
@@ -170,7 +167,12 @@ async fn expire_until(log: Arc<SingleNode>, shutdown: CancellationToken) {
         let request = Request { id: RequestId::default(), now_ms, command: Command::Expire };
         let expired = log.propose(request).await;
         // Keeps owners over a restart; epochs are safe without it.
-        if let Err(error) = async { expired?; log.flush().await }.await {
+        if let Err(error) = async {
+            expired?;
+            log.flush().await
+        }
+        .await
+        {
             tracing::error!(%error, "router state is not kept");
         }
         if let Ok(status) = log.read(|state| state.status(now_ms)).await {

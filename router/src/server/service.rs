@@ -10,8 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{REQUESTS_MAX, wall_ms};
 use crate::{
     control::{self, Command, Outcome, Refusal, RequestId, TICKET_MS, log::CommandLog},
-    convert,
-    metric_definitions as names,
+    convert, metric_definitions as names,
     node::{InvalidField, check_name},
 };
 

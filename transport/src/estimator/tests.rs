@@ -46,22 +46,11 @@ fn goodput_table() {
     const MIB: u64 = 1 << 20;
     assert_eq!(goodput(&[]), None);
     // Too small to say anything.
-    assert_eq!(
-        goodput(&[Start(0), Deliver(1_000, 1_000), Finish(1_000)]),
-        None
-    );
+    assert_eq!(goodput(&[Start(0), Deliver(1_000, 1_000), Finish(1_000)]), None);
     // 1 MiB in one second.
-    assert_eq!(
-        goodput(&[Start(0), Deliver(1_000_000, MIB), Finish(1_000_000)]),
-        Some(MIB)
-    );
+    assert_eq!(goodput(&[Start(0), Deliver(1_000_000, MIB), Finish(1_000_000)]), Some(MIB));
     // Two at once share the pipe: their bytes add, their time does not.
-    let both = [
-        Start(0),
-        Start(0),
-        Deliver(500_000, MIB),
-        Deliver(1_000_000, MIB),
-    ];
+    let both = [Start(0), Start(0), Deliver(500_000, MIB), Deliver(1_000_000, MIB)];
     assert_eq!(goodput(&both), Some(2 * MIB));
     // Idle time between two transfers does not count.
     let apart = [
@@ -74,32 +63,13 @@ fn goodput_table() {
     ];
     assert_eq!(goodput(&apart), Some(MIB));
     // A quarter of the way to a new rate per sample.
-    let faster = [
-        Start(0),
-        Deliver(1_000_000, MIB),
-        Deliver(2_000_000, 5 * MIB),
-    ];
+    let faster = [Start(0), Deliver(1_000_000, MIB), Deliver(2_000_000, 5 * MIB)];
     assert_eq!(goodput(&faster), Some(2 * MIB));
     // A scrap of a cancelled transfer is not mixed into the next one.
-    let scrap = [
-        Start(0),
-        Deliver(10_000_000, 10),
-        Finish(10_000_000),
-        Start(20_000_000),
-        Deliver(21_000_000, MIB),
-    ];
+    let scrap = [Start(0), Deliver(10_000_000, 10), Finish(10_000_000), Start(20_000_000), Deliver(21_000_000, MIB)];
     assert_eq!(goodput(&scrap), Some(MIB));
     // No time passed: large, but not a division by zero.
     assert!(goodput(&[Start(5), Deliver(5, MIB)]).unwrap() > 1 << 39);
     // Late or unbalanced events do no harm.
-    assert_eq!(
-        goodput(&[
-            Finish(1),
-            Start(9),
-            Deliver(3, MIB / 2),
-            Finish(2),
-            Finish(2)
-        ]),
-        Some(MIB / 2 * 1_000_000)
-    );
+    assert_eq!(goodput(&[Finish(1), Start(9), Deliver(3, MIB / 2), Finish(2), Finish(2)]), Some(MIB / 2 * 1_000_000));
 }

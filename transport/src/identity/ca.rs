@@ -6,8 +6,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 
 use super::{
@@ -43,10 +43,7 @@ impl std::fmt::Debug for DevCa {
 }
 
 fn malformed(what: &'static str) -> impl Fn(rcgen::Error) -> IdentityError {
-    move |e| IdentityError::Malformed {
-        what,
-        reason: e.to_string(),
-    }
+    move |e| IdentityError::Malformed { what, reason: e.to_string() }
 }
 
 impl DevCa {
@@ -67,13 +64,9 @@ impl DevCa {
         let key = KeyPair::from_pem(&key_pem).map_err(malformed("the CA key"))?;
         // The key is the authority: whoever signs its certificate first, every one of them is equal
         // as a trust anchor (same subject, same key).
-        let ca_pem = if cert_path.exists() {
-            read_text(&cert_path)?
-        } else {
-            create_private(&cert_path, &self_signed(&key)?)?
-        };
-        let issuer =
-            Issuer::from_ca_cert_pem(&ca_pem, key).map_err(malformed("the CA certificate"))?;
+        let ca_pem =
+            if cert_path.exists() { read_text(&cert_path)? } else { create_private(&cert_path, &self_signed(&key)?)? };
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(malformed("the CA certificate"))?;
         Ok(Self { ca_pem, issuer })
     }
 
@@ -95,26 +88,16 @@ impl DevCa {
     ///
     /// # Errors
     /// [`IdentityError::BadName`], [`IdentityError::Expired`] for a zero validity.
-    pub fn issue_for(
-        &self,
-        id: &PeerIdentity,
-        validity: Duration,
-    ) -> Result<Identity, IdentityError> {
+    pub fn issue_for(&self, id: &PeerIdentity, validity: Duration) -> Result<Identity, IdentityError> {
         let (cert_pem, key_pem) = self.sign(id, SystemTime::now() + validity)?;
         Identity::from_pem(&cert_pem, &key_pem, &self.ca_pem)
     }
 
     /// Certificate and key of `id`, PEM, not checked for usefulness.
-    pub(super) fn sign(
-        &self,
-        id: &PeerIdentity,
-        not_after: SystemTime,
-    ) -> Result<(String, String), IdentityError> {
+    pub(super) fn sign(&self, id: &PeerIdentity, not_after: SystemTime) -> Result<(String, String), IdentityError> {
         let params = leaf_params(id, not_after)?;
         let key = KeyPair::generate().map_err(malformed("the new key"))?;
-        let cert = params
-            .signed_by(&key, &self.issuer)
-            .map_err(malformed("the new certificate"))?;
+        let cert = params.signed_by(&key, &self.issuer).map_err(malformed("the new certificate"))?;
         Ok((cert.pem(), key.serialize_pem()))
     }
 }
@@ -123,40 +106,22 @@ fn self_signed(key: &KeyPair) -> Result<String, IdentityError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Tandem development CA");
+    params.distinguished_name.push(DnType::CommonName, "Tandem development CA");
     params.not_before = (SystemTime::now() - CLOCK_SKEW).into();
     params.not_after = (SystemTime::now() + CA_VALIDITY).into();
-    Ok(params
-        .self_signed(key)
-        .map_err(malformed("the new CA certificate"))?
-        .pem())
+    Ok(params.self_signed(key).map_err(malformed("the new CA certificate"))?.pem())
 }
 
-fn leaf_params(
-    id: &PeerIdentity,
-    not_after: SystemTime,
-) -> Result<CertificateParams, IdentityError> {
+fn leaf_params(id: &PeerIdentity, not_after: SystemTime) -> Result<CertificateParams, IdentityError> {
     let bad = malformed("a name of the new certificate");
-    let dns = vec![
-        id.dns_name(),
-        "localhost".into(),
-        "127.0.0.1".into(),
-        "::1".into(),
-    ];
+    let dns = vec![id.dns_name(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
     let mut params = CertificateParams::new(dns).map_err(&bad)?;
     let uri = id.to_string().try_into().map_err(&bad)?;
     params.subject_alt_names.push(SanType::URI(uri));
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, id.name.as_str());
+    params.distinguished_name.push(DnType::CommonName, id.name.as_str());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     params.not_before = (SystemTime::now() - CLOCK_SKEW).into();
     params.not_after = not_after.into();

@@ -9,17 +9,11 @@ use std::{
 use super::IdentityError;
 
 pub(super) fn read_text(path: &Path) -> Result<String, IdentityError> {
-    fs::read_to_string(path).map_err(|e| IdentityError::Unreadable {
-        path: path.to_owned(),
-        reason: e.to_string(),
-    })
+    fs::read_to_string(path).map_err(|e| IdentityError::Unreadable { path: path.to_owned(), reason: e.to_string() })
 }
 
 fn unwritable(path: &Path) -> impl Fn(io::Error) -> IdentityError + '_ {
-    |e| IdentityError::Unwritable {
-        path: path.to_owned(),
-        reason: e.to_string(),
-    }
+    |e| IdentityError::Unwritable { path: path.to_owned(), reason: e.to_string() }
 }
 
 /// A synced file beside `path`, mode 0600, that does not have its final name yet.
@@ -27,11 +21,7 @@ fn temporary(path: &Path, text: &str) -> io::Result<PathBuf> {
     let dir = path.parent().unwrap_or(Path::new("."));
     make_dir(dir)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temp = dir.join(format!(
-        ".{name}.{}-{:016x}",
-        std::process::id(),
-        fastrand::u64(..)
-    ));
+    let temp = dir.join(format!(".{name}.{}-{:016x}", std::process::id(), fastrand::u64(..)));
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

@@ -24,39 +24,19 @@ fn a_second_opening_finds_the_same_ca() {
 fn files_are_readable_by_the_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let (dir, ca) = ca();
-    ca.issue(Role::Cloud, "big")
-        .unwrap()
-        .save(dir.path().join("id"))
-        .unwrap();
-    for name in [
-        "ca.pem",
-        "ca.key",
-        "id/cert.pem",
-        "id/key.pem",
-        "id/trust.pem",
-    ] {
-        let mode = fs::metadata(dir.path().join(name))
-            .unwrap()
-            .permissions()
-            .mode();
+    ca.issue(Role::Cloud, "big").unwrap().save(dir.path().join("id")).unwrap();
+    for name in ["ca.pem", "ca.key", "id/cert.pem", "id/key.pem", "id/trust.pem"] {
+        let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
-    let left: Vec<_> = fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "a temporary file was left behind: {left:?}");
 }
 
 #[test]
 fn openers_that_race_end_with_one_ca() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || {
-        DevCa::open_or_create(dir.path())
-            .unwrap()
-            .ca_pem()
-            .to_owned()
-    };
+    let open = || DevCa::open_or_create(dir.path()).unwrap().ca_pem().to_owned();
     let pems: Vec<String> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -86,49 +66,22 @@ fn faulty_identities_are_typed_errors() {
     let stranger = other.issue_for(&id, HOUR).unwrap();
     let check = Identity::from_pem;
 
-    assert!(matches!(
-        check(good.cert_pem(), good.key_pem(), other.ca_pem()),
-        Err(IdentityError::WrongCa { .. })
-    ));
-    assert!(matches!(
-        check(good.cert_pem(), stranger.key_pem(), ca.ca_pem()),
-        Err(IdentityError::KeyMismatch { .. })
-    ));
+    assert!(matches!(check(good.cert_pem(), good.key_pem(), other.ca_pem()), Err(IdentityError::WrongCa { .. })));
+    assert!(matches!(check(good.cert_pem(), stranger.key_pem(), ca.ca_pem()), Err(IdentityError::KeyMismatch { .. })));
     let (old_cert, old_key) = ca.sign(&id, SystemTime::now() - HOUR / 2).unwrap();
-    assert!(matches!(
-        check(&old_cert, &old_key, ca.ca_pem()),
-        Err(IdentityError::Expired { .. })
-    ));
-    assert!(matches!(
-        check("no pem", good.key_pem(), ca.ca_pem()),
-        Err(IdentityError::Malformed { .. })
-    ));
-    assert!(matches!(
-        check(good.cert_pem(), "no pem", ca.ca_pem()),
-        Err(IdentityError::Malformed { .. })
-    ));
+    assert!(matches!(check(&old_cert, &old_key, ca.ca_pem()), Err(IdentityError::Expired { .. })));
+    assert!(matches!(check("no pem", good.key_pem(), ca.ca_pem()), Err(IdentityError::Malformed { .. })));
+    assert!(matches!(check(good.cert_pem(), "no pem", ca.ca_pem()), Err(IdentityError::Malformed { .. })));
     // The CA itself names no node.
-    assert!(matches!(
-        check(ca.ca_pem(), good.key_pem(), ca.ca_pem()),
-        Err(IdentityError::NoSpiffeId { .. })
-    ));
-    assert!(matches!(
-        Identity::load("/nonexistent"),
-        Err(IdentityError::Unreadable { .. })
-    ));
+    assert!(matches!(check(ca.ca_pem(), good.key_pem(), ca.ca_pem()), Err(IdentityError::NoSpiffeId { .. })));
+    assert!(matches!(Identity::load("/nonexistent"), Err(IdentityError::Unreadable { .. })));
 }
 
 #[test]
 fn names_that_could_be_misread_are_refused() {
     for name in ["", "a/b", "A", "a b", "-a", "a-", "ä", &"x".repeat(64)] {
-        assert!(
-            PeerIdentity::new("default", Role::Edge, name).is_err(),
-            "{name:?}"
-        );
-        assert!(
-            PeerIdentity::new(name, Role::Edge, "a").is_err(),
-            "{name:?}"
-        );
+        assert!(PeerIdentity::new("default", Role::Edge, name).is_err(), "{name:?}");
+        assert!(PeerIdentity::new(name, Role::Edge, "a").is_err(), "{name:?}");
     }
     for uri in [
         "",
@@ -141,8 +94,5 @@ fn names_that_could_be_misread_are_refused() {
         assert!(uri.parse::<PeerIdentity>().is_err(), "{uri}");
     }
     let id: PeerIdentity = "spiffe://tandem/acme/cloud/n-1".parse().unwrap();
-    assert_eq!(
-        (id.role, id.dns_name().as_str()),
-        (Role::Cloud, "n-1.tandem")
-    );
+    assert_eq!((id.role, id.dns_name().as_str()), (Role::Cloud, "n-1.tandem"));
 }

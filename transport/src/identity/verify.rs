@@ -28,10 +28,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn certificates(
-    what: &'static str,
-    pem: &str,
-) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let malformed = |reason: String| IdentityError::Malformed { what, reason };
     let list: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
@@ -45,20 +42,14 @@ fn certificates(
 fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
     X509Certificate::from_der(cert.as_ref())
         .map(|(_, cert)| cert)
-        .map_err(|e| IdentityError::Malformed {
-            what: "the certificate",
-            reason: e.to_string(),
-        })
+        .map_err(|e| IdentityError::Malformed { what: "the certificate", reason: e.to_string() })
 }
 
 pub(super) fn spiffe_id(cert: &CertificateDer<'_>) -> Result<PeerIdentity, IdentityError> {
     let cert = parse(cert)?;
     let names = cert
         .subject_alternative_name()
-        .map_err(|e| IdentityError::Malformed {
-            what: "the certificate's alternative names",
-            reason: e.to_string(),
-        })?;
+        .map_err(|e| IdentityError::Malformed { what: "the certificate's alternative names", reason: e.to_string() })?;
     let names = names.map_or(&[][..], |extension| &extension.value.general_names);
     let uris: Vec<&str> = names
         .iter()
@@ -70,9 +61,7 @@ pub(super) fn spiffe_id(cert: &CertificateDer<'_>) -> Result<PeerIdentity, Ident
     // SPIFFE allows exactly one URI; more could make two checks see two names.
     match uris[..] {
         [uri] => uri.parse(),
-        _ => Err(IdentityError::NoSpiffeId {
-            found: format!("{uris:?}"),
-        }),
+        _ => Err(IdentityError::NoSpiffeId { found: format!("{uris:?}") }),
     }
 }
 
@@ -83,18 +72,11 @@ pub(crate) fn not_after(cert: &CertificateDer<'_>) -> Result<SystemTime, Identit
 
 pub(super) fn check(cert_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Parsed, IdentityError> {
     let chain = certificates("the certificate", cert_pem)?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| {
-        IdentityError::Malformed {
-            what: "the private key",
-            reason: e.to_string(),
-        }
-    })?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+        .map_err(|e| IdentityError::Malformed { what: "the private key", reason: e.to_string() })?;
     let mut store = RootCertStore::empty();
     for root in certificates("the CA certificate", ca_pem)? {
-        store.add(root).map_err(|e| IdentityError::Malformed {
-            what: "the CA certificate",
-            reason: e.to_string(),
-        })?;
+        store.add(root).map_err(|e| IdentityError::Malformed { what: "the CA certificate", reason: e.to_string() })?;
     }
     let roots = Arc::new(store);
     let id = spiffe_id(&chain[0])?;
@@ -103,36 +85,22 @@ pub(super) fn check(cert_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Parse
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider())
         .build()
         .map_err(|e| tls(e.to_string()))?;
-    verifier
-        .verify_client_cert(&chain[0], &chain[1..], UnixTime::now())
-        .map_err(|e| match e {
-            rustls::Error::InvalidCertificate(
-                CertificateError::Expired | CertificateError::ExpiredContext { .. },
-            ) => IdentityError::Expired { name: name.clone() },
-            rustls::Error::InvalidCertificate(
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-            ) => IdentityError::NotYetValid { name: name.clone() },
-            rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            ) => IdentityError::WrongCa { name: name.clone() },
-            other => IdentityError::Malformed {
-                what: "the certificate",
-                reason: other.to_string(),
-            },
-        })?;
+    verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).map_err(|e| match e {
+        rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            IdentityError::Expired { name: name.clone() }
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => IdentityError::NotYetValid { name: name.clone() },
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            IdentityError::WrongCa { name: name.clone() }
+        }
+        other => IdentityError::Malformed { what: "the certificate", reason: other.to_string() },
+    })?;
     CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|e| match e {
         rustls::Error::InconsistentKeys(_) => IdentityError::KeyMismatch { name: name.clone() },
-        other => IdentityError::Malformed {
-            what: "the private key",
-            reason: other.to_string(),
-        },
+        other => IdentityError::Malformed { what: "the private key", reason: other.to_string() },
     })?;
     let not_after = not_after(&chain[0])?;
-    Ok(Parsed {
-        chain,
-        key,
-        roots,
-        id,
-        not_after,
-    })
+    Ok(Parsed { chain, key, roots, id, not_after })
 }

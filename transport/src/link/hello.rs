@@ -13,11 +13,7 @@ use crate::{channel::Channel, error::TransportError};
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Client first, so that a server says nothing to a peer that has not authenticated itself.
-pub(super) async fn exchange(
-    control: &mut Channel,
-    side: Side,
-    ours: &Hello,
-) -> Result<Hello, TransportError> {
+pub(super) async fn exchange(control: &mut Channel, side: Side, ours: &Hello) -> Result<Hello, TransportError> {
     let ours = Message::Hello(ours.clone());
     match side {
         Side::Client => {
@@ -51,11 +47,7 @@ pub(super) fn check(ours: &Hello, theirs: &Hello) -> Result<u16, TransportError>
     let minor = ours.minor_max.min(theirs.minor_max);
     if minor < ours.minor_min.max(theirs.minor_min) {
         let range = |hello: &Hello| format!("1.{} to 1.{}", hello.minor_min, hello.minor_max);
-        return Err(TransportError::Incompatible {
-            what: "protocol version",
-            here: range(ours),
-            there: range(theirs),
-        });
+        return Err(TransportError::Incompatible { what: "protocol version", here: range(ours), there: range(theirs) });
     }
     if ours.schema != theirs.schema {
         return Err(TransportError::Incompatible {

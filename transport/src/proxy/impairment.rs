@@ -44,10 +44,7 @@ impl Faults {
     /// A link with this round-trip time and nothing else.
     #[must_use]
     pub fn rtt(rtt: Duration) -> Self {
-        Self {
-            delay: rtt / 2,
-            ..Self::default()
-        }
+        Self { delay: rtt / 2, ..Self::default() }
     }
 }
 
@@ -87,11 +84,7 @@ impl Impairment {
     /// The same seed and packets give the same fates.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self {
-            rng: fastrand::Rng::with_seed(seed),
-            free_at_us: 0,
-            last_arrival_us: 0,
-        }
+        Self { rng: fastrand::Rng::with_seed(seed), free_at_us: 0, last_arrival_us: 0 }
     }
 
     /// Decides over a packet of `len` bytes that enters at `now_us`.
@@ -114,9 +107,7 @@ impl Impairment {
             self.free_at_us = leaves_us;
         }
         let jitter_us = (micros(faults.jitter) as f64 * jitter) as u64;
-        let in_turn_us = leaves_us
-            .saturating_add(micros(faults.delay))
-            .saturating_add(jitter_us);
+        let in_turn_us = leaves_us.saturating_add(micros(faults.delay)).saturating_add(jitter_us);
         let reordered = reorder < faults.reorder;
         let at_us = if reordered {
             in_turn_us + 1 + (micros(REORDER_DELAY_MAX) as f64 * hold) as u64
@@ -125,11 +116,7 @@ impl Impairment {
             self.last_arrival_us
         };
         let copy_at_us = (duplicate < faults.duplicate).then_some(at_us + 1);
-        Fate::Arrives {
-            at_us,
-            copy_at_us,
-            reordered,
-        }
+        Fate::Arrives { at_us, copy_at_us, reordered }
     }
 }
 

@@ -11,18 +11,12 @@ use crate::setup::{Bed, dial, hello, pair, token, within};
 #[tokio::test]
 async fn connections_per_device_are_capped() {
     let bed = Bed::new();
-    let server = bed.server(Settings {
-        connections_per_device_max: 2,
-        ..Settings::dev()
-    });
+    let server = bed.server(Settings { connections_per_device_max: 2, ..Settings::dev() });
     let connector = bed.connector(Settings::dev());
     let first = dial(&server, &connector).await.unwrap();
     let _second = dial(&server, &connector).await.unwrap();
     match dial(&server, &connector).await {
-        Err(TransportError::Refused {
-            code: RefuseCode::Busy,
-            reason,
-        }) => {
+        Err(TransportError::Refused { code: RefuseCode::Busy, reason }) => {
             assert!(reason.contains("at most 2"), "{reason}");
         }
         other => panic!("{:?}", other.err()),
@@ -39,23 +33,11 @@ async fn connections_per_device_are_capped() {
 #[tokio::test]
 async fn connections_altogether_are_capped() {
     let bed = Bed::new();
-    let server = bed.server(Settings {
-        connections_max: 1,
-        ..Settings::dev()
-    });
+    let server = bed.server(Settings { connections_max: 1, ..Settings::dev() });
     let connector = bed.connector(Settings::dev());
     let first = dial(&server, &connector).await.unwrap();
     let error = dial(&server, &connector).await.err().unwrap();
-    assert!(
-        matches!(
-            error,
-            TransportError::Refused {
-                code: RefuseCode::Busy,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, TransportError::Refused { code: RefuseCode::Busy, .. }), "{error}");
     drop(first);
     let again = within(async {
         loop {
@@ -70,10 +52,7 @@ async fn connections_altogether_are_capped() {
 #[tokio::test]
 async fn above_the_load_threshold_clients_prove_their_address() {
     let bed = Bed::new();
-    let server = bed.server(Settings {
-        retry_above: 0,
-        ..Settings::dev()
-    });
+    let server = bed.server(Settings { retry_above: 0, ..Settings::dev() });
     let connector = bed.connector(Settings::dev());
     let _first = dial(&server, &connector).await.unwrap();
     let _retried = dial(&server, &connector).await.unwrap();
@@ -81,11 +60,7 @@ async fn above_the_load_threshold_clients_prove_their_address() {
 
 #[tokio::test]
 async fn sessions_of_a_link_are_capped() {
-    let few = Settings {
-        sessions: 2,
-        handshake: Duration::from_millis(500),
-        ..Settings::dev()
-    };
+    let few = Settings { sessions: 2, handshake: Duration::from_millis(500), ..Settings::dev() };
     let pair = pair(few.clone(), few).await;
     let mut open = vec![];
     for i in 0..2 {
@@ -94,11 +69,7 @@ async fn sessions_of_a_link_are_capped() {
         open.push((session, within(pair.cloud.accept_session()).await.unwrap()));
     }
     let third = pair.edge.open_session().await;
-    assert!(
-        matches!(third, Err(TransportError::Timeout { .. })),
-        "{:?}",
-        third.err()
-    );
+    assert!(matches!(third, Err(TransportError::Timeout { .. })), "{:?}", third.err());
     drop(open);
     within(pair.edge.open_session()).await.unwrap();
     assert_eq!(pair.server.connections(), 1);

@@ -16,17 +16,12 @@ async fn frames_arrive_in_order_with_aligned_payloads() {
     let pair = pair(Settings::dev(), Settings::dev()).await;
     let mut edge = within(pair.edge.open_session()).await.unwrap();
     let bytes = edge.bytes();
-    let payloads: Vec<_> = [0, 1, 63, 64, 65, 5_000, PAYLOAD_BYTES_MAX]
-        .map(|len| pattern(len, 1))
-        .into();
+    let payloads: Vec<_> = [0, 1, 63, 64, 65, 5_000, PAYLOAD_BYTES_MAX].map(|len| pattern(len, 1)).into();
     let sent = payloads.clone();
     let sending = tokio::spawn(async move {
         for (i, payload) in sent.into_iter().enumerate() {
             edge.tx.send(&token(i as u32), Bytes::new()).await.unwrap();
-            edge.tx
-                .send(&block(i as u32, &payload), payload)
-                .await
-                .unwrap();
+            edge.tx.send(&block(i as u32, &payload), payload).await.unwrap();
         }
         edge.tx.finish().unwrap();
         edge
@@ -34,20 +29,14 @@ async fn frames_arrive_in_order_with_aligned_payloads() {
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
     for (i, payload) in payloads.iter().enumerate() {
         let frame = within(cloud.rx.next()).await.unwrap().unwrap();
-        assert_eq!(
-            (frame.seq, &frame.message),
-            (2 * i as u64, &token(i as u32))
-        );
+        assert_eq!((frame.seq, &frame.message), (2 * i as u64, &token(i as u32)));
         let frame = within(cloud.rx.next()).await.unwrap().unwrap();
         assert_eq!(frame.message, block(i as u32, payload));
         assert!(frame.payload == *payload, "payload {i} differs");
         assert!(payload.is_empty() || frame.payload.as_ptr().addr().is_multiple_of(PAYLOAD_ALIGN));
     }
     assert!(within(cloud.rx.next()).await.unwrap().is_none());
-    assert!(
-        within(cloud.rx.next()).await.unwrap().is_none(),
-        "the end stays the end"
-    );
+    assert!(within(cloud.rx.next()).await.unwrap().is_none(), "the end stays the end");
     let edge = sending.await.unwrap();
     let payload_bytes: usize = payloads.iter().map(Bytes::len).sum();
     assert_eq!(bytes.sent(), cloud.bytes().received());
@@ -65,20 +54,11 @@ async fn a_dropped_sender_is_not_a_clean_end() {
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
     within(cloud.rx.next()).await.unwrap().unwrap();
     drop(edge);
-    assert!(matches!(
-        within(cloud.rx.next()).await,
-        Err(TransportError::Reset(_))
-    ));
-    assert!(matches!(
-        within(cloud.rx.next()).await,
-        Err(TransportError::Broken)
-    ));
+    assert!(matches!(within(cloud.rx.next()).await, Err(TransportError::Reset(_))));
+    assert!(matches!(within(cloud.rx.next()).await, Err(TransportError::Broken)));
     // And the receiver's end reaches the sender's other half.
     drop(cloud);
-    assert!(
-        !pair.edge.is_closed(),
-        "a broken stream does not break the link"
-    );
+    assert!(!pair.edge.is_closed(), "a broken stream does not break the link");
 }
 
 #[tokio::test]
@@ -86,16 +66,10 @@ async fn a_message_past_a_limit_is_not_sent_and_breaks_nothing() {
     let pair = pair(Settings::dev(), Settings::dev()).await;
     let mut edge = pair.edge.open_session().await.unwrap();
     let error = edge.tx.send(&token(0), pattern(1, 1)).await.unwrap_err();
-    assert!(matches!(
-        error,
-        TransportError::Frame(FrameError::PayloadTooLarge { max: 0, .. })
-    ));
+    assert!(matches!(error, TransportError::Frame(FrameError::PayloadTooLarge { max: 0, .. })));
     edge.tx.send(&token(1), Bytes::new()).await.unwrap();
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
-    assert_eq!(
-        within(cloud.rx.next()).await.unwrap().unwrap().message,
-        token(1)
-    );
+    assert_eq!(within(cloud.rx.next()).await.unwrap().unwrap().message, token(1));
 }
 
 /// The receiver is polled and dropped at every kind of moment while frames trickle in byte by byte;
@@ -153,20 +127,13 @@ async fn a_send_dropped_half_way_breaks_the_channel_and_says_so() {
     let payload = pattern(PAYLOAD_BYTES_MAX, 1);
     let message = block(0, &payload);
     // Nobody reads: flow control stops the write in the middle.
-    let cancelled =
-        tokio::time::timeout(Duration::from_millis(200), edge.tx.send(&message, payload));
+    let cancelled = tokio::time::timeout(Duration::from_millis(200), edge.tx.send(&message, payload));
     assert!(cancelled.await.is_err());
-    assert!(matches!(
-        edge.tx.send(&token(0), Bytes::new()).await,
-        Err(TransportError::Broken)
-    ));
+    assert!(matches!(edge.tx.send(&token(0), Bytes::new()).await, Err(TransportError::Broken)));
     assert!(matches!(edge.tx.finish(), Err(TransportError::Broken)));
     drop(edge);
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
-    assert!(matches!(
-        within(cloud.rx.next()).await,
-        Err(TransportError::Reset(_))
-    ));
+    assert!(matches!(within(cloud.rx.next()).await, Err(TransportError::Reset(_))));
 }
 
 #[tokio::test]
@@ -185,9 +152,7 @@ async fn bulk_frames_all_arrive_while_a_session_goes_on() {
         let mut seen = HashSet::new();
         while seen.len() < BLOCKS as usize {
             let frame = link.accept_bulk().await.unwrap();
-            let Message::KvBlock(block) = frame.message else {
-                panic!("not a block")
-            };
+            let Message::KvBlock(block) = frame.message else { panic!("not a block") };
             assert!(frame.payload == pattern(300_000, block.index.into()));
             assert!(seen.insert(block.index), "block {} twice", block.index);
         }
@@ -198,10 +163,7 @@ async fn bulk_frames_all_arrive_while_a_session_goes_on() {
     for i in 0..50 {
         within(cloud.rx.next()).await.unwrap().unwrap();
         cloud.tx.send(&token(i), Bytes::new()).await.unwrap();
-        assert_eq!(
-            within(edge.rx.next()).await.unwrap().unwrap().message,
-            token(i)
-        );
+        assert_eq!(within(edge.rx.next()).await.unwrap().unwrap().message, token(i));
         edge.tx.send(&token(i), Bytes::new()).await.unwrap();
     }
     within(sending).await.unwrap();
@@ -223,19 +185,13 @@ async fn nobody_reading_bulk_stops_the_sender_not_the_memory() {
         }
         accepted += 1;
         // Queue, readers and slots: all bounded, so this ends.
-        assert!(
-            accepted < 64,
-            "{accepted} MiB were taken with nobody reading"
-        );
+        assert!(accepted < 64, "{accepted} MiB were taken with nobody reading");
     }
     // Sessions still work.
     let mut edge = pair.edge.open_session().await.unwrap();
     edge.tx.send(&token(3), Bytes::new()).await.unwrap();
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
-    assert_eq!(
-        within(cloud.rx.next()).await.unwrap().unwrap().message,
-        token(3)
-    );
+    assert_eq!(within(cloud.rx.next()).await.unwrap().unwrap().message, token(3));
 }
 
 #[tokio::test]
@@ -243,8 +199,5 @@ async fn hints_arrive_on_a_quiet_link() {
     let pair = pair(Settings::dev(), Settings::dev()).await;
     assert!(pair.edge.send_hint(Bytes::from_static(b"alive")));
     assert_eq!(within(pair.cloud.next_hint()).await.unwrap(), &b"alive"[..]);
-    assert!(
-        !pair.edge.send_hint(pattern(60_000, 1)),
-        "too long for a packet"
-    );
+    assert!(!pair.edge.send_hint(pattern(60_000, 1)), "too long for a packet");
 }

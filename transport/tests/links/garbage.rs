@@ -15,12 +15,7 @@ use crate::{
 };
 
 fn wire(seq: u64, message: tandem_proto::frame::Message, payload: Bytes) -> Vec<u8> {
-    let (head, payload) = encode(&Frame {
-        seq,
-        message,
-        payload,
-    })
-    .unwrap();
+    let (head, payload) = encode(&Frame { seq, message, payload }).unwrap();
     [&head[..], &payload[..]].concat()
 }
 
@@ -38,24 +33,11 @@ struct Raw {
 async fn raw(settings: Settings) -> Raw {
     let bed = Bed::new();
     let server = bed.server(settings);
-    let (endpoint, conn) = raw_connect(&server, tls_client(&bed, Some(&bed)))
-        .await
-        .unwrap();
+    let (endpoint, conn) = raw_connect(&server, tls_client(&bed, Some(&bed))).await.unwrap();
     let mut control = conn.open_bi().await.unwrap();
-    control
-        .0
-        .write_all(&wire(0, hello("raw").into(), Bytes::new()))
-        .await
-        .unwrap();
+    control.0.write_all(&wire(0, hello("raw").into(), Bytes::new())).await.unwrap();
     let link = within(server.accept()).await.unwrap();
-    Raw {
-        bed,
-        server,
-        link,
-        conn,
-        _endpoint: endpoint,
-        _control: control,
-    }
+    Raw { bed, server, link, conn, _endpoint: endpoint, _control: control }
 }
 
 #[tokio::test]
@@ -67,25 +49,14 @@ async fn every_malformed_session_frame_is_its_typed_error() {
         edit(&mut bytes);
         bytes
     };
-    let cases: Vec<(&str, Vec<u8>, fn(&FrameError) -> bool)> = vec![
-        ("magic", edited(&|b| b[0] ^= 1), |e| {
-            matches!(e, FrameError::BadMagic(_))
-        }),
-        ("version", edited(&|b| b[4] = 77), |e| {
-            matches!(e, FrameError::UnknownVersion(77))
-        }),
-        ("type", edited(&|b| b[5] = 99), |e| {
-            matches!(e, FrameError::UnknownType(99))
-        }),
-        ("flags", edited(&|b| b[6] = 1), |e| {
-            matches!(e, FrameError::UnknownFlags(1))
-        }),
-        ("meta length", edited(&|b| b[8..12].fill(0xff)), |e| {
-            matches!(e, FrameError::MetaTooLarge { .. })
-        }),
-        ("payload of a token", edited(&|b| b[12] = 1), |e| {
-            matches!(e, FrameError::PayloadTooLarge { max: 0, .. })
-        }),
+    type Case = (&'static str, Vec<u8>, fn(&FrameError) -> bool);
+    let cases: Vec<Case> = vec![
+        ("magic", edited(&|b| b[0] ^= 1), |e| matches!(e, FrameError::BadMagic(_))),
+        ("version", edited(&|b| b[4] = 77), |e| matches!(e, FrameError::UnknownVersion(77))),
+        ("type", edited(&|b| b[5] = 99), |e| matches!(e, FrameError::UnknownType(99))),
+        ("flags", edited(&|b| b[6] = 1), |e| matches!(e, FrameError::UnknownFlags(1))),
+        ("meta length", edited(&|b| b[8..12].fill(0xff)), |e| matches!(e, FrameError::MetaTooLarge { .. })),
+        ("payload of a token", edited(&|b| b[12] = 1), |e| matches!(e, FrameError::PayloadTooLarge { max: 0, .. })),
         (
             "payload length",
             edited(&|b| {
@@ -95,22 +66,12 @@ async fn every_malformed_session_frame_is_its_typed_error() {
             |e| matches!(e, FrameError::PayloadTooLarge { .. }),
         ),
         ("sequence", wire(5, token(1), Bytes::new()), |e| {
-            matches!(
-                e,
-                FrameError::OutOfSequence {
-                    found: 5,
-                    expected: 0
-                }
-            )
+            matches!(e, FrameError::OutOfSequence { found: 5, expected: 0 })
         }),
-        ("meta", edited(&|b| b[HEADER_BYTES + 3] ^= 1), |e| {
-            matches!(e, FrameError::BadChecksum { .. })
+        ("meta", edited(&|b| b[HEADER_BYTES + 3] ^= 1), |e| matches!(e, FrameError::BadChecksum { .. })),
+        ("http", b"GET / HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n".to_vec(), |e| {
+            matches!(e, FrameError::BadMagic(_))
         }),
-        (
-            "http",
-            b"GET / HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n".to_vec(),
-            |e| matches!(e, FrameError::BadMagic(_)),
-        ),
     ];
     for (name, bytes, expected) in cases {
         let (mut send, _recv) = raw.conn.open_bi().await.unwrap();
@@ -121,18 +82,10 @@ async fn every_malformed_session_frame_is_its_typed_error() {
             other => panic!("{name}: {other:?}"),
         }
         // The stream is stopped, so the peer learns.
-        assert_eq!(
-            within(send.stopped()).await.unwrap(),
-            Some((CloseCode::Malformed as u32).into())
-        );
+        assert_eq!(within(send.stopped()).await.unwrap(), Some((CloseCode::Malformed as u32).into()));
     }
-    assert!(
-        !raw.link.is_closed(),
-        "malformed sessions do not take the link with them"
-    );
-    dial(&raw.server, &raw.bed.connector(Settings::dev()))
-        .await
-        .unwrap();
+    assert!(!raw.link.is_closed(), "malformed sessions do not take the link with them");
+    dial(&raw.server, &raw.bed.connector(Settings::dev())).await.unwrap();
 }
 
 #[tokio::test]
@@ -140,42 +93,26 @@ async fn an_early_end_is_truncated_wherever_it_falls() {
     let raw = raw(Settings::dev()).await;
     let payload = pattern(5_000, 1);
     let good = wire(0, block(1, &payload), payload);
-    for cut in [
-        1,
-        HEADER_BYTES - 1,
-        HEADER_BYTES,
-        HEADER_BYTES + 1,
-        1_000,
-        good.len() - 1,
-    ] {
+    for cut in [1, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 1, 1_000, good.len() - 1] {
         let (mut send, _recv) = raw.conn.open_bi().await.unwrap();
         send.write_all(&good[..cut]).await.unwrap();
         send.finish().unwrap();
         let mut session = within(raw.link.accept_session()).await.unwrap();
         let end = within(session.rx.next()).await;
-        assert!(
-            matches!(end, Err(TransportError::Truncated)),
-            "cut at {cut}: {end:?}"
-        );
+        assert!(matches!(end, Err(TransportError::Truncated)), "cut at {cut}: {end:?}");
     }
 }
 
 #[tokio::test]
 async fn a_frame_that_does_not_move_on_times_out() {
-    let settings = Settings {
-        frame_progress: Duration::from_millis(300),
-        ..Settings::dev()
-    };
+    let settings = Settings { frame_progress: Duration::from_millis(300), ..Settings::dev() };
     let raw = raw(settings).await;
     let good = wire(0, token(1), Bytes::new());
     let (mut send, _recv) = raw.conn.open_bi().await.unwrap();
     send.write_all(&good[..40]).await.unwrap();
     let mut session = within(raw.link.accept_session()).await.unwrap();
     let end = within(session.rx.next()).await;
-    assert!(
-        matches!(end, Err(TransportError::Timeout { ms: 300, .. })),
-        "{end:?}"
-    );
+    assert!(matches!(end, Err(TransportError::Timeout { ms: 300, .. })), "{end:?}");
     // Between frames, silence is fine.
     let (mut send, _recv2) = raw.conn.open_bi().await.unwrap();
     send.write_all(&good).await.unwrap();
@@ -192,16 +129,7 @@ async fn garbage_on_a_bulk_stream_closes_the_link() {
     stream.write_all(&pattern(4_000, 9)).await.unwrap();
     stream.finish().unwrap();
     let end: TransportError = within(raw.conn.closed()).await.into();
-    assert!(
-        matches!(
-            end,
-            TransportError::Closed {
-                code: CloseCode::Malformed,
-                ..
-            }
-        ),
-        "{end}"
-    );
+    assert!(matches!(end, TransportError::Closed { code: CloseCode::Malformed, .. }), "{end}");
     assert!(within(raw.link.accept_bulk()).await.is_none());
 }
 
@@ -226,53 +154,22 @@ async fn a_bulk_transfer_given_up_is_dropped_silently() {
 
 #[tokio::test]
 async fn a_client_that_says_nothing_or_nonsense_instead_of_hello_is_dropped() {
-    let settings = Settings {
-        handshake: Duration::from_millis(700),
-        ..Settings::dev()
-    };
+    let settings = Settings { handshake: Duration::from_millis(700), ..Settings::dev() };
     let bed = Bed::new();
     let server = bed.server(settings);
-    let (_endpoint, silent) = raw_connect(&server, tls_client(&bed, Some(&bed)))
-        .await
-        .unwrap();
+    let (_endpoint, silent) = raw_connect(&server, tls_client(&bed, Some(&bed))).await.unwrap();
     let end: TransportError = within(silent.closed()).await.into();
-    assert!(
-        matches!(
-            end,
-            TransportError::Closed {
-                code: CloseCode::TooSlow,
-                ..
-            }
-        ),
-        "{end}"
-    );
+    assert!(matches!(end, TransportError::Closed { code: CloseCode::TooSlow, .. }), "{end}");
 
-    let (_endpoint, noisy) = raw_connect(&server, tls_client(&bed, Some(&bed)))
-        .await
-        .unwrap();
+    let (_endpoint, noisy) = raw_connect(&server, tls_client(&bed, Some(&bed))).await.unwrap();
     let mut control = noisy.open_bi().await.unwrap();
     control.0.write_all(&pattern(100, 1)).await.unwrap();
     let end: TransportError = within(noisy.closed()).await.into();
-    assert!(
-        matches!(
-            end,
-            TransportError::Closed {
-                code: CloseCode::Malformed,
-                ..
-            }
-        ),
-        "{end}"
-    );
+    assert!(matches!(end, TransportError::Closed { code: CloseCode::Malformed, .. }), "{end}");
 
-    let (_endpoint, early) = raw_connect(&server, tls_client(&bed, Some(&bed)))
-        .await
-        .unwrap();
+    let (_endpoint, early) = raw_connect(&server, tls_client(&bed, Some(&bed))).await.unwrap();
     let mut control = early.open_bi().await.unwrap();
-    control
-        .0
-        .write_all(&wire(0, token(1), Bytes::new()))
-        .await
-        .unwrap();
+    control.0.write_all(&wire(0, token(1), Bytes::new())).await.unwrap();
     let end: TransportError = within(early.closed()).await.into();
     assert!(matches!(end, TransportError::Incompatible { .. }), "{end}");
     while server.connections() > 0 {

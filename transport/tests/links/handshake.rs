@@ -3,9 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tandem_proto::ids::Digest;
-use tandem_transport::{
-    CloseCode, Connector, PeerIdentity, Role, Server, Settings, TransportError,
-};
+use tandem_transport::{CloseCode, Connector, PeerIdentity, Role, Server, Settings, TransportError};
 
 use crate::setup::{Bed, dial, hello, loopback, within};
 
@@ -16,22 +14,14 @@ async fn both_sides_know_each_other() {
     let (edge, cloud) = dial(&server, &connector).await.unwrap();
     assert_eq!(edge.peer_identity(), bed.cloud.id());
     assert_eq!(cloud.peer_identity(), bed.edge.id());
-    assert_eq!(
-        (
-            edge.peer_hello().node.as_str(),
-            cloud.peer_hello().node.as_str()
-        ),
-        ("big", "phone")
-    );
+    assert_eq!((edge.peer_hello().node.as_str(), cloud.peer_hello().node.as_str()), ("big", "phone"));
     assert_eq!(server.connections(), 1);
     let stats = edge.stats();
     assert!(stats.rtt_us > 0 && stats.min_rtt_us <= stats.rtt_us && stats.bytes_sent > 1_000);
 
     edge.close(CloseCode::Done, "enough");
     let end = within(cloud.closed()).await;
-    assert!(
-        matches!(&end, TransportError::Closed { code: CloseCode::Done, reason } if reason == "enough")
-    );
+    assert!(matches!(&end, TransportError::Closed { code: CloseCode::Done, reason } if reason == "enough"));
     assert!(within(cloud.accept_session()).await.is_none());
     assert!(within(cloud.accept_bulk()).await.is_none());
     while server.connections() > 0 {
@@ -46,17 +36,11 @@ async fn a_certificate_of_another_ca_is_refused() {
     // The stranger trusts our CA but is not of it: the server must refuse.
     let disguised = tls_client(&bed, Some(&other));
     let error = raw_connect(&server, disguised).await.unwrap_err();
-    assert!(
-        matches!(error, TransportError::Unauthorised { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, TransportError::Unauthorised { .. }), "{error}");
     // An honest stranger refuses the server.
     let connector = other.connector(Settings::dev());
     let error = within(connector.connect(server.local_addr().unwrap(), "big.tandem")).await;
-    assert!(
-        matches!(error, Err(TransportError::Unauthorised { .. })),
-        "{error:?}"
-    );
+    assert!(matches!(error, Err(TransportError::Unauthorised { .. })), "{error:?}");
     assert_eq!(server.connections(), 0);
 }
 
@@ -64,13 +48,8 @@ async fn a_certificate_of_another_ca_is_refused() {
 async fn a_client_without_certificate_is_refused() {
     let bed = Bed::new();
     let server = bed.server(Settings::dev());
-    let error = raw_connect(&server, tls_client(&bed, None))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, TransportError::Unauthorised { reason } if reason.contains("no certificate")),
-        "{error}"
-    );
+    let error = raw_connect(&server, tls_client(&bed, None)).await.unwrap_err();
+    assert!(matches!(&error, TransportError::Unauthorised { reason } if reason.contains("no certificate")), "{error}");
 }
 
 #[tokio::test]
@@ -79,34 +58,17 @@ async fn a_wrong_name_or_role_is_refused() {
     let server = bed.server(Settings::dev());
     let addr = server.local_addr().unwrap();
     let connector = bed.connector(Settings::dev());
-    let error = within(connector.connect(addr, "small.tandem"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, TransportError::Unauthorised { .. }),
-        "{error}"
-    );
+    let error = within(connector.connect(addr, "small.tandem")).await.unwrap_err();
+    assert!(matches!(error, TransportError::Unauthorised { .. }), "{error}");
 
-    let only_routers =
-        Connector::new_for(&bed.edge, Settings::dev(), hello("phone"), &[Role::Router]).unwrap();
-    let error = within(only_routers.connect(addr, "big.tandem"))
-        .await
-        .unwrap_err();
+    let only_routers = Connector::new_for(&bed.edge, Settings::dev(), hello("phone"), &[Role::Router]).unwrap();
+    let error = within(only_routers.connect(addr, "big.tandem")).await.unwrap_err();
     assert!(matches!(error, TransportError::WrongPeer { .. }), "{error}");
 
-    let no_edges = Server::bind_for(
-        loopback(),
-        &bed.cloud,
-        Settings::dev(),
-        hello("big"),
-        &[Role::Cloud],
-    );
+    let no_edges = Server::bind_for(loopback(), &bed.cloud, Settings::dev(), hello("big"), &[Role::Cloud]);
     let no_edges = no_edges.unwrap();
     let error = within(connector.connect(no_edges.local_addr().unwrap(), "big.tandem")).await;
-    assert!(
-        matches!(error, Err(TransportError::Unauthorised { .. })),
-        "{error:?}"
-    );
+    assert!(matches!(error, Err(TransportError::Unauthorised { .. })), "{error:?}");
 }
 
 #[tokio::test]
@@ -118,15 +80,9 @@ async fn a_certificate_that_ends_closes_the_link() {
     let connector = Connector::new(&identity, Settings::dev(), hello("brief")).unwrap();
     let (edge, _cloud) = dial(&server, &connector).await.unwrap();
     let end = within(edge.closed()).await;
-    assert!(
-        matches!(&end, TransportError::Unauthorised { reason } if reason.contains("expired")),
-        "{end}"
-    );
+    assert!(matches!(&end, TransportError::Unauthorised { reason } if reason.contains("expired")), "{end}");
     let again = within(connector.connect(server.local_addr().unwrap(), "big.tandem")).await;
-    assert!(
-        matches!(again, Err(TransportError::Unauthorised { .. })),
-        "{again:?}"
-    );
+    assert!(matches!(again, Err(TransportError::Unauthorised { .. })), "{again:?}");
     // A renewed certificate is taken without a new connector.
     connector.set_identity(&bed.edge).unwrap();
     dial(&server, &connector).await.unwrap();
@@ -137,22 +93,11 @@ async fn revocation_closes_live_links() {
     let bed = Bed::new();
     let (server, connector) = (bed.server(Settings::dev()), bed.connector(Settings::dev()));
     let (edge, _cloud) = dial(&server, &connector).await.unwrap();
-    let none = server.close_where(
-        |peer| peer.name == "tablet",
-        CloseCode::Unauthorised,
-        "revoked",
-    );
-    let one = server.close_where(
-        |peer| peer.name == "phone",
-        CloseCode::Unauthorised,
-        "revoked",
-    );
+    let none = server.close_where(|peer| peer.name == "tablet", CloseCode::Unauthorised, "revoked");
+    let one = server.close_where(|peer| peer.name == "phone", CloseCode::Unauthorised, "revoked");
     assert_eq!((none, one), (0, 1));
     let end = within(edge.closed()).await;
-    assert!(
-        matches!(&end, TransportError::Unauthorised { reason } if reason == "revoked"),
-        "{end}"
-    );
+    assert!(matches!(&end, TransportError::Unauthorised { reason } if reason == "revoked"), "{end}");
 }
 
 #[tokio::test]
@@ -164,10 +109,7 @@ async fn hellos_that_do_not_fit_are_typed_errors_on_both_sides() {
     (newer.minor_min, newer.minor_max) = (900, 901);
     let mut other_schema = hello("phone");
     other_schema.schema = Digest::of(b"another schema");
-    for (misfit, what) in [
-        (newer, "protocol version"),
-        (other_schema, "message schema"),
-    ] {
+    for (misfit, what) in [(newer, "protocol version"), (other_schema, "message schema")] {
         let connector = Connector::new(&bed.edge, Settings::dev(), misfit).unwrap();
         match within(connector.connect(addr, "big.tandem")).await {
             Err(TransportError::Incompatible { what: found, .. }) => assert_eq!(found, what),
@@ -175,9 +117,7 @@ async fn hellos_that_do_not_fit_are_typed_errors_on_both_sides() {
         }
     }
     // The server is none the worse.
-    dial(&server, &bed.connector(Settings::dev()))
-        .await
-        .unwrap();
+    dial(&server, &bed.connector(Settings::dev())).await.unwrap();
 }
 
 #[tokio::test]
@@ -187,25 +127,14 @@ async fn another_alpn_is_incompatible_not_lost() {
     let mut tls = tls_client(&bed, Some(&bed));
     tls.alpn_protocols = vec![b"h3".to_vec()];
     let error = raw_connect(&server, tls).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            TransportError::Incompatible {
-                what: "protocol (ALPN)",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, TransportError::Incompatible { what: "protocol (ALPN)", .. }), "{error}");
 }
 
 /// A rustls client that trusts `bed`'s CA and shows the certificate of `who`.
 pub(crate) fn tls_client(bed: &Bed, who: Option<&Bed>) -> rustls::ClientConfig {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(bed.ca.ca_pem().as_bytes()).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_slice(bed.ca.ca_pem().as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -231,9 +160,7 @@ pub(crate) async fn raw_connect(
     let quic = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let mut endpoint = quinn::Endpoint::client(loopback()).unwrap();
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(quic)));
-    let connecting = endpoint
-        .connect(server.local_addr().unwrap(), "big.tandem")
-        .unwrap();
+    let connecting = endpoint.connect(server.local_addr().unwrap(), "big.tandem").unwrap();
     let conn = within(connecting).await?;
     // A refused client certificate shows only after the handshake, at the first use. A server that
     // has accepted the client raises the stream limit or waits; half a second of that is consent.

@@ -38,12 +38,7 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let ca = DevCa::open_or_create(dir.path()).unwrap();
         let (cloud, edge) = (ca.issue(Role::Cloud, "big"), ca.issue(Role::Edge, "phone"));
-        Self {
-            cloud: cloud.unwrap(),
-            edge: edge.unwrap(),
-            ca,
-            _dir: dir,
-        }
+        Self { cloud: cloud.unwrap(), edge: edge.unwrap(), ca, _dir: dir }
     }
 
     pub(crate) fn server(&self, settings: Settings) -> Server {
@@ -71,40 +66,23 @@ pub(crate) async fn pair(edge: Settings, cloud: Settings) -> Pair {
     let bed = Bed::new();
     let (server, connector) = (bed.server(cloud), bed.connector(edge));
     let (edge, cloud) = dial(&server, &connector).await.unwrap();
-    Pair {
-        edge: edge.into(),
-        cloud: cloud.into(),
-        server,
-        _connector: connector,
-    }
+    Pair { edge: edge.into(), cloud: cloud.into(), server, _connector: connector }
 }
 
-pub(crate) async fn dial(
-    server: &Server,
-    connector: &Connector,
-) -> Result<(Link, Link), TransportError> {
+pub(crate) async fn dial(server: &Server, connector: &Connector) -> Result<(Link, Link), TransportError> {
     let addr = server.local_addr().unwrap();
     let edge = within(connector.connect(addr, "big.tandem")).await?;
     Ok((edge, within(server.accept()).await.unwrap()))
 }
 
 pub(crate) async fn within<T>(f: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, f)
-        .await
-        .expect("nothing happened for far too long")
+    tokio::time::timeout(PATIENCE, f).await.expect("nothing happened for far too long")
 }
 
 pub(crate) fn token(position: u32) -> Message {
     let (epoch, round) = (Epoch(1), Round(0));
     let alternatives = vec![];
-    Message::Token(Token {
-        epoch,
-        round,
-        position,
-        id: position * 7,
-        logprob: -0.5,
-        alternatives,
-    })
+    Message::Token(Token { epoch, round, position, id: position * 7, logprob: -0.5, alternatives })
 }
 
 pub(crate) fn block(index: u32, payload: &Bytes) -> Message {
@@ -116,20 +94,12 @@ pub(crate) fn block(index: u32, payload: &Bytes) -> Message {
         id: Digest::of(&index.to_le_bytes()),
         payload_digest: Digest::of(payload),
         tokens: 32,
-        shape: KvShape {
-            layer_from: 0,
-            layer_to: 4,
-            width: 8,
-            hidden: 0,
-        },
+        shape: KvShape { layer_from: 0, layer_to: 4, width: 8, hidden: 0 },
     })
 }
 
 /// Bytes that differ everywhere, so that a shifted copy shows.
 pub(crate) fn pattern(len: usize, seed: u64) -> Bytes {
     let mut rng = fastrand::Rng::with_seed(seed);
-    std::iter::repeat_with(|| rng.u8(..))
-        .take(len)
-        .collect::<Vec<_>>()
-        .into()
+    std::iter::repeat_with(|| rng.u8(..)).take(len).collect::<Vec<_>>().into()
 }

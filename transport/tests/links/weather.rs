@@ -8,8 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use tandem_transport::{
-    Backoff, CloseCode, DialState, Faults, Link, Redial, Server, Settings, Target, TransportError,
-    UdpProxy,
+    Backoff, CloseCode, DialState, Faults, Link, Redial, Server, Settings, Target, TransportError, UdpProxy,
 };
 
 use crate::setup::{Bed, block, hello, loopback, pattern, token, within};
@@ -28,17 +27,9 @@ async fn through(faults: Faults, seed: u64) -> Through {
     let server = bed.server(Settings::dev());
     let connector = bed.connector(Settings::dev());
     let proxy = UdpProxy::start(loopback(), server.local_addr().unwrap(), faults, seed).unwrap();
-    let edge = within(connector.connect(proxy.local_addr(), "big.tandem"))
-        .await
-        .unwrap();
+    let edge = within(connector.connect(proxy.local_addr(), "big.tandem")).await.unwrap();
     let cloud = within(server.accept()).await.unwrap();
-    Through {
-        edge: edge.into(),
-        cloud: cloud.into(),
-        proxy,
-        connector,
-        _server: server,
-    }
+    Through { edge: edge.into(), cloud: cloud.into(), proxy, connector, _server: server }
 }
 
 /// `frames` frames there and back, in order, with a payload now and then.
@@ -48,15 +39,8 @@ async fn echo(edge: &Link, cloud: &Link, frames: u32) {
     let mut there = within(cloud.accept_session()).await.unwrap();
     within(there.rx.next()).await.unwrap().unwrap();
     for i in 1..=frames {
-        let payload = if i % 5 == 0 {
-            pattern(4_000, i.into())
-        } else {
-            Bytes::new()
-        };
-        here.tx
-            .send(&block(i, &payload), payload.clone())
-            .await
-            .unwrap();
+        let payload = if i % 5 == 0 { pattern(4_000, i.into()) } else { Bytes::new() };
+        here.tx.send(&block(i, &payload), payload.clone()).await.unwrap();
         let frame = within(there.rx.next()).await.unwrap().unwrap();
         assert_eq!(frame.message, block(i, &payload));
         assert!(frame.payload == payload);
@@ -90,10 +74,7 @@ async fn frames_survive_loss_reordering_and_duplication() {
     let bed = through(faults, seed).await;
     echo(&bed.edge, &bed.cloud, 40).await;
     let stats = bed.proxy.handle().stats();
-    assert!(
-        stats.lost > 0 && stats.reordered > 0 && stats.duplicated > 0,
-        "{stats:?}"
-    );
+    assert!(stats.lost > 0 && stats.reordered > 0 && stats.duplicated > 0, "{stats:?}");
 }
 
 #[tokio::test]
@@ -107,10 +88,7 @@ async fn a_blackout_shorter_than_the_idle_timeout_is_survived() {
     assert!(handle.stats().lost > 0);
     handle.update(|faults| faults.on = true);
     let mut there = within(bed.cloud.accept_session()).await.unwrap();
-    assert_eq!(
-        within(there.rx.next()).await.unwrap().unwrap().message,
-        token(1)
-    );
+    assert_eq!(within(there.rx.next()).await.unwrap().unwrap().message, token(1));
 }
 
 #[tokio::test]
@@ -138,21 +116,11 @@ async fn a_change_of_address_keeps_the_session() {
     for i in 1..10 {
         connector.rebind().unwrap();
         here.tx.send(&token(i), Bytes::new()).await.unwrap();
-        assert_eq!(
-            within(there.rx.next()).await.unwrap().unwrap().message,
-            token(i)
-        );
+        assert_eq!(within(there.rx.next()).await.unwrap().unwrap().message, token(i));
         there.tx.send(&token(i), Bytes::new()).await.unwrap();
-        assert_eq!(
-            within(here.rx.next()).await.unwrap().unwrap().message,
-            token(i)
-        );
+        assert_eq!(within(here.rx.next()).await.unwrap().unwrap().message, token(i));
     }
-    assert_ne!(
-        before.port(),
-        cloud.remote_address().port(),
-        "the path never changed"
-    );
+    assert_ne!(before.port(), cloud.remote_address().port(), "the path never changed");
 }
 
 #[tokio::test]
@@ -166,19 +134,12 @@ fn redial(bed: &Bed, target: &Arc<Mutex<SocketAddr>>) -> Redial {
     let (connector, target) = (Arc::new(bed.connector(Settings::dev())), Arc::clone(target));
     Redial::start(connector, Backoff::default(), move || {
         let addr = *target.lock().unwrap();
-        async move {
-            Ok(Target {
-                addr,
-                server_name: "big.tandem".into(),
-            })
-        }
+        async move { Ok(Target { addr, server_name: "big.tandem".into() }) }
     })
 }
 
 async fn up(redial: &Redial) -> Arc<Link> {
-    within(redial.demand(Duration::from_secs(15)))
-        .await
-        .expect("a link")
+    within(redial.demand(Duration::from_secs(15))).await.expect("a link")
 }
 
 #[tokio::test]
@@ -193,16 +154,7 @@ async fn a_link_comes_back_after_the_server_restarts() {
 
     first.close(CloseCode::ShuttingDown, "restart").await;
     let end = within(link.closed()).await;
-    assert!(
-        matches!(
-            end,
-            TransportError::Closed {
-                code: CloseCode::ShuttingDown,
-                ..
-            }
-        ),
-        "{end}"
-    );
+    assert!(matches!(end, TransportError::Closed { code: CloseCode::ShuttingDown, .. }), "{end}");
     drop((link, cloud, first));
     let mut watch = redial.link();
     within(watch.wait_for(Option::is_none)).await.unwrap();
@@ -249,28 +201,10 @@ async fn the_switch_severs_and_refuses_until_it_is_closed_again() {
     redial.cut(true);
     within(link.closed()).await;
     let end = within(cloud.closed()).await;
-    assert!(
-        matches!(
-            end,
-            TransportError::Closed {
-                code: CloseCode::Cut,
-                ..
-            }
-        ),
-        "{end}"
-    );
-    within(
-        redial
-            .state()
-            .wait_for(|state| matches!(state, DialState::Cut)),
-    )
-    .await
-    .unwrap();
+    assert!(matches!(end, TransportError::Closed { code: CloseCode::Cut, .. }), "{end}");
+    within(redial.state().wait_for(|state| matches!(state, DialState::Cut))).await.unwrap();
     assert!(redial.is_cut() && redial.current().is_none());
-    assert!(
-        redial.demand(Duration::from_secs(60)).await.is_none(),
-        "must refuse at once"
-    );
+    assert!(redial.demand(Duration::from_secs(60)).await.is_none(), "must refuse at once");
     redial.wake();
     let dialed = tokio::time::timeout(Duration::from_millis(300), server.accept()).await;
     assert!(dialed.is_err(), "dialed although cut");
@@ -286,33 +220,16 @@ async fn a_peer_that_is_not_there_is_dialed_with_growing_waits() {
     // A port nobody listens on.
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let target = Arc::new(Mutex::new(nobody.local_addr().unwrap()));
-    let (connector, addr) = (
-        Arc::new(bed.connector(Settings::dev())),
-        Arc::clone(&target),
-    );
-    let backoff = Backoff {
-        first_attempt: Duration::from_millis(100),
-        ..Backoff::default()
-    };
+    let (connector, addr) = (Arc::new(bed.connector(Settings::dev())), Arc::clone(&target));
+    let backoff = Backoff { first_attempt: Duration::from_millis(100), ..Backoff::default() };
     let redial = Redial::start(connector, backoff, move || {
         let addr = *addr.lock().unwrap();
-        async move {
-            Ok(Target {
-                addr,
-                server_name: "big.tandem".into(),
-            })
-        }
+        async move { Ok(Target { addr, server_name: "big.tandem".into() }) }
     });
     let mut state = redial.state();
     let third = |state: &DialState| matches!(state, DialState::Waiting { failures: 3, .. });
     let state = within(state.wait_for(third)).await.unwrap().clone();
-    assert!(matches!(
-        state,
-        DialState::Waiting {
-            error: TransportError::Timeout { .. },
-            ..
-        }
-    ));
+    assert!(matches!(state, DialState::Waiting { error: TransportError::Timeout { .. }, .. }));
     assert!(redial.current().is_none());
     // It comes up elsewhere; a demand does not wait for the timer.
     let server = bed.server(Settings::dev());

@@ -6,9 +6,7 @@ const MS: u64 = 1_000;
 
 fn arrivals(faults: &Faults, packets: usize, gap_us: u64, len: usize, seed: u64) -> Vec<Fate> {
     let mut link = Impairment::new(seed);
-    (0..packets as u64)
-        .map(|i| link.judge(faults, i * gap_us, len))
-        .collect()
+    (0..packets as u64).map(|i| link.judge(faults, i * gap_us, len)).collect()
 }
 
 fn at(fate: Fate) -> Option<u64> {
@@ -23,65 +21,37 @@ fn a_clean_link_passes_everything_at_once() {
     let fates = arrivals(&Faults::default(), 100, 10, 1_200, 1);
     for (i, fate) in fates.into_iter().enumerate() {
         let at_us = i as u64 * 10;
-        assert_eq!(
-            fate,
-            Fate::Arrives {
-                at_us,
-                copy_at_us: None,
-                reordered: false
-            }
-        );
+        assert_eq!(fate, Fate::Arrives { at_us, copy_at_us: None, reordered: false });
     }
 }
 
 #[test]
 fn delay_is_half_of_the_round_trip() {
     let fates = arrivals(&Faults::rtt(Duration::from_millis(50)), 3, MS, 1_200, 1);
-    assert_eq!(
-        fates.into_iter().filter_map(at).collect::<Vec<_>>(),
-        [25 * MS, 26 * MS, 27 * MS]
-    );
+    assert_eq!(fates.into_iter().filter_map(at).collect::<Vec<_>>(), [25 * MS, 26 * MS, 27 * MS]);
 }
 
 #[test]
 fn a_rate_spaces_packets_and_overflows_its_queue() {
-    let faults = Faults {
-        bytes_per_s: Some(1_000_000),
-        ..Faults::default()
-    };
+    let faults = Faults { bytes_per_s: Some(1_000_000), ..Faults::default() };
     let fates = arrivals(&faults, 1_000, 0, 1_000, 1);
     let passed: Vec<u64> = fates.iter().copied().filter_map(at).collect();
     // 1 ms each; the queue holds 200 ms.
     assert_eq!(passed[..3], [MS, 2 * MS, 3 * MS]);
     assert_eq!(passed.len(), 201);
-    assert_eq!(
-        fates
-            .iter()
-            .filter(|fate| **fate == Fate::Overflowed)
-            .count(),
-        799
-    );
+    assert_eq!(fates.iter().filter(|fate| **fate == Fate::Overflowed).count(), 799);
 }
 
 #[test]
 fn a_trickle_still_passes_a_packet() {
-    let faults = Faults {
-        bytes_per_s: Some(100),
-        ..Faults::default()
-    };
+    let faults = Faults { bytes_per_s: Some(100), ..Faults::default() };
     let fates = arrivals(&faults, 2, 0, 1_200, 1);
-    assert_eq!(
-        (at(fates[0]), fates[1]),
-        (Some(12_000 * MS), Fate::Overflowed)
-    );
+    assert_eq!((at(fates[0]), fates[1]), (Some(12_000 * MS), Fate::Overflowed));
 }
 
 #[test]
 fn off_loses_everything_and_on_again_passes() {
-    let off = Faults {
-        on: false,
-        ..Faults::default()
-    };
+    let off = Faults { on: false, ..Faults::default() };
     let mut link = Impairment::new(1);
     assert_eq!(link.judge(&off, 0, 1), Fate::Lost);
     assert_eq!(at(link.judge(&Faults::default(), 5, 1)), Some(5));

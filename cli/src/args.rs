@@ -1,0 +1,362 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Words after the list of commands.
+const AFTER: &str = "\
+Exit codes: 0 success, 1 failed, 2 bad command line, 3 configuration refused, 4 cannot listen,
+5 state folder unusable, 6 no node answers, 7 the node refused, 8 doctor found a fault,
+130 interrupted.
+
+Settings: flag > environment (TANDEM_*) > file (tandem.toml) > default; see `tandem config show`.";
+
+/// An edge model and a cloud model that answer as one.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, after_help = AFTER, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// Folder for the CA, the router's log and tandem.toml [default: the system's data folder].
+    #[arg(long, global = true, env = "TANDEM_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Configuration file [default: tandem.toml in the state folder, if there].
+    #[arg(long, global = true, env = "TANDEM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Overrides one setting, e.g. `--set edge.requests_max=4`; may be repeated.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// What to log to standard error, e.g. `info,tandem_router=debug` [env: TANDEM_LOG].
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Output for programs: JSON on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs an edge, a router and a cloud node with the embedded pair on this machine.
+    Up(UpArgs),
+    /// Asks a running node; without a prompt, a conversation.
+    Chat(ChatArgs),
+    /// Runs an edge node: the OpenAI-compatible API and the page.
+    Edge(EdgeArgs),
+    /// Runs a cloud node.
+    Cloud(CloudArgs),
+    /// Runs a router: edges ask it which cloud node to use.
+    Router(RouterArgs),
+    /// Shows why each token of an answer stayed on the edge or went to the cloud.
+    Explain(ExplainArgs),
+    /// Checks this machine and says what to do about what is wrong.
+    Doctor,
+    /// Checks or shows the settings.
+    Config(ConfigArgs),
+    /// Measures.
+    Bench(BenchArgs),
+    /// Experiments: evaluation, calibration, links.
+    Lab(LabArgs),
+    /// Prints a completion script for a shell.
+    Completions(CompletionsArgs),
+}
+
+/// How the API may be reached.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ApiArgs {
+    /// Address of the API and the page; port 0 for any [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Bearer key that requests must carry [env: TANDEM_API_KEY].
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Serve the network without a key.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Model that unknown model names stand for, e.g. `tandem` [default: none, they are a 404].
+    #[arg(long, value_name = "NAME")]
+    pub default_model: Option<String>,
+}
+
+/// Options of `up`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct UpArgs {
+    /// How the API may be reached.
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// UDP address of the cloud node [default: 127.0.0.1:4433, or any port if it is taken].
+    #[arg(long, value_name = "ADDR")]
+    pub cloud_listen: Option<SocketAddr>,
+    /// TCP address of the router [default: 127.0.0.1:7433, or any port if it is taken].
+    #[arg(long, value_name = "ADDR")]
+    pub router_listen: Option<SocketAddr>,
+    /// The edge alone: no router, no cloud.
+    #[arg(long)]
+    pub no_cloud: bool,
+}
+
+/// Who a process is.
+#[derive(Clone, Debug, Default, Args)]
+pub struct IdentityArgs {
+    /// Name of this node, unique in the fleet.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Folder with cert.pem, key.pem and trust.pem; without it, the CA in the state folder issues a
+    /// certificate.
+    #[arg(long, value_name = "DIR")]
+    pub identity: Option<PathBuf>,
+    /// Ends when standard input does, so that it never outlives the process that started it.
+    #[arg(long, hide = true)]
+    pub lifeline: bool,
+}
+
+/// Options of `edge`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct EdgeArgs {
+    /// How the API may be reached.
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// Who this is.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// A cloud node to use, without a router: host:port, or server-name@host:port.
+    #[arg(long, value_name = "ADDR", conflicts_with = "router")]
+    pub cloud: Option<String>,
+    /// Routers to ask for a cloud node: host:port, or server-name@host:port; may be repeated.
+    #[arg(long, value_name = "ADDR")]
+    pub router: Vec<String>,
+}
+
+/// Options of `cloud`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CloudArgs {
+    /// UDP address to listen on; port 0 for any [default: 127.0.0.1:4433].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Address that the router tells edges [default: the address it listens on].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Routers to register with; may be repeated.
+    #[arg(long, value_name = "ADDR")]
+    pub router: Vec<String>,
+    /// Who this is.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// Plain HTTP address for /metrics and /health.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+    /// Serve /metrics to the network without a key.
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// Options of `router`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RouterArgs {
+    /// TCP address to listen on; port 0 for any [default: 127.0.0.1:7433].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Who this is.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// Plain HTTP address for /metrics and /health.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+    /// Serve /metrics to the network without a key.
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// Who may write an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// The edge model alone; nothing leaves the device.
+    Local,
+    /// Edge tokens where the edge is sure, cloud tokens where it is not.
+    Auto,
+    /// Token for token what the cloud model alone would write.
+    Exact,
+    /// The cloud writes.
+    Cloud,
+}
+
+impl ModeArg {
+    /// Name as in the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Auto => "auto",
+            Self::Exact => "exact",
+            Self::Cloud => "cloud",
+        }
+    }
+}
+
+/// Where a running node is.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NodeArgs {
+    /// Address of the node [default: the `up` of this state folder, else http://127.0.0.1:8080].
+    #[arg(long, env = "TANDEM_URL", value_name = "URL")]
+    pub url: Option<String>,
+    /// Bearer key of the node [env: TANDEM_API_KEY].
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+}
+
+/// Options of `chat`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ChatArgs {
+    /// What to ask; without it, a conversation.
+    pub prompt: Option<String>,
+    /// Who may write the answer [default: the node's].
+    #[arg(long)]
+    pub mode: Option<ModeArg>,
+    /// Model name.
+    #[arg(long, default_value = "tandem")]
+    pub model: String,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// 0 is greedy [default: the model's own].
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// Seed of the sampling.
+    #[arg(long)]
+    pub seed: Option<i64>,
+    /// Where the node is.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Options of `explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// Id of an answer or of its request; `last` for the newest.
+    #[arg(default_value = "last")]
+    pub id: String,
+    /// Where the node is.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Options of `config`.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// What `config` can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// Refuses unknown keys and values that cannot be.
+    Check,
+    /// Prints every setting with its value and where it came from.
+    Show,
+}
+
+/// Options of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+/// What `bench` can measure.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Prefill and decode tokens per second of one model; prints JSON.
+    Engine(BenchEngineArgs),
+}
+
+/// Options of `bench engine`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchEngineArgs {
+    /// A GGUF file, a folder in Hugging Face layout, `demo-edge` or `demo-cloud`.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Threads; 0 for one per core.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Prompt length, tokens.
+    #[arg(long, default_value_t = 128)]
+    pub prompt_tokens: usize,
+    /// Tokens to decode.
+    #[arg(long, default_value_t = 64)]
+    pub decode_tokens: usize,
+    /// Repetitions; the median counts.
+    #[arg(long, default_value_t = 5)]
+    pub repeats: usize,
+}
+
+/// Options of `lab`.
+#[derive(Clone, Debug, Args)]
+pub struct LabArgs {
+    /// Which experiment.
+    #[command(subcommand)]
+    pub command: LabCommand,
+}
+
+/// The experiments.
+#[derive(Clone, Debug, Subcommand)]
+pub enum LabCommand {
+    /// Quality, cloud share, bytes and speed of each mode on a file of questions.
+    Eval,
+    /// Fits the escalation rule's parameters.
+    Calibrate,
+    /// Speed of each mode over emulated links.
+    Link,
+}
+
+/// Options of `completions`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_that_scripts_rely_on() {
+        for line in [
+            "tandem up --listen 127.0.0.1:0 --state /tmp/x --json",
+            "tandem chat --mode local hello",
+            "tandem edge --router a:1 --router b:2",
+            "tandem edge --cloud a:1",
+            "tandem cloud --listen 0.0.0.0:4433 --router a:1 --advertise c:4433",
+            "tandem router --listen 127.0.0.1:0 --metrics 127.0.0.1:0",
+            "tandem explain last",
+            "tandem doctor --json",
+            "tandem config show --set edge.requests_max=1",
+            "tandem bench engine --model demo-edge --threads 1",
+            "tandem completions bash",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        assert!(Cli::try_parse_from("tandem edge --cloud a:1 --router b:2".split(' ')).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! `tandem cloud`: a cloud node as a process.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tandem_cloud_node::node::{CloudNode, NodeLoad};
+use tandem_proto::message::ModelCard;
+use tandem_router::client::{Registration, RouterClient};
+use tandem_router::node::{LoadReport, ModelCard as RoutedModel, NodeCard};
+use tandem_transport::{Identity, Role, Server};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{CloudArgs, Global};
+use crate::config::{self, Flags, PeerSettings};
+use crate::failure::{Code, Failure, OrFail as _};
+use crate::ready::Ready;
+use crate::state::{self, StateDir};
+use crate::uplink::tls_pem;
+use crate::{logging, metrics_endpoint, pair, signals};
+
+fn flags(args: &CloudArgs) -> Flags {
+    let mut flags = Flags::new();
+    flags.extend(args.listen.map(|addr| ("listen.cloud", addr.to_string().into(), "--listen")));
+    flags.extend(args.metrics.map(|addr| ("listen.metrics", addr.to_string().into(), "--metrics")));
+    flags.extend(args.insecure.then(|| ("api.insecure", true.into(), "--insecure")));
+    flags.extend(args.advertise.as_deref().map(|addr| ("peers.advertise", addr.into(), "--advertise")));
+    flags.extend((!args.router.is_empty()).then(|| ("peers.routers", args.router.clone().into(), "--router")));
+    flags.extend(args.identity.name.as_deref().map(|name| ("cloud.name", name.into(), "--name")));
+    let identity = args.identity.identity.as_ref().and_then(|dir| dir.to_str());
+    flags.extend(identity.map(|dir| ("peers.identity", dir.into(), "--identity")));
+    flags
+}
+
+/// Runs a cloud node until it is told to end.
+pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure> {
+    let path = state::path(global)?;
+    let mut settings = config::load(global, &path, flags(args))?;
+    logging::start(&settings.log)?;
+    let shutdown = signals::shutdown(args.identity.lifeline)?;
+    let state = StateDir::open(&path)?;
+    let identity = state.identity(settings.peers.identity.as_deref(), Role::Cloud, &settings.cloud.name)?;
+    // Edges and routers know the node by its certificate.
+    settings.cloud.name.clone_from(&identity.id().name);
+    let metrics = match settings.listen.metrics {
+        None => None,
+        Some(addr) => {
+            let handle = metrics_endpoint::install(shutdown.clone())?;
+            Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone()).await?)
+        }
+    };
+    let loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads).await?;
+    let boot_epoch = pair::now_ms();
+    let hello = pair::hello(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
+    let node = CloudNode::start(loaded.model, loaded.card.clone(), settings.cloud.clone()).or_fail(Code::Config)?;
+    let quic = settings.link.quic();
+    let server =
+        Server::bind_for(settings.listen.cloud, &identity, quic, hello, &[Role::Edge]).or_fail(Code::Listen)?;
+    let listen = server.local_addr().or_fail(Code::Listen)?;
+    let registering = if settings.peers.routers.is_empty() {
+        None
+    } else {
+        let card = node_card(&identity, &settings.peers, &listen, &loaded.card, boot_epoch)?;
+        let client = RouterClient::connect(&settings.peers.routers, &tls_pem(&identity)).or_fail(Code::Config)?;
+        Some(tokio::spawn(register(Registration::new(client, card), node.clone(), shutdown.clone())))
+    };
+    Ready {
+        ready: true,
+        role: "cloud".into(),
+        node: settings.cloud.name.clone(),
+        listen: listen.to_string(),
+        url: format!("quic://{listen}"),
+        page: None,
+        metrics,
+        pid: std::process::id(),
+    }
+    .print(global.json)?;
+    node.serve(server, shutdown).await;
+    match registering {
+        Some(task) => task.await.or_fail(Code::Failed)?,
+        None => Ok(()),
+    }
+}
+
+/// Keeps the node registered. What no retry can mend ends the whole process: nobody would find it.
+async fn register(registration: Registration, node: Arc<CloudNode>, shutdown: CancellationToken) -> Result<(), Failure> {
+    let reports = Reports::default();
+    let ended = registration.run(|| reports.next(node.load()), shutdown.clone()).await;
+    shutdown.cancel();
+    ended.map_err(|e| Failure::new(Code::Config, format!("the router does not take this node: {e}")))
+}
+
+/// The card under which edges find the node.
+fn node_card(
+    identity: &Identity,
+    peers: &PeerSettings,
+    listen: &std::net::SocketAddr,
+    model: &ModelCard,
+    boot_epoch: u64,
+) -> Result<NodeCard, Failure> {
+    let address = match &peers.advertise {
+        Some(address) => address.clone(),
+        None if listen.ip().is_unspecified() => {
+            let message = format!("{listen} is no address that edges could dial; say which with --advertise HOST:PORT");
+            return Err(Failure::new(Code::Config, message));
+        }
+        None => listen.to_string(),
+    };
+    let card = NodeCard {
+        name: identity.id().name.clone(),
+        address,
+        server_name: identity.id().dns_name(),
+        region: peers.region.clone(),
+        models: vec![RoutedModel { name: model.name.clone(), digest: model.digest }],
+        boot_epoch,
+    };
+    card.check().or_fail(Code::Config)?;
+    Ok(card)
+}
+
+/// Turns the node's counters into reports.
+#[derive(Debug, Default)]
+struct Reports {
+    last: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Reports {
+    fn next(&self, load: NodeLoad) -> LoadReport {
+        let now = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = last.map_or(0.0, |(then, rows)| {
+            load.rows.saturating_sub(rows) as f64 / now.duration_since(then).as_secs_f64().max(1e-3)
+        });
+        *last = Some((now, load.rows));
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        LoadReport {
+            sessions: count(load.sessions),
+            sessions_max: count(load.sessions_max),
+            queued_tokens: load.jobs as u64,
+            tokens_per_second: rate as u32,
+            kv_blocks_used: count(load.kv_blocks.saturating_sub(load.kv_blocks_free)),
+            kv_blocks_max: count(load.kv_blocks),
+            prefixes: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_listens_everywhere_must_say_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let identity = state.identity(None, Role::Cloud, "cloud-7").unwrap();
+        let card = ModelCard {
+            name: "m".into(),
+            digest: tandem_proto::ids::Digest::default(),
+            tokenizer: tandem_proto::ids::Digest::default(),
+            layers: Vec::new(),
+            numerics: String::new(),
+            hidden_size: 1,
+            context_tokens: 1,
+        };
+        let mut peers = PeerSettings::default();
+        let everywhere = "0.0.0.0:4433".parse().unwrap();
+        let failure = node_card(&identity, &peers, &everywhere, &card, 1).unwrap_err();
+        assert!(failure.to_string().contains("--advertise"), "{failure}");
+        peers.advertise = Some("cloud.example:4433".into());
+        let card = node_card(&identity, &peers, &everywhere, &card, 1).unwrap();
+        assert_eq!((card.address.as_str(), card.server_name.as_str()), ("cloud.example:4433", "cloud-7.tandem"));
+    }
+
+    #[test]
+    fn reports_count_rows_per_second() {
+        let reports = Reports::default();
+        let load = NodeLoad { sessions: 3, sessions_max: 9, kv_blocks: 10, kv_blocks_free: 4, rows: 0, ..NodeLoad::default() };
+        assert_eq!(reports.next(load).tokens_per_second, 0);
+        let second = reports.next(NodeLoad { rows: 1000, ..load });
+        assert!(second.tokens_per_second > 0);
+        assert_eq!((second.sessions, second.kv_blocks_used, second.kv_blocks_max), (3, 6, 10));
+    }
+}

@@ -1,0 +1,172 @@
+//! Every setting of every part, with its default.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tandem_cloud_node::settings::CloudSettings;
+use tandem_edge_node::settings::EdgeSettings;
+use tandem_router::policy::PolicySpec;
+use tandem_transport::{Congestion, Settings as QuicSettings};
+
+/// Address that a part listens on by default: loopback, with its own port.
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// All settings; a TOML table per part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Log filter; empty for `warn,tandem=info` on a terminal and `warn` elsewhere.
+    pub log: String,
+    /// Where the parts listen.
+    pub listen: ListenSettings,
+    /// The HTTP API.
+    pub api: ApiSettings,
+    /// Whom this process talks to.
+    pub peers: PeerSettings,
+    /// The QUIC link between edge and cloud.
+    pub link: LinkSettings,
+    /// The engine.
+    pub engine: EngineSettings,
+    /// When the edge asks the cloud; a whole table, e.g. `{ policy = "entropy", nats = 1.0 }`.
+    pub policy: PolicySpec,
+    /// The edge node.
+    pub edge: EdgeSettings,
+    /// The cloud node.
+    pub cloud: CloudSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let trunk_layers = tandem_models::TRUNK_LAYERS;
+        Self {
+            log: String::new(),
+            listen: ListenSettings::default(),
+            api: ApiSettings::default(),
+            peers: PeerSettings::default(),
+            link: LinkSettings::default(),
+            engine: EngineSettings::default(),
+            policy: PolicySpec::Calibrated { threshold: None },
+            edge: EdgeSettings { trunk_layers, ..EdgeSettings::default() },
+            cloud: CloudSettings { trunk_layers, ..CloudSettings::default() },
+        }
+    }
+}
+
+/// Where the parts listen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenSettings {
+    /// The edge's API and page, TCP.
+    pub api: SocketAddr,
+    /// The cloud node, UDP.
+    pub cloud: SocketAddr,
+    /// The router, TCP.
+    pub router: SocketAddr,
+    /// Plain HTTP for `/metrics` and `/health` of a `cloud` or `router` process; none if absent.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Default for ListenSettings {
+    fn default() -> Self {
+        Self { api: loopback(8080), cloud: loopback(4433), router: loopback(7433), metrics: None }
+    }
+}
+
+/// The HTTP API.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiSettings {
+    /// Bearer key that requests must carry.
+    pub key: Option<String>,
+    /// Serve the network without a key.
+    pub insecure: bool,
+    /// Model that unknown model names stand for; none makes them a 404.
+    pub default_model: Option<String>,
+}
+
+/// Whom this process talks to, and what it tells them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PeerSettings {
+    /// A cloud node to use without a router: `host:port`, or `server-name@host:port`.
+    pub cloud: Option<String>,
+    /// Routers: `host:port`, or `server-name@host:port`.
+    pub routers: Vec<String>,
+    /// `host:port` under which edges reach this cloud node; what it listens on if absent.
+    pub advertise: Option<String>,
+    /// Region of this cloud node.
+    pub region: String,
+    /// Folder with `cert.pem`, `key.pem` and `trust.pem`; the CA of the state folder if absent.
+    pub identity: Option<PathBuf>,
+}
+
+/// What kind of network the link crosses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkProfile {
+    /// One machine or one room: a dead peer is noticed within 5 s.
+    Near,
+    /// The internet: 30 s, and radios may sleep.
+    #[default]
+    Far,
+}
+
+/// Congestion controller of the sending side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CongestionName {
+    /// What the transport recommends.
+    #[default]
+    Default,
+    /// RFC 9438.
+    Cubic,
+    /// Model-based; experimental in quinn.
+    Bbr,
+}
+
+/// The QUIC link between edge and cloud.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LinkSettings {
+    /// Kind of network.
+    pub profile: LinkProfile,
+    /// Congestion controller.
+    pub congestion: CongestionName,
+}
+
+impl LinkSettings {
+    /// The transport's settings.
+    #[must_use]
+    pub fn quic(&self) -> QuicSettings {
+        let mut quic = match self.profile {
+            LinkProfile::Near => QuicSettings::dev(),
+            LinkProfile::Far => QuicSettings::edge(),
+        };
+        match self.congestion {
+            CongestionName::Default => {}
+            CongestionName::Cubic => quic.congestion = Congestion::Cubic,
+            CongestionName::Bbr => quic.congestion = Congestion::Bbr,
+        }
+        quic
+    }
+}
+
+/// The engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineSettings {
+    /// Threads of the edge's model; 0 for one per core.
+    pub edge_threads: usize,
+    /// Threads of the cloud's model; 0 for one per core.
+    pub cloud_threads: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        // The embedded edge model is too small to gain from a second thread.
+        Self { edge_threads: 1, cloud_threads: 0 }
+    }
+}

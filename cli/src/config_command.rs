@@ -1,0 +1,48 @@
+//! `tandem config check | show`.
+
+use serde_json::{Map, json};
+use toml::Value;
+
+use crate::args::{ConfigArgs, ConfigCommand, Global};
+use crate::config::{self, Entry};
+use crate::failure::{Code, Failure, OrFail as _};
+use crate::ready::print_line;
+use crate::state;
+
+/// Checks or shows the settings.
+pub(crate) fn run(global: &Global, args: &ConfigArgs) -> Result<(), Failure> {
+    let state = state::path(global)?;
+    let layers = config::layers(global, &state, Vec::new())?;
+    let checked = layers.settings().or_fail(Code::Config);
+    match args.command {
+        ConfigCommand::Check => {
+            checked?;
+            let file = config::file(global, &state);
+            if global.json {
+                print_line(&json!({ "ok": true, "file": file }).to_string());
+            } else {
+                let from = file.map_or_else(|| "no file; defaults".to_owned(), |path| path.display().to_string());
+                print_line(&format!("the configuration is fine ({from})"));
+            }
+        }
+        ConfigCommand::Show => {
+            // Values that cannot be are shown as well, so that one sees where they come from.
+            if global.json {
+                let all: Map<_, _> = layers
+                    .entries()
+                    .map(|(key, Entry { value, source })| {
+                        (key.to_owned(), json!({ "value": value, "source": source.to_string() }))
+                    })
+                    .collect();
+                print_line(&serde_json::Value::Object(all).to_string());
+            } else {
+                for (key, Entry { value, source }) in layers.entries() {
+                    let value = value.map_or_else(|| "(none)".to_owned(), |value: Value| value.to_string());
+                    print_line(&format!("{:<48} # {source}", format!("{key} = {value}")));
+                }
+            }
+            checked?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! An edge node: as the process `tandem edge`, and inside `tandem up`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_edge_node::api::{ApiOptions, check_bind, router_with};
+use tandem_edge_node::node::{EdgeNode, EdgeParts};
+use tandem_transport::bulk::BulkInbox;
+use tandem_transport::link::Link;
+use tandem_transport::{Identity, Role};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{ApiArgs, EdgeArgs, Global};
+use crate::config::{self, ApiSettings, Flags, Settings};
+use crate::failure::{Code, Failure, OrFail as _};
+use crate::metrics_endpoint::{self, bind};
+use crate::ready::Ready;
+use crate::state::{self, StateDir};
+use crate::{logging, pair, signals, uplink};
+
+/// Time that open requests may take to end after the shutdown was asked for.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The flags that `edge` and `up` share.
+pub(crate) fn api_flags(args: &ApiArgs) -> Flags {
+    let mut flags = Flags::new();
+    flags.extend(args.listen.map(|addr| ("listen.api", addr.to_string().into(), "--listen")));
+    flags.extend(args.api_key.as_deref().map(|key| ("api.key", key.into(), "--api-key")));
+    flags.extend(args.insecure.then(|| ("api.insecure", true.into(), "--insecure")));
+    flags.extend(args.default_model.as_deref().map(|name| ("api.default_model", name.into(), "--default-model")));
+    flags
+}
+
+fn flags(args: &EdgeArgs) -> Flags {
+    let mut flags = api_flags(&args.api);
+    flags.extend(args.cloud.as_deref().map(|addr| ("peers.cloud", addr.into(), "--cloud")));
+    flags.extend((!args.router.is_empty()).then(|| ("peers.routers", args.router.clone().into(), "--router")));
+    flags.extend(args.identity.name.as_deref().map(|name| ("edge.name", name.into(), "--name")));
+    let identity = args.identity.identity.as_ref().and_then(|dir| dir.to_str());
+    flags.extend(identity.map(|dir| ("peers.identity", dir.into(), "--identity")));
+    flags
+}
+
+/// Runs an edge node until it is told to end.
+pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure> {
+    let path = state::path(global)?;
+    let settings = config::load(global, &path, flags(args))?;
+    logging::start(&settings.log)?;
+    let shutdown = signals::shutdown(args.identity.lifeline)?;
+    let listener = listen(settings.listen.api, &settings.api).await?;
+    let state = StateDir::open(&path)?;
+    let identity = state.identity(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name)?;
+    let edge = start(settings, &identity, listener, shutdown).await?;
+    Ready {
+        ready: true,
+        role: "edge".into(),
+        node: edge.node.settings().name.clone(),
+        listen: edge.address.to_string(),
+        url: edge.api(),
+        page: Some(edge.page()),
+        metrics: None,
+        pid: std::process::id(),
+    }
+    .print(global.json)?;
+    edge.serving.await.or_fail(Code::Failed)?
+}
+
+/// Listens for the API, if the rule for open addresses lets it.
+pub(crate) async fn listen(address: SocketAddr, api: &ApiSettings) -> Result<TcpListener, Failure> {
+    check_bind(address, api.key.as_deref(), api.insecure).or_fail(Code::Listen)?;
+    bind(address, "--listen").await
+}
+
+/// A serving edge node.
+pub(crate) struct Edge {
+    pub(crate) node: EdgeNode,
+    pub(crate) address: SocketAddr,
+    /// The link to the cloud as it comes and goes.
+    pub(crate) links: watch::Receiver<Option<Arc<Link>>>,
+    /// Ends after the shutdown.
+    pub(crate) serving: JoinHandle<Result<(), Failure>>,
+}
+
+impl Edge {
+    /// Base address for OpenAI clients.
+    pub(crate) fn api(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    /// Address of the chat page.
+    pub(crate) fn page(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+}
+
+/// Loads the model and serves on `listener` until `shutdown`.
+pub(crate) async fn start(
+    mut settings: Settings,
+    identity: &Identity,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<Edge, Failure> {
+    let address = listener.local_addr().or_fail(Code::Listen)?;
+    let metrics = metrics_endpoint::install(shutdown.clone())?;
+    tandem_edge_node::metric_definitions::describe();
+    let policy_file = pair::policy_file()?;
+    let policy = settings.policy.build(policy_file.as_ref()).or_fail(Code::Config)?;
+    let loaded = pair::load_aside(&settings.edge.model, settings.engine.edge_threads).await?;
+    // Routers and cloud nodes know the node by its certificate.
+    settings.edge.name.clone_from(&identity.id().name);
+    let hello = pair::hello(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
+    let uplinks = uplink::start(&settings.peers, &settings.edge.cloud_model, identity, settings.link.quic(), hello)?;
+    let links = uplinks.links();
+    let bulk = BulkInbox::default();
+    tokio::spawn(receive_bulk(bulk.clone(), uplinks.links()));
+    let parts = EdgeParts {
+        model: loaded.model,
+        tokenizer: loaded.tokenizer,
+        chat: loaded.chat,
+        stop_tokens: loaded.stop_tokens,
+        policy,
+        uplinks,
+        bulk,
+        tenant: identity.id().tenant.clone(),
+    };
+    let node = EdgeNode::start(settings.edge, parts).or_fail(Code::Config)?;
+    let options = ApiOptions {
+        api_key: settings.api.key,
+        any_host: settings.api.insecure,
+        default_alias: settings.api.default_model,
+    };
+    let backend = Arc::new(tandem_edge_node::serve::NodeBackend::new(node.clone(), metrics));
+    let serving = tokio::spawn(serve(listener, router_with(backend, options), shutdown));
+    Ok(Edge { node, address, links, serving })
+}
+
+/// Serves until `shutdown`, and a little longer for what is under way.
+async fn serve(listener: TcpListener, routes: axum::Router, shutdown: CancellationToken) -> Result<(), Failure> {
+    let serving = axum::serve(listener, routes).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served.or_fail(Code::Failed),
+        () = too_late => Ok(()),
+    }
+}
+
+/// Hands KV blocks of every link to the answers that wait for them.
+async fn receive_bulk(bulk: BulkInbox, mut links: watch::Receiver<Option<Arc<Link>>>) {
+    loop {
+        let link = links.borrow_and_update().clone();
+        if let Some(link) = link {
+            bulk.serve(&link).await;
+        }
+        if links.changed().await.is_err() {
+            return;
+        }
+    }
+}

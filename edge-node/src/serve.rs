@@ -1,0 +1,120 @@
+//! The node as the API sees it: present from the first moment, ready once its models are loaded.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::Value;
+use tandem_engine::chat::ChatTemplate;
+use tandem_engine::tokenizer::Tokenizer;
+
+use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
+use crate::node::EdgeNode;
+use crate::request::{Controls, GenerateError, GenerateRequest, Generation, NodeStatus};
+
+/// A node that may still be loading. The API is up at once and says so.
+pub struct NodeBackend {
+    node: OnceLock<EdgeNode>,
+    state: Mutex<Readiness>,
+    metrics: Option<PrometheusHandle>,
+    created: u64,
+}
+
+impl NodeBackend {
+    /// A backend whose node is being loaded. `metrics` renders what the process has recorded.
+    #[must_use]
+    pub fn loading(metrics: Option<PrometheusHandle>) -> Arc<Self> {
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Arc::new(Self { node: OnceLock::new(), state: Mutex::new(Readiness::Loading("the models are being loaded".into())), metrics, created })
+    }
+
+    fn set(&self, state: Readiness) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// The node is there; requests are served from now on.
+    pub fn loaded(&self, node: EdgeNode) {
+        if self.node.set(node).is_ok() {
+            self.set(Readiness::Ready);
+        }
+    }
+
+    /// Loading failed.
+    pub fn failed(&self, why: String) {
+        self.set(Readiness::Failed(why));
+    }
+
+    /// No new answers are begun.
+    pub fn drain(&self) {
+        self.set(Readiness::Draining);
+    }
+
+    /// The node, once it is loaded.
+    #[must_use]
+    pub fn node(&self) -> Option<&EdgeNode> {
+        self.node.get()
+    }
+
+    fn ready_node(&self) -> &EdgeNode {
+        // The contract of `Backend`: asked only while ready, and readiness is set after the node.
+        self.node.get().expect("a ready backend has its node")
+    }
+}
+
+impl Backend for NodeBackend {
+    fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        match self.ready() {
+            Readiness::Ready => self.ready_node().submit(request),
+            other => Err(GenerateError::Engine(other.to_string())),
+        }
+    }
+
+    fn status(&self) -> NodeStatus {
+        self.node.get().map(EdgeNode::status).unwrap_or_default()
+    }
+
+    fn set_controls(&self, controls: Controls) -> Result<NodeStatus, ControlsError> {
+        if let Some(threshold) = controls.threshold
+            && !(0.0..=1.0).contains(&threshold)
+        {
+            let message = format!("`threshold` is {threshold}; give a number from 0 (always ask) to 1 (never ask)");
+            return Err(ControlsError::Invalid { param: "threshold", message });
+        }
+        let Some(node) = self.node.get() else {
+            return Err(ControlsError::Invalid { param: "controls", message: self.ready().to_string() });
+        };
+        node.set_controls(&controls);
+        Ok(node.status())
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        self.ready_node().tokenizer()
+    }
+
+    fn chat_template(&self) -> &ChatTemplate {
+        self.ready_node().chat_template()
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.node.get().map_or(0, EdgeNode::context_tokens)
+    }
+
+    fn models(&self) -> Vec<ModelEntry> {
+        let Some(node) = self.node.get() else { return Vec::new() };
+        let entry = |id: &str, mode| ModelEntry { id: id.to_owned(), created: self.created, owned_by: "tandem".into(), mode };
+        let settings = node.settings();
+        vec![entry(&settings.model, None), entry(&settings.cloud_model, Some(crate::request::Mode::Cloud))]
+    }
+
+    fn ready(&self) -> Readiness {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn explain(&self, id: Option<&str>) -> Option<Value> {
+        self.node.get()?.explain(id)
+    }
+
+    fn render_metrics(&self) -> String {
+        self.metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+    }
+}
