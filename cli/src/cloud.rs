@@ -42,11 +42,12 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     // Edges and routers know the node by its certificate.
     settings.cloud.name.clone_from(&identity.id().name);
     let metrics = match settings.listen.metrics {
-        None => None,
-        Some(addr) => {
+        // Parts of an `up` share its settings, and would all want the one address.
+        Some(addr) if !args.identity.lifeline => {
             let handle = metrics_endpoint::install(shutdown.clone())?;
             Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone()).await?)
         }
+        _ => None,
     };
     let loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads).await?;
     let boot_epoch = pair::now_ms();

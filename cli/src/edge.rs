@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tandem_edge_node::api::{ApiOptions, check_bind, router_with};
 use tandem_edge_node::node::{EdgeNode, EdgeParts};
+use tandem_edge_node::serve::NodeBackend;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tandem_transport::{Identity, Role};
@@ -54,11 +55,11 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
     let listener = listen(settings.listen.api, &settings.api).await?;
     let state = StateDir::open(&path)?;
     let identity = state.identity(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name)?;
-    let edge = start(settings, &identity, listener, shutdown).await?;
+    let edge = start(settings, &identity, listener, shutdown.clone()).await?;
     Ready {
         ready: true,
         role: "edge".into(),
-        node: edge.node.settings().name.clone(),
+        node: identity.id().name.clone(),
         listen: edge.address.to_string(),
         url: edge.api(),
         page: Some(edge.page()),
@@ -66,7 +67,7 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
         pid: std::process::id(),
     }
     .print(global.json)?;
-    edge.serving.await.or_fail(Code::Failed)?
+    edge.end(&shutdown).await
 }
 
 /// Listens for the API, if the rule for open addresses lets it.
@@ -77,7 +78,7 @@ pub(crate) async fn listen(address: SocketAddr, api: &ApiSettings) -> Result<Tcp
 
 /// A serving edge node.
 pub(crate) struct Edge {
-    pub(crate) node: EdgeNode,
+    pub(crate) backend: Arc<NodeBackend>,
     pub(crate) address: SocketAddr,
     /// The link to the cloud as it comes and goes.
     pub(crate) links: watch::Receiver<Option<Arc<Link>>>,
@@ -86,6 +87,16 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
+    /// Serves until `shutdown` is asked for and what was under way has ended.
+    pub(crate) async fn end(self, shutdown: &CancellationToken) -> Result<(), Failure> {
+        let drain = async {
+            shutdown.cancelled().await;
+            self.backend.drain();
+        };
+        let (served, ()) = tokio::join!(self.serving, drain);
+        served.or_fail(Code::Failed)?
+    }
+
     /// Base address for OpenAI clients.
     pub(crate) fn api(&self) -> String {
         format!("http://{}/v1", self.address)
@@ -109,14 +120,22 @@ pub(crate) async fn start(
     tandem_edge_node::metric_definitions::describe();
     let policy_file = pair::policy_file()?;
     let policy = settings.policy.build(policy_file.as_ref()).or_fail(Code::Config)?;
+    let backend = NodeBackend::loading(Some(metrics));
+    let options = ApiOptions {
+        api_key: settings.api.key,
+        any_host: settings.api.insecure,
+        default_alias: settings.api.default_model,
+    };
+    // Up at once, so that clients hear "loading" and not "connection refused".
+    let serving = tokio::spawn(serve(listener, router_with(backend.clone(), options), shutdown));
     let loaded = pair::load_aside(&settings.edge.model, settings.engine.edge_threads).await?;
     // Routers and cloud nodes know the node by its certificate.
     settings.edge.name.clone_from(&identity.id().name);
     let hello = pair::hello(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
-    let uplinks = uplink::start(&settings.peers, &settings.edge.cloud_model, identity, settings.link.quic(), hello)?;
-    let links = uplinks.links();
     let bulk = BulkInbox::default();
-    tokio::spawn(receive_bulk(bulk.clone(), uplinks.links()));
+    let uplinks =
+        uplink::start(&settings.peers, &settings.edge.cloud_model, identity, settings.link.quic(), hello, &bulk)?;
+    let links = uplinks.links();
     let parts = EdgeParts {
         model: loaded.model,
         tokenizer: loaded.tokenizer,
@@ -127,15 +146,8 @@ pub(crate) async fn start(
         bulk,
         tenant: identity.id().tenant.clone(),
     };
-    let node = EdgeNode::start(settings.edge, parts).or_fail(Code::Config)?;
-    let options = ApiOptions {
-        api_key: settings.api.key,
-        any_host: settings.api.insecure,
-        default_alias: settings.api.default_model,
-    };
-    let backend = Arc::new(tandem_edge_node::serve::NodeBackend::new(node.clone(), metrics));
-    let serving = tokio::spawn(serve(listener, router_with(backend, options), shutdown));
-    Ok(Edge { node, address, links, serving })
+    backend.loaded(EdgeNode::start(settings.edge, parts).or_fail(Code::Config)?);
+    Ok(Edge { backend, address, links, serving })
 }
 
 /// Serves until `shutdown`, and a little longer for what is under way.
@@ -148,18 +160,5 @@ async fn serve(listener: TcpListener, routes: axum::Router, shutdown: Cancellati
     tokio::select! {
         served = serving => served.or_fail(Code::Failed),
         () = too_late => Ok(()),
-    }
-}
-
-/// Hands KV blocks of every link to the answers that wait for them.
-async fn receive_bulk(bulk: BulkInbox, mut links: watch::Receiver<Option<Arc<Link>>>) {
-    loop {
-        let link = links.borrow_and_update().clone();
-        if let Some(link) = link {
-            bulk.serve(&link).await;
-        }
-        if links.changed().await.is_err() {
-            return;
-        }
     }
 }

@@ -36,12 +36,13 @@ pub(crate) async fn run(global: &Global, args: &RouterArgs) -> Result<(), Failur
     let name = args.identity.name.as_deref().unwrap_or(NAME);
     let identity = state.identity(settings.peers.identity.as_deref(), Role::Router, name)?;
     let metrics = match settings.listen.metrics {
-        None => None,
-        Some(addr) => {
+        // Parts of an `up` share its settings, and would all want the one address.
+        Some(addr) if !args.identity.lifeline => {
             let handle = metrics_endpoint::install(shutdown.clone())?;
             tandem_router::metric_definitions::describe();
             Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone()).await?)
         }
+        _ => None,
     };
     let listener = bind(settings.listen.router, "--listen (--router-listen with `up`)").await?;
     let config = ServerConfig {

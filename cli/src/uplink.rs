@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
+use tandem_proto::ids::Epoch;
 use tandem_proto::message::Hello;
 use tandem_router::client::{ClientError, RouterClient, TicketCache, TicketSource, place_for};
 use tandem_router::tls::TlsPem;
+use tandem_transport::bulk::BulkInbox;
 use tandem_transport::{Backoff, Connector, Identity, Redial, Role, Settings as QuicSettings, Target, TransportError};
 
 use crate::config::PeerSettings;
@@ -32,6 +34,7 @@ pub(crate) fn start(
     identity: &Identity,
     quic: QuicSettings,
     hello: Hello,
+    bulk: &BulkInbox,
 ) -> Result<Uplinks, Failure> {
     let connector = || {
         Connector::new_for(identity, quic.clone(), hello.clone(), &[Role::Cloud]).map(Arc::new).or_fail(Code::State)
@@ -39,11 +42,13 @@ pub(crate) fn start(
     let epoch = TicketEpoch::default();
     if let Some(cloud) = &peers.cloud {
         let (server_name, address) = named_address(cloud)?;
+        // Without tickets there is one owner of every session, so one epoch.
+        epoch.saw(Epoch(1));
         let redial = Redial::start(connector()?, Backoff::default(), move || {
             let (server_name, address) = (server_name.clone(), address.clone());
             async move { target(&address, server_name).await }
         });
-        return Ok(Uplinks::new(redial, epoch));
+        return Ok(Uplinks::new(redial, epoch, bulk.clone()));
     }
     if peers.routers.is_empty() {
         return Ok(Uplinks::none());
@@ -69,7 +74,7 @@ pub(crate) fn start(
             }
         }
     });
-    Ok(Uplinks::new(redial, epoch))
+    Ok(Uplinks::new(redial, epoch, bulk.clone()))
 }
 
 /// Where the router places this edge.

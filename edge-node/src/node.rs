@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::generate::draft::{EdgeChoice, choose};
 use crate::generate;
-use crate::pacing::{Estimates, ExactStrategy};
+use crate::pacing::Estimates;
 use crate::request::{
     Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, TokenEvent,
 };
@@ -288,10 +288,6 @@ impl Inner {
     pub(crate) fn steering(&self, threshold: Option<f32>) -> Steering {
         let threshold = threshold.or(lock(&self.dials).threshold);
         Steering::new(self.policy.clone(), SteeringConfig { threshold, ..SteeringConfig::default() })
-    }
-
-    pub(crate) fn exact_strategy(&self) -> ExactStrategy {
-        self.settings.exact
     }
 
     pub(crate) fn estimates(&self) -> Estimates {

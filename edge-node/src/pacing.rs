@@ -50,8 +50,13 @@ pub enum ExactStrategy {
     Synchronous,
     /// Always stream from the cloud.
     Stream,
+    /// Draft the first [`HANDOVER_TOKENS`] tokens, then stream: for experiments with the hand-over
+    /// of KV state.
+    Handover,
 }
 
+/// Tokens that [`ExactStrategy::Handover`] drafts.
+pub const HANDOVER_TOKENS: usize = 6;
 /// Largest frame of drafts, tokens.
 pub const CHUNK_MAX: usize = 16;
 /// Furthest the edge drafts ahead, tokens.
@@ -73,13 +78,14 @@ pub fn synchronous_s(c: &Conditions, k: usize) -> f64 {
     (k as f64 * c.draft_s + c.rtt_s + c.verify_s) / expected
 }
 
-/// Chooses the plan.
+/// Chooses the plan for an answer of which `written` tokens are final.
 #[must_use]
-pub fn plan(c: &Conditions, strategy: ExactStrategy) -> Plan {
+pub fn plan(c: &Conditions, strategy: ExactStrategy, written: usize) -> Plan {
     match strategy {
         ExactStrategy::Stream => Plan::Stream,
+        ExactStrategy::Handover if written >= HANDOVER_TOKENS => Plan::Stream,
         ExactStrategy::Auto if c.decode_s < STREAM_MARGIN * pipelined_s(c) => Plan::Stream,
-        ExactStrategy::Auto | ExactStrategy::Draft => {
+        ExactStrategy::Auto | ExactStrategy::Draft | ExactStrategy::Handover => {
             // The cloud keeps up if a frame takes longer to draft than to verify.
             let draft = c.draft_s.max(1e-6);
             let chunk = ((c.verify_s / draft).ceil() as usize).clamp(1, CHUNK_MAX);
@@ -208,7 +214,7 @@ mod tests {
             ("textbook", BASE, Synchronous, Plan::Draft { chunk: 7, window: 7 }),
         ];
         for (name, conditions, strategy, expected) in table {
-            assert_eq!(plan(&conditions, strategy), expected, "{name}");
+            assert_eq!(plan(&conditions, strategy, 0), expected, "{name}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tandem_proto::ids::Epoch;
+use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tandem_transport::redial::Redial;
 use tokio::sync::watch;
@@ -32,6 +33,8 @@ impl TicketEpoch {
 pub struct Uplinks {
     redial: Option<Redial>,
     links: watch::Receiver<Option<Arc<Link>>>,
+    /// Keeps `links` open where nothing is dialed.
+    _idle: Option<watch::Sender<Option<Arc<Link>>>>,
     epoch: TicketEpoch,
     down_since: Arc<Mutex<Option<Instant>>>,
 }
@@ -40,18 +43,25 @@ impl Uplinks {
     /// No cloud at all: every answer is the edge's own.
     #[must_use]
     pub fn none() -> Self {
-        Self { redial: None, links: watch::channel(None).1, epoch: TicketEpoch::default(), down_since: Arc::default() }
+        let (idle, links) = watch::channel(None);
+        Self { redial: None, links, _idle: Some(idle), epoch: TicketEpoch::default(), down_since: Arc::default() }
     }
 
-    /// A link that is kept up by `redial`; `epoch` is fed by its resolver. Needs a tokio runtime.
+    /// A link that is kept up by `redial`; `epoch` is fed by its resolver, `bulk` gets the KV blocks
+    /// that arrive. Needs a tokio runtime.
     #[must_use]
-    pub fn new(redial: Redial, epoch: TicketEpoch) -> Self {
+    pub fn new(redial: Redial, epoch: TicketEpoch, bulk: BulkInbox) -> Self {
         let links = redial.link();
         let down_since = Arc::new(Mutex::new(Some(Instant::now())));
         let (mut watched, since) = (links.clone(), down_since.clone());
         tokio::spawn(async move {
             loop {
-                let up = watched.borrow_and_update().is_some();
+                let link = watched.borrow_and_update().clone();
+                let up = link.is_some();
+                if let Some(link) = link {
+                    let bulk = bulk.clone();
+                    tokio::spawn(async move { bulk.serve(&link).await });
+                }
                 {
                     let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
                     *since = if up { None } else { since.or_else(|| Some(Instant::now())) };
@@ -61,7 +71,7 @@ impl Uplinks {
                 }
             }
         });
-        Self { redial: Some(redial), links, epoch, down_since }
+        Self { redial: Some(redial), links, _idle: None, epoch, down_since }
     }
 
     /// True if a cloud is configured.

@@ -30,7 +30,8 @@ mod tests {
 
     #[test]
     fn table() {
-        let cases: [(&[u32], &[u32], Option<(usize, u32, bool)>); 8] = [
+        type Case<'a> = (&'a [u32], &'a [u32], Option<(usize, u32, bool)>);
+        let cases: [Case<'_>; 8] = [
             (&[], &[7], Some((0, 7, false))),
             (&[1], &[1, 9], Some((1, 9, false))),
             (&[1], &[2, 9], Some((0, 2, true))),

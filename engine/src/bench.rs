@@ -53,8 +53,9 @@ pub struct BenchRound {
     pub prefill_tokens_per_s: f64,
     /// Decoded tokens per second, one sequence.
     pub decode_tokens_per_s: f64,
-    /// Verified tokens per second, one pass of `verify_tokens` with logits for each.
-    pub verify_tokens_per_s: f64,
+    /// Verified tokens per second, one pass of `verify_tokens` with logits for each; none from a peer
+    /// that cannot.
+    pub verify_tokens_per_s: Option<f64>,
 }
 
 /// Medians over the rounds, and the rounds.
@@ -136,7 +137,7 @@ pub fn bench_round(model: &Model, options: &BenchOptions) -> Result<BenchRound, 
         lane.pass(&drafts, drafts.len())?;
         lane.seq.truncate(DECODE_PROMPT_TOKENS);
     }
-    let verify_tokens_per_s = per_s(passes * drafts.len(), from);
+    let verify_tokens_per_s = Some(per_s(passes * drafts.len(), from));
     Ok(BenchRound { prefill_tokens_per_s, decode_tokens_per_s, verify_tokens_per_s })
 }
 
@@ -169,7 +170,7 @@ pub fn report(model: &Model, options: &BenchOptions, rounds: Vec<BenchRound>) ->
         median: BenchRound {
             prefill_tokens_per_s: median(|r| r.prefill_tokens_per_s),
             decode_tokens_per_s: median(|r| r.decode_tokens_per_s),
-            verify_tokens_per_s: median(|r| r.verify_tokens_per_s),
+            verify_tokens_per_s: Some(median(|r| r.verify_tokens_per_s.unwrap_or(0.0))),
         },
         rounds,
     }

@@ -121,11 +121,8 @@ impl ChatTemplate {
     pub fn from_gguf(path: &Path) -> Result<Self, EngineError> {
         let map = map_file(path)?;
         let file = Gguf::parse(&map)?;
-        let tokens = file.array("tokenizer.ggml.tokens")?;
-        let token = |key: &str| match file.token(key).and_then(|id| tokens.get(id as usize)) {
-            Some(crate::load::gguf::Value::Text(t)) => *t,
-            _ => "",
-        };
+        let tokens = file.texts("tokenizer.ggml.tokens")?;
+        let token = |key: &str| file.token(key).and_then(|id| tokens.get(id as usize)).copied().unwrap_or_default();
         Self::new(
             file.text("tokenizer.chat_template")?,
             token("tokenizer.ggml.bos_token_id"),
@@ -137,7 +134,12 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`EngineError::Template`] if the template refuses the messages.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool, now_unix_s: u64) -> Result<String, EngineError> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now_unix_s: u64,
+    ) -> Result<String, EngineError> {
         self.render_with(Value::from(Serde(messages)), None, add_generation_prompt, now_unix_s)
     }
 
@@ -179,6 +181,7 @@ impl ChatTemplate {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, as `transformers` installs it.
+#[allow(clippy::needless_pass_by_value)] // minijinja calls filters with owned keyword arguments.
 fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let _: Option<bool> = kwargs.get("ensure_ascii")?;
@@ -217,7 +220,17 @@ impl serde_json::ser::Formatter for Spaced {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -307,7 +320,10 @@ mod tests {
 
     #[test]
     fn dates() {
-        assert_eq!(strftime("%Y-%m-%d %H:%M:%S %A %a %B %% %q", 951_827_696), "2000-02-29 12:34:56 Tuesday Tue February % %q");
+        assert_eq!(
+            strftime("%Y-%m-%d %H:%M:%S %A %a %B %% %q", 951_827_696),
+            "2000-02-29 12:34:56 Tuesday Tue February % %q"
+        );
         assert_eq!(strftime("%Y-%m-%d", 0), "1970-01-01");
         assert_eq!(strftime("%Y-%m-%d", u64::MAX), "9999-12-31");
     }

@@ -23,7 +23,13 @@ enum Query<B: Backend> {
 
 enum FeedForwardWeights<B: Backend> {
     Dense(Mlp<B::Matrix>),
-    Experts { spec: ExpertsSpec, router: B::Matrix, bias: Vec<f32>, experts: Vec<Mlp<B::Matrix>>, shared: Option<Mlp<B::Matrix>> },
+    Experts {
+        spec: ExpertsSpec,
+        router: B::Matrix,
+        bias: Vec<f32>,
+        experts: Vec<Mlp<B::Matrix>>,
+        shared: Option<Mlp<B::Matrix>>,
+    },
 }
 
 struct Layer<B: Backend> {
@@ -148,7 +154,7 @@ impl<B: Backend> Layer<B> {
                     }
                 }
                 let inputs = [&mut s.q, &mut s.k];
-                b.attend_latent(&spec.attention, &s.rope, latent, spec.rms_eps, inputs, kv, &mut s.attended)?;
+                b.attend_latent(&spec.attention, &s.rope, latent, inputs, kv, &mut s.attended)?;
                 b.linear(&s.attended, [o], [&mut s.y])?;
             }
         }
@@ -186,7 +192,11 @@ impl<B: Backend> Loader<'_, B> {
     fn mlp(&self, roles: [Role; 3], width: usize) -> Result<Mlp<B::Matrix>, EngineError> {
         let d = self.file.spec.hidden_size;
         let [gate, up, down] = roles;
-        Ok(Mlp { gate: self.matrix(gate, width, d)?, up: self.matrix(up, width, d)?, down: self.matrix(down, d, width)? })
+        Ok(Mlp {
+            gate: self.matrix(gate, width, d)?,
+            up: self.matrix(up, width, d)?,
+            down: self.matrix(down, d, width)?,
+        })
     }
 
     fn layer(&self) -> Result<Layer<B>, EngineError> {
@@ -226,7 +236,11 @@ impl<B: Backend> Loader<'_, B> {
                         },
                     },
                     down: self.matrix(Role::LatentDown, kv_rank + rope_dim, d)?,
-                    latent: LatentWeights { norm: self.vector(Role::LatentNorm, kv_rank)?, up: self.backend.dense(&up)? },
+                    latent: LatentWeights {
+                        norm: self.vector(Role::LatentNorm, kv_rank)?,
+                        eps: self.file.spec.rms_eps,
+                        up: self.backend.dense(&up)?,
+                    },
                     o: self.matrix(Role::Output, d, heads * v_dim)?,
                 }
             }

@@ -34,9 +34,7 @@ pub(crate) fn of(file: &Checkpoint) -> Result<(Digest, Vec<Digest>), EngineError
 }
 
 fn add(hash: &mut blake3::Hasher, file: &Checkpoint, layer: usize, role: Role) -> Result<(), EngineError> {
-    let Some(t) = file.find(layer, role) else {
-        return Err(EngineError::tensor(format!("{role:?} of layer {layer}"), "is missing from the file"));
-    };
+    let t = file.require(layer, role)?;
     hash.update(format!("{role:?} {:?} {:?} {}", t.stored, t.shape, t.bytes.len()).as_bytes());
     hash.update(t.bytes);
     Ok(())

@@ -71,7 +71,9 @@ pub enum EngineError {
         problem: String,
     },
     /// The KV pool has no free block left.
-    #[error("KV pool exhausted: {needed} more blocks needed, {free} of {total} free; close sequences or make the pool larger")]
+    #[error(
+        "KV pool exhausted: {needed} more blocks needed, {free} of {total} free; close sequences or make the pool larger"
+    )]
     PoolExhausted {
         /// Blocks needed by this call.
         needed: usize,

@@ -30,6 +30,6 @@ pub use backend::BackendKind;
 pub use error::EngineError;
 pub use kernels::numerics;
 pub use kv::{KvPool, POOL_BLOCKS_MAX, POOL_NUMBERS_MAX, Sequence};
-pub use load::ModelFiles;
+pub use load::{ModelFiles, check_gguf, check_safetensors};
 pub use model::{Hidden, LoadOptions, Logits, Model, ROWS_MAX, Rows, trunk_layers};
 pub use spec::DecoderSpec;

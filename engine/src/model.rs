@@ -104,16 +104,24 @@ impl<B: Backend> Runner<B> {
     fn step<T>(&self, f: impl FnOnce(&Weights<B>, &mut Scratch<B>) -> T) -> T {
         // A panic leaves nothing in the buffers that a later step would read before writing it.
         let mut guard: MutexGuard<'_, Scratch<B>> = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        guard.backend.begin_step();
-        let out = f(&self.weights, &mut guard);
-        guard.backend.end_step();
-        out
+        let awake = Awake(&mut guard);
+        awake.0.backend.begin_step();
+        f(&self.weights, awake.0)
+    }
+}
+
+/// Lets the workers sleep when a step ends, also by a panic.
+struct Awake<'a, B: Backend>(&'a mut Scratch<B>);
+
+impl<B: Backend> Drop for Awake<'_, B> {
+    fn drop(&mut self) {
+        self.0.backend.end_step();
     }
 }
 
 enum Engine {
-    Cpu(Runner<Cpu>),
-    Candle(Runner<Candle>),
+    Cpu(Box<Runner<Cpu>>),
+    Candle(Box<Runner<Candle>>),
 }
 
 /// Calls the same code on whichever backend the model has.
@@ -156,9 +164,11 @@ impl Model {
             BackendKind::Cpu => {
                 let cpu = Cpu::new(threads)?;
                 let threads = cpu.threads();
-                (Engine::Cpu(Runner::load(cpu, &file)?), crate::numerics(), threads)
+                (Engine::Cpu(Box::new(Runner::load(cpu, &file)?)), crate::numerics(), threads)
             }
-            BackendKind::Candle => (Engine::Candle(Runner::load(Candle::new(), &file)?), Candle::numerics(), threads),
+            BackendKind::Candle => {
+                (Engine::Candle(Box::new(Runner::load(Candle::new(), &file)?)), Candle::numerics(), threads)
+            }
         };
         Ok(Self { spec: file.spec, digest, layer_digests, numerics, threads, engine })
     }
@@ -240,7 +250,8 @@ impl Model {
             hidden.data
         } else {
             let spec = &self.spec;
-            let done = on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, spec, range, pool, &batch, &hidden.data)));
+            let done =
+                on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, spec, range, pool, &batch, &hidden.data)));
             match done {
                 Ok(data) => data,
                 Err(e) => {

@@ -48,3 +48,48 @@ fn top(values: &[f32], n: usize) -> Vec<usize> {
     order.truncate(n);
     order
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Choice, choose};
+    use crate::spec::ExpertsSpec;
+
+    const SPEC: ExpertsSpec = ExpertsSpec {
+        experts: 8,
+        chosen: 2,
+        width: 1,
+        shared_width: 0,
+        groups: 1,
+        groups_chosen: 1,
+        normalise: false,
+        scale: 1.0,
+    };
+
+    fn experts(c: &[Choice]) -> Vec<usize> {
+        c.iter().map(|c| c.expert).collect()
+    }
+
+    #[test]
+    fn table() {
+        let scores = [0.1, 0.9, 0.2, 0.3, 0.8, 0.75, 0.1, 0.05];
+        let none = [0.0; 8];
+        assert_eq!(experts(&choose(&SPEC, &scores, &none)), [1, 4]);
+        // The bias decides who is chosen, not with what weight.
+        let bias = [1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let c = choose(&SPEC, &scores, &bias);
+        assert_eq!(c, [Choice { expert: 0, weight: 0.1 }, Choice { expert: 4, weight: 0.8 }]);
+        // Groups of two: worth 1.0, 0.5, 1.55, 0.15; the best two keep experts 0, 1, 4, 5.
+        let grouped = ExpertsSpec { groups: 4, groups_chosen: 2, chosen: 3, ..SPEC };
+        assert_eq!(experts(&choose(&grouped, &scores, &none)), [1, 4, 5]);
+        let one = ExpertsSpec { groups_chosen: 1, chosen: 2, ..grouped };
+        assert_eq!(experts(&choose(&one, &scores, &none)), [4, 5]);
+        // A closed group stays closed even if what is open is worth less than nothing.
+        let low = [-5.0; 8];
+        assert_eq!(experts(&choose(&one, &scores, &low)), [4, 5]);
+        let c = choose(&ExpertsSpec { normalise: true, scale: 1.5, ..SPEC }, &scores, &none);
+        assert!((c[0].weight - 0.9 / 1.7 * 1.5).abs() < 1e-6 && (c[1].weight - 0.8 / 1.7 * 1.5).abs() < 1e-6);
+        // Ties go to the lower index; NaN neither panics nor loses an expert.
+        assert_eq!(experts(&choose(&SPEC, &[0.5; 8], &none)), [0, 1]);
+        assert_eq!(choose(&SPEC, &[f32::NAN; 8], &none).len(), 2);
+    }
+}

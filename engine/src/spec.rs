@@ -274,7 +274,7 @@ fn deepseek(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
             rope_dim: c.count("qk_rope_head_dim", WIDTH_MAX)?,
             v_dim: c.count("v_head_dim", WIDTH_MAX)?,
         },
-        rope: Rope { theta: c.positive("rope_theta")?, interleaved, scaling: rope_scaling(c)? },
+        rope: Rope { theta: rope_theta(c)?, interleaved, scaling: rope_scaling(c)? },
         feed_forward,
         tied_head: c.flag_or("tie_word_embeddings", false)?,
         bos_token: c.tokens("bos_token_id")?.first().copied(),
@@ -317,7 +317,8 @@ fn llama(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     let layers = c.count("num_hidden_layers", LAYERS_MAX)?;
     let hidden_size = c.count("hidden_size", WIDTH_MAX)?;
     let heads = c.count("num_attention_heads", WIDTH_MAX)?;
-    let theta = if c.value.get("rope_theta").is_some() { c.positive("rope_theta")? } else { 10_000.0 };
+    let has_theta = c.value.get("rope_theta").is_some() || c.value.get("rope_parameters").is_some();
+    let theta = if has_theta { rope_theta(c)? } else { 10_000.0 };
     Ok(DecoderSpec {
         family: Family::Llama,
         layers,
@@ -338,8 +339,17 @@ fn llama(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     })
 }
 
+/// Base of the rotary frequencies: at the top, or where newer configurations keep it.
+fn rope_theta(c: &Fields<'_>) -> Result<f32, EngineError> {
+    match c.value.get("rope_parameters") {
+        Some(value) if c.value.get("rope_theta").is_none() => Fields { value }.positive("rope_theta"),
+        _ => c.positive("rope_theta"),
+    }
+}
+
 fn rope_scaling(c: &Fields<'_>) -> Result<RopeScaling, EngineError> {
-    let Some(value) = c.value.get("rope_scaling").filter(|v| !v.is_null()) else { return Ok(RopeScaling::None) };
+    let value = ["rope_scaling", "rope_parameters"].iter().find_map(|f| c.value.get(f).filter(|v| !v.is_null()));
+    let Some(value) = value else { return Ok(RopeScaling::None) };
     let s = Fields { value };
     let kind = value.get("rope_type").or_else(|| value.get("type")).and_then(Value::as_str).unwrap_or("");
     match kind {

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tandem_engine::{BackendKind, Hidden, KvPool, LoadOptions, Logits, Model, ModelFiles, Rows, Sequence, trunk_layers};
+use tandem_engine::{
+    BackendKind, EngineError, Hidden, KvPool, LoadOptions, Logits, Model, ModelFiles, Rows, Sequence, trunk_layers,
+};
 use tandem_models::{CLOUD, EDGE, EmbeddedModel};
 
 const TRUNK: usize = 2;
@@ -159,7 +161,13 @@ fn bits_do_not_depend_on_how_a_prompt_is_computed() {
         for cut in [0, 20, 21] {
             a.truncate(0);
             c.truncate(0);
-            let part = if cut == 0 { &ids[..20] } else if cut == 20 { &ids[20..21] } else { &ids[21..] };
+            let part = if cut == 0 {
+                &ids[..20]
+            } else if cut == 20 {
+                &ids[20..21]
+            } else {
+                &ids[21..]
+            };
             let tokens: Vec<u32> = [strangers[0], part, strangers[1]].concat();
             let mut items = [
                 Rows { seq: &mut a, rows: strangers[0].len() },
@@ -172,4 +180,123 @@ fn bits_do_not_depend_on_how_a_prompt_is_computed() {
             assert_eq!(mine.data, one_shot.slice(cut..cut + part.len()).expect("rows").data, "batch at {cut}");
         }
     }
+}
+
+/// The trunk's KV and hidden states are the same numbers in both models: computed by the edge, taken
+/// over by the cloud block by block, they give the bits the cloud computes by itself.
+#[test]
+fn trunk_state_of_the_edge_is_the_clouds_own() {
+    let (edge, cloud) = (load(EDGE), load(CLOUD));
+    let ids: Vec<u32> = reference().iter().take(6).flat_map(|r| r.prompt_ids.iter().copied()).take(75).collect();
+    let mut own = Split::new(&cloud, &[TRUNK]);
+    let mut own_seqs = own.sequences();
+    let expected = own.forward(&mut own_seqs, &ids);
+
+    let mut drafting = Split::new(&edge, &[TRUNK]);
+    let mut edge_seqs = drafting.sequences();
+    let h = edge.embed(&ids).expect("embed");
+    let items = &mut [Rows { seq: &mut edge_seqs[0], rows: ids.len() }];
+    let trunk = edge.layers(0..TRUNK, &mut drafting.pools[0], items, h).expect("trunk");
+
+    let mut other = Split::new(&cloud, &[TRUNK]);
+    let mut seqs = other.sequences();
+    for block in 0..edge_seqs[0].blocks() {
+        let data = drafting.pools[0].export_block(&edge_seqs[0], block).expect("export");
+        let tokens = data.len() / (TRUNK * other.pools[0].width());
+        other.pools[0].import_block(&mut seqs[0], block, tokens, &data).expect("import");
+    }
+    for block in 0..seqs[0].blocks() {
+        let (a, b) = (other.pools[0].export_block(&seqs[0], block), own.pools[0].export_block(&own_seqs[0], block));
+        assert_eq!(a.expect("block"), b.expect("block"));
+    }
+    let layers = other.pools[1].layers();
+    let items = &mut [Rows { seq: &mut seqs[1], rows: ids.len() }];
+    let out = cloud.layers(layers, &mut other.pools[1], items, trunk).expect("upper layers");
+    assert_eq!(out, expected);
+    // And the cloud goes on decoding on the imported state.
+    assert_eq!(other.last_logits(&mut seqs, &[7]), own.last_logits(&mut own_seqs, &[7]));
+}
+
+/// Rolling back and forking leave the state of what remains as it was.
+#[test]
+fn rollback_and_forks_do_not_change_the_bits() {
+    let model = load(EDGE);
+    let mut split = Split::new(&model, &[TRUNK]);
+    let (prompt, right, wrong) = ([0u32, 2, 62, 337, 273, 70], [266u32, 269, 343], [9u32; 40]);
+    let mut straight = split.sequences();
+    split.last_logits(&mut straight, &prompt);
+    let mut fork: Vec<Sequence> = straight.iter().map(Sequence::fork).collect();
+    let mut rolled: Vec<Sequence> = straight.iter().map(Sequence::fork).collect();
+    let expected = split.last_logits(&mut straight, &right);
+    split.last_logits(&mut rolled, &wrong);
+    rolled.iter_mut().for_each(|s| s.truncate(prompt.len()));
+    assert_eq!(split.last_logits(&mut rolled, &right), expected);
+    assert_eq!(split.last_logits(&mut fork, &right), expected);
+}
+
+#[test]
+fn candle_operators_agree() {
+    for m in [EDGE, CLOUD] {
+        let (own, candle) = (load(m), load_with(m, 1, BackendKind::Candle));
+        assert_ne!(own.numerics(), candle.numerics());
+        let (mut a, mut b) = (Split::new(&own, &[TRUNK]), Split::new(&candle, &[TRUNK]));
+        let mut worst = 0.0f32;
+        for row in reference().iter().take(2) {
+            let (mut s, mut t) = (a.sequences(), b.sequences());
+            for part in row.prompt_ids.chunks(9) {
+                let (x, y) = (a.last_logits(&mut s, part), b.last_logits(&mut t, part));
+                worst = x.data.iter().zip(&y.data).fold(worst, |w, (x, y)| w.max((x - y).abs()));
+            }
+        }
+        println!("{}: max |Δlogit| against candle = {worst:e}", m.name);
+        assert!(worst < 1e-3);
+    }
+}
+
+#[test]
+fn wrong_use_is_refused_and_changes_nothing() {
+    let model = load(EDGE);
+    let spec = model.spec().clone();
+    let mut pool = KvPool::new(&model, 0..spec.layers, 2).expect("pool");
+    let mut seq = pool.sequence();
+    assert!(matches!(model.embed(&[0, 4096]), Err(EngineError::BadToken { token: 4096, vocab: 4096 })));
+    assert!(matches!(KvPool::new(&model, 1..9, 1), Err(EngineError::WrongRange { .. })));
+    let rows = |n: usize| Hidden { rows: n, width: spec.hidden_size, data: vec![0.1; n * spec.hidden_size] };
+    let mut run = |range: std::ops::Range<usize>, seq: &mut Sequence, n: usize, h: Hidden| {
+        model.layers(range, &mut pool, &mut [Rows { seq, rows: n }], h)
+    };
+    assert!(matches!(run(0..2, &mut seq, 1, rows(1)), Err(EngineError::WrongRange { .. })));
+    assert!(matches!(run(0..3, &mut seq, 2, rows(1)), Err(EngineError::Shape(_))));
+    let mut short = rows(2);
+    short.data.pop();
+    assert!(matches!(run(0..3, &mut seq, 2, short), Err(EngineError::Shape(_))));
+    let e = run(0..3, &mut seq, 65, rows(65));
+    assert!(matches!(e, Err(EngineError::PoolExhausted { needed: 3, free: 2, total: 2 })), "{e:?}");
+    let e = run(0..3, &mut seq, 1025, rows(1025));
+    assert!(matches!(e, Err(EngineError::ContextOverflow { wanted: 1025, limit: 1024 })), "{e:?}");
+    let mut foreign = KvPool::new(&model, 0..3, 1).expect("pool").sequence();
+    assert!(matches!(run(0..3, &mut foreign, 1, rows(1)), Err(EngineError::ForeignSequence)));
+    assert_eq!((seq.len(), seq.blocks()), (0, 0));
+    let h = run(0..3, &mut seq, 3, rows(3)).expect("fits");
+    assert_eq!(seq.len(), 3);
+    assert!(matches!(model.head(&h, &[3]), Err(EngineError::Shape(_))));
+    // The second item does not fit, so the first keeps no block either.
+    let (mut a, mut b) = (pool.sequence(), pool.sequence());
+    let items = &mut [Rows { seq: &mut a, rows: 5 }, Rows { seq: &mut b, rows: 5 }];
+    let e = model.layers(0..3, &mut pool, items, rows(10));
+    assert!(matches!(e, Err(EngineError::PoolExhausted { .. })), "{e:?}");
+    assert_eq!((a.len(), a.blocks(), b.blocks(), pool.free_blocks()), (0, 0, 0, 1));
+    let missing = ModelFiles::HfDir("/nonexistent".into());
+    assert!(matches!(Model::load(&missing, &LoadOptions::default()), Err(EngineError::Io { .. })));
+}
+
+/// A folder in Hugging Face layout is the same model as the embedded bytes.
+#[test]
+fn a_folder_loads_as_the_embedded_model() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/edge");
+    let model = Model::load(&ModelFiles::HfDir(dir.clone()), &LoadOptions::default()).expect("loads");
+    assert_eq!(model.digest(), load(EDGE).digest());
+    let tokenizer = tandem_engine::tokenizer::Tokenizer::from_dir(&dir).expect("tokenizer");
+    assert!(tokenizer.vocab_size() <= model.spec().vocab_size);
+    tandem_engine::chat::ChatTemplate::from_dir(&dir).expect("template");
 }

@@ -2,6 +2,10 @@
 //! network, also after `cargo install`. Provenance and licences: `models/README.md`,
 //! `models/*/SOURCES.md`.
 
+mod loaded;
+
+pub use loaded::LoadedModel;
+
 /// The files of one embedded model, in Hugging Face layout.
 #[derive(Clone, Copy)]
 pub struct EmbeddedModel {
@@ -41,6 +45,9 @@ pub const CLOUD: EmbeddedModel = EmbeddedModel {
 
 /// Layers that both share from the bottom, with the embedding below them (`pair.json`).
 pub const TRUNK_LAYERS: usize = 2;
+
+/// Parameters of the calibrated escalation rule fitted for the pair (`policy.json`), if there are any.
+pub const POLICY: Option<&[u8]> = None;
 
 /// Every embedded model, by name.
 pub const ALL: [EmbeddedModel; 2] = [EDGE, CLOUD];

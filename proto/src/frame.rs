@@ -30,8 +30,8 @@ use crate::{
     ids::Digest,
     limits::{HEADER_BYTES, META_BYTES_MAX, PAYLOAD_BYTES_MAX, SESSION_TOKENS_MAX},
     message::{
-        Close, Draft, End, Generate, Hello, KvAck, KvBlock, KvOffer, KvPull, KvWant, Open, Opened,
-        Refuse, Token, Verdict,
+        Close, Draft, End, Generate, Hello, KvAck, KvBlock, KvOffer, KvPull, KvWant, Open, Opened, Refuse, Token,
+        Verdict,
     },
 };
 
@@ -52,9 +52,7 @@ pub type MetaBuf = AlignedVec<META_ALIGN>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The stream does not carry Tandem frames, or lost its place.
-    #[error(
-        "not a frame: magic {0:#010x}; the peer does not speak Tandem or the stream is out of step"
-    )]
+    #[error("not a frame: magic {0:#010x}; the peer does not speak Tandem or the stream is out of step")]
     BadMagic(u32),
     /// A header version this build does not know.
     #[error("frame version {0} is unknown; update the older of the two peers")]
@@ -87,9 +85,7 @@ pub enum FrameError {
         max: usize,
     },
     /// Header, meta or payload were changed on the way.
-    #[error(
-        "checksum of a {frame} frame is {found:#010x}, expected {expected:#010x}: the frame is corrupt"
-    )]
+    #[error("checksum of a {frame} frame is {found:#010x}, expected {expected:#010x}: the frame is corrupt")]
     BadChecksum {
         /// Type of the frame.
         frame: FrameType,
@@ -266,28 +262,18 @@ fn append<T>(message: &T, buf: MetaBuf, frame: FrameType) -> Result<MetaBuf, Fra
 where
     T: rkyv::Archive
         + for<'a> rkyv::Serialize<
-            rkyv::api::high::HighSerializer<
-                MetaBuf,
-                rkyv::ser::allocator::ArenaHandle<'a>,
-                Failure,
-            >,
+            rkyv::api::high::HighSerializer<MetaBuf, rkyv::ser::allocator::ArenaHandle<'a>, Failure>,
         >,
-    T::Archived:
-        Bounded + for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, Failure>>,
+    T::Archived: Bounded + for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, Failure>>,
 {
     let malformed = FrameError::MalformedMeta { frame };
     let buf = rkyv::api::high::to_bytes_in::<_, Failure>(message, buf).map_err(|_| malformed)?;
     let len = buf.len() - HEADER_BYTES;
     if len > META_BYTES_MAX {
-        return Err(FrameError::MetaTooLarge {
-            len,
-            max: META_BYTES_MAX,
-        });
+        return Err(FrameError::MetaTooLarge { len, max: META_BYTES_MAX });
     }
     // The sender holds itself to the receiver's bounds, by the same code.
-    rkyv::access::<T::Archived, Failure>(&buf[HEADER_BYTES..])
-        .map_err(|_| malformed)?
-        .check()?;
+    rkyv::access::<T::Archived, Failure>(&buf[HEADER_BYTES..]).map_err(|_| malformed)?.check()?;
     Ok(buf)
 }
 
@@ -324,9 +310,7 @@ impl Header {
     /// Any of [`FrameError`]'s header variants; magic is looked at first, then version, type, flags,
     /// the reserved word and the lengths.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
-        let word = |at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         if word(0) != MAGIC {
             return Err(FrameError::BadMagic(word(0)));
         }
@@ -343,20 +327,11 @@ impl Header {
         }
         let (meta_len, payload_len) = (word(8) as usize, word(12) as usize);
         if meta_len > META_BYTES_MAX {
-            return Err(FrameError::MetaTooLarge {
-                len: meta_len,
-                max: META_BYTES_MAX,
-            });
+            return Err(FrameError::MetaTooLarge { len: meta_len, max: META_BYTES_MAX });
         }
         check_payload(frame_type, payload_len)?;
         let seq = u64::from(word(16)) | u64::from(word(20)) << 32;
-        Ok(Self {
-            frame_type,
-            meta_len,
-            payload_len,
-            seq,
-            crc32c: word(24),
-        })
+        Ok(Self { frame_type, meta_len, payload_len, seq, crc32c: word(24) })
     }
 
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
@@ -381,21 +356,11 @@ impl Header {
         crc32c::crc32c_append(crc, payload)
     }
 
-    fn expect_len(
-        &self,
-        part: &'static str,
-        found: usize,
-        expected: usize,
-    ) -> Result<(), FrameError> {
+    fn expect_len(&self, part: &'static str, found: usize, expected: usize) -> Result<(), FrameError> {
         if found == expected {
             return Ok(());
         }
-        Err(FrameError::LengthMismatch {
-            frame: self.frame_type,
-            part,
-            found,
-            expected,
-        })
+        Err(FrameError::LengthMismatch { frame: self.frame_type, part, found, expected })
     }
 
     /// Checks the lengths and the checksum of a frame's parts.
@@ -408,11 +373,7 @@ impl Header {
         let found = self.checksum(meta, payload);
         if found != self.crc32c {
             let (frame, expected) = (self.frame_type, self.crc32c);
-            return Err(FrameError::BadChecksum {
-                frame,
-                found,
-                expected,
-            });
+            return Err(FrameError::BadChecksum { frame, found, expected });
         }
         Ok(())
     }
@@ -432,10 +393,7 @@ fn check_payload(frame: FrameType, len: usize) -> Result<(), FrameError> {
 /// [`FrameError::PayloadTooLarge`], [`FrameError::MetaTooLarge`] or [`FrameError::LimitExceeded`] if
 /// the message is past a bound; nothing may be sent then.
 pub fn encode(frame: &Frame) -> Result<(Bytes, Bytes), FrameError> {
-    Ok((
-        encode_head(frame.seq, &frame.message, &frame.payload)?,
-        frame.payload.clone(),
-    ))
+    Ok((encode_head(frame.seq, &frame.message, &frame.payload)?, frame.payload.clone()))
 }
 
 /// As [`encode`], without needing a [`Frame`]: the header and meta of `message`.
@@ -450,13 +408,7 @@ pub fn encode_head(seq: u64, message: &Message, payload: &[u8]) -> Result<Bytes,
     buf.extend_from_slice(&[0; HEADER_BYTES]);
     let mut buf = message.append(buf)?;
     let (head, meta) = buf.split_at_mut(HEADER_BYTES);
-    let mut header = Header {
-        frame_type,
-        meta_len: meta.len(),
-        payload_len: payload.len(),
-        seq,
-        crc32c: 0,
-    };
+    let mut header = Header { frame_type, meta_len: meta.len(), payload_len: payload.len(), seq, crc32c: 0 };
     header.crc32c = header.checksum(meta, payload);
     head.copy_from_slice(&header.to_bytes());
     Ok(Bytes::from_owner(buf))
@@ -468,11 +420,7 @@ pub fn encode_head(seq: u64, message: &Message, payload: &[u8]) -> Result<Bytes,
 /// As [`Header::check`] and [`decode_meta`].
 pub fn decode(header: &Header, meta: &[u8], payload: Bytes) -> Result<Frame, FrameError> {
     header.check(meta, &payload)?;
-    Ok(Frame {
-        seq: header.seq,
-        message: decode_meta(header, meta)?,
-        payload,
-    })
+    Ok(Frame { seq: header.seq, message: decode_meta(header, meta)?, payload })
 }
 
 /// Names the message schema: equal on two peers if they read each other's frames. Covers the frame

@@ -33,22 +33,12 @@ fn golden_bytes_of_every_type() {
         if !path.exists() && std::env::var_os("TANDEM_WRITE_GOLDENS").is_some() {
             fs::write(&path, &found).unwrap();
         }
-        let golden =
-            fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert_eq!(
-            golden, found,
-            "bytes of {frame_type} changed without a new SCHEMA_VERSION"
-        );
+        let golden = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(golden, found, "bytes of {frame_type} changed without a new SCHEMA_VERSION");
         let digits: Vec<u8> = golden.bytes().filter(u8::is_ascii_hexdigit).collect();
-        let bytes: Vec<u8> = digits
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect();
-        assert_eq!(
-            read(&bytes).unwrap(),
-            frame,
-            "{frame_type} no longer reads its golden bytes"
-        );
+        let bytes: Vec<u8> =
+            digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
+        assert_eq!(read(&bytes).unwrap(), frame, "{frame_type} no longer reads its golden bytes");
     }
 }
 
@@ -111,8 +101,7 @@ fn malformed_metas_with_a_good_checksum_never_panic() {
             }
             reading::seal(&mut bytes);
             match read(&bytes) {
-                Ok(_)
-                | Err(FrameError::MalformedMeta { .. } | FrameError::LimitExceeded { .. }) => {}
+                Ok(_) | Err(FrameError::MalformedMeta { .. } | FrameError::LimitExceeded { .. }) => {}
                 Err(other) => panic!("seed {seed}: {frame_type}: unexpected {other}"),
             }
         }
@@ -130,10 +119,7 @@ fn header(edit: impl FnOnce(&mut [u8; HEADER_BYTES])) -> Result<Header, FrameErr
 #[test]
 fn headers_are_refused_before_anything_is_read() {
     assert!(header(|_| ()).is_ok());
-    assert_eq!(
-        header(|b| b[..4].copy_from_slice(b"HTTP")),
-        Err(FrameError::BadMagic(0x5054_5448))
-    );
+    assert_eq!(header(|b| b[..4].copy_from_slice(b"HTTP")), Err(FrameError::BadMagic(0x5054_5448)));
     assert_eq!(header(|b| b[4] = 9), Err(FrameError::UnknownVersion(9)));
     assert_eq!(header(|b| b[5] = 0), Err(FrameError::UnknownType(0)));
     assert_eq!(header(|b| b[5] = 200), Err(FrameError::UnknownType(200)));
@@ -144,36 +130,19 @@ fn headers_are_refused_before_anything_is_read() {
         header(|b| b[8..12].copy_from_slice(&(len as u32).to_le_bytes())),
         Err(FrameError::MetaTooLarge { len, max })
     );
-    assert_eq!(
-        header(|b| b[12] = 1),
-        Err(FrameError::PayloadTooLarge {
-            frame: FrameType::Verdict,
-            len: 1,
-            max: 0
-        })
-    );
+    assert_eq!(header(|b| b[12] = 1), Err(FrameError::PayloadTooLarge { frame: FrameType::Verdict, len: 1, max: 0 }));
     assert_eq!(
         header(|b| {
             b[5] = FrameType::KvBlock as u8;
             b[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
         }),
-        Err(FrameError::PayloadTooLarge {
-            frame: FrameType::KvBlock,
-            len: u32::MAX as usize,
-            max: PAYLOAD_BYTES_MAX
-        })
+        Err(FrameError::PayloadTooLarge { frame: FrameType::KvBlock, len: u32::MAX as usize, max: PAYLOAD_BYTES_MAX })
     );
 }
 
 #[test]
 fn lengths_past_their_limit_are_typed_errors() {
-    let encode = |message| {
-        frame::encode(&Frame {
-            seq: 0,
-            message,
-            payload: Default::default(),
-        })
-    };
+    let encode = |message| frame::encode(&Frame { seq: 0, message, payload: Default::default() });
     let draft = Draft {
         epoch: Epoch(1),
         round: Round(0),
@@ -185,66 +154,27 @@ fn lengths_past_their_limit_are_typed_errors() {
     };
     assert_eq!(
         encode(draft.clone().into()).unwrap_err(),
-        FrameError::LimitExceeded {
-            field: "Draft.tokens",
-            value: DRAFT_TOKENS_MAX + 1,
-            max: DRAFT_TOKENS_MAX
-        }
+        FrameError::LimitExceeded { field: "Draft.tokens", value: DRAFT_TOKENS_MAX + 1, max: DRAFT_TOKENS_MAX }
     );
-    let within = Draft {
-        tokens: vec![7; DRAFT_TOKENS_MAX],
-        ..draft
-    };
+    let within = Draft { tokens: vec![7; DRAFT_TOKENS_MAX], ..draft };
     assert!(encode(within.into()).is_ok());
 
-    let refuse = |len| {
-        encode(
-            Refuse {
-                code: RefuseCode::Busy,
-                message: "x".repeat(len),
-                retry_after_ms: 0,
-            }
-            .into(),
-        )
-    };
+    let refuse = |len| encode(Refuse { code: RefuseCode::Busy, message: "x".repeat(len), retry_after_ms: 0 }.into());
     assert!(refuse(TEXT_BYTES_MAX).is_ok());
     assert!(matches!(
         refuse(TEXT_BYTES_MAX + 1).unwrap_err(),
-        FrameError::LimitExceeded {
-            field: "Refuse.message",
-            ..
-        }
+        FrameError::LimitExceeded { field: "Refuse.message", .. }
     ));
 
     let offer = |blocks| {
-        let shape = KvShape {
-            layer_from: 0,
-            layer_to: 1,
-            width: 1,
-            hidden: 0,
-        };
+        let shape = KvShape { layer_from: 0, layer_to: 1, width: 1, hidden: 0 };
         let ids = vec![Digest::of(b"block"); blocks];
-        encode(
-            KvOffer {
-                epoch: Epoch(1),
-                exchange: 0,
-                shape,
-                ids,
-                tokens: 0,
-            }
-            .into(),
-        )
+        encode(KvOffer { epoch: Epoch(1), exchange: 0, shape, ids, tokens: 0 }.into())
     };
     assert!(offer(KV_OFFER_BLOCKS_MAX).is_ok());
-    assert!(matches!(
-        offer(KV_OFFER_BLOCKS_MAX + 1),
-        Err(FrameError::LimitExceeded { .. })
-    ));
+    assert!(matches!(offer(KV_OFFER_BLOCKS_MAX + 1), Err(FrameError::LimitExceeded { .. })));
     // Far past the limit, the meta bound speaks first.
-    assert!(matches!(
-        offer(4 * KV_OFFER_BLOCKS_MAX),
-        Err(FrameError::MetaTooLarge { .. })
-    ));
+    assert!(matches!(offer(4 * KV_OFFER_BLOCKS_MAX), Err(FrameError::MetaTooLarge { .. })));
 }
 
 #[test]
@@ -254,8 +184,5 @@ fn an_unaligned_meta_buffer_is_an_error_not_undefined_behaviour() {
     let mut shifted = frame::MetaBuf::new();
     shifted.push(0);
     shifted.extend_from_slice(&bytes[HEADER_BYTES..]);
-    assert_eq!(
-        frame::decode_meta(&header, &shifted[1..]),
-        Err(FrameError::Misaligned)
-    );
+    assert_eq!(frame::decode_meta(&header, &shifted[1..]), Err(FrameError::Misaligned));
 }

@@ -28,10 +28,7 @@ fn number(name: &str) -> Option<u64> {
 
 fn corpus() -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut files: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files.iter().map(|path| fs::read(path).unwrap()).collect()
 }
@@ -74,12 +71,7 @@ fn try_one(input: &[u8]) -> bool {
 
 #[test]
 fn mutants_never_panic() {
-    let from_clock = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_nanos() as u64
-    };
+    let from_clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
     let seed = number("TANDEM_FUZZ_SEED").unwrap_or_else(from_clock);
     let seconds = number("TANDEM_FUZZ_SECONDS").unwrap_or(3);
     println!("fuzz_codec: TANDEM_FUZZ_SEED={seed} TANDEM_FUZZ_SECONDS={seconds}");
@@ -115,8 +107,5 @@ fn mutants_never_panic() {
         }
     }
     println!("fuzz_codec: {runs} mutants, {decoded} decoded");
-    assert!(
-        decoded > 0,
-        "seed {seed}: no mutant got past the checksum: the fuzzer does not reach"
-    );
+    assert!(decoded > 0, "seed {seed}: no mutant got past the checksum: the fuzzer does not reach");
 }

@@ -155,3 +155,6 @@ pub(crate) fn refusal(refusal: rpc::Refusal, model: &str) -> Refusal {
         Code::Invalid | Code::Unspecified => Refusal::Invalid { message: refusal.message },
     }
 }
+
+#[cfg(all(test, feature = "client", feature = "server"))]
+mod tests;

@@ -288,3 +288,54 @@ async fn one_of_several_routers_is_enough_and_the_last_ticket_outlives_all() {
     let error = tickets.ticket(&elsewhere, late).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }) && error.is_temporary(), "{error:?}");
 }
+
+#[tokio::test]
+async fn oversize_messages_and_lists_of_routers_are_refused() {
+    let fleet = Fleet::new();
+    let router = fleet.plain_router().await;
+    let edge = fleet.client(Role::Edge, "phone", &[&router]);
+    let huge = PlaceCommand { region: "x".repeat(2 * 1024 * 1024), ..place_for("tandem-cloud") };
+    let error = edge.place(&huge).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Malformed(why) if why.contains("too large")), "{error:?}");
+    assert!(edge.status().await.is_ok(), "the connection goes on");
+
+    let tls = fleet.tls(Role::Edge, "phone");
+    for (endpoints, words) in [
+        (vec![], "list of 0"),
+        (vec!["127.0.0.1:1".to_owned(); 17], "list of 17"),
+        (vec!["nowhere".to_owned()], "lacks a host or a port"),
+    ] {
+        let error = RouterClient::connect(&endpoints, &tls).unwrap_err().to_string();
+        assert!(error.contains(words), "{error:?} lacks {words:?}");
+    }
+    let broken = TlsPem { key: "no key".into(), ..tls };
+    assert!(matches!(RouterClient::connect(&[router.endpoint()], &broken), Err(ClientError::Tls(_))));
+    router.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_name_other_than_the_host_is_checked() {
+    let fleet = Fleet::new();
+    let router = fleet.plain_router().await;
+    let tls = fleet.tls(Role::Edge, "phone");
+    let by_name = |name: &str| RouterClient::connect(&[format!("{name}@{}", router.endpoint())], &tls).unwrap();
+    assert!(by_name("router.tandem").status().await.is_ok());
+    let error = by_name("impostor.tandem").status().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+    router.stop().await;
+}
+
+#[tokio::test]
+async fn a_router_that_cannot_start_says_why() {
+    let fleet = Fleet::new();
+    std::fs::create_dir_all(fleet.state()).unwrap();
+    std::fs::write(fleet.state().join("control.snapshot"), "rubbish\n").unwrap();
+    let error = fleet.router(Some(&fleet.state()), PlacementConfig::default()).await.err().unwrap().to_string();
+    assert!(error.contains("damaged") && error.contains("control.snapshot"), "{error}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tls = TlsPem { key: "no key".into(), ..fleet.tls(Role::Router, "router") };
+    let config = ServerConfig { tls, state_dir: None, placement: PlacementConfig::default() };
+    let error = serve(listener, config, CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(error.contains("check the certificate"), "{error}");
+}

@@ -337,7 +337,7 @@ impl FrameReceiver {
             Receiving::Meta(_) => self.meta.extend_from_slice(chunk),
             Receiving::Payload(_) => {
                 self.payload.extend_from_slice(chunk);
-                if let Some(transfer) = &self.transfer {
+                if let Some(transfer) = &mut self.transfer {
                     transfer.deliver(chunk.len());
                 }
             }

@@ -5,7 +5,10 @@ mod hello;
 use std::{
     fmt,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -29,7 +32,7 @@ use crate::{
     error::TransportError,
     identity::{self, IdentityError, PeerIdentity, Role},
     meter::{Direction, Meter},
-    settings::{BULK_PRIORITY, CONTROL_PRIORITY, SESSION_PRIORITY, Settings},
+    settings::{CONTROL_PRIORITY, SESSION_PRIORITY, Settings, bulk_priority},
 };
 
 /// Bulk frames that may wait for [`Link::accept_bulk`]; more wait in the sender.
@@ -87,6 +90,7 @@ pub struct Link {
     bounds: Bounds,
     open_timeout: Duration,
     bulk_slots: Arc<Semaphore>,
+    bulk_sent: AtomicU32,
     bulk: Mutex<mpsc::Receiver<Frame>>,
     // Open as long as the link: its end would be the peer's sign that the link is done.
     _control: Channel,
@@ -182,6 +186,7 @@ impl Link {
             bounds,
             open_timeout: settings.handshake,
             bulk_slots: Arc::new(Semaphore::new(settings.bulk_streams as usize)),
+            bulk_sent: AtomicU32::new(0),
             bulk: Mutex::new(bulk_rx),
             _control: control,
             tender,
@@ -236,7 +241,8 @@ impl Link {
         channel
     }
 
-    /// Sends one frame on a stream of its own, below all sessions in priority. At most
+    /// Sends one frame on a stream of its own, below all sessions in priority and in order of
+    /// the calls. At most
     /// [`Settings::bulk_streams`] may be unacknowledged; more wait. Returns when QUIC has taken the
     /// bytes; the protocol's own acknowledgement says that they were used. Not cancel-safe: if
     /// dropped, the peer drops the part that arrived.
@@ -248,7 +254,7 @@ impl Link {
         let slot = slot.map_err(|_| TransportError::Broken)?;
         let stream = self.conn.open_uni().await?;
         let mut sender = FrameSender::new(stream, &self.bounds, Arc::default());
-        sender.set_priority(BULK_PRIORITY);
+        sender.set_priority(bulk_priority(self.bulk_sent.fetch_add(1, Ordering::Relaxed)));
         let transfer = self.bounds.meter.transfer(Direction::Sent);
         sender.send(message, payload).await?;
         sender.finish()?;

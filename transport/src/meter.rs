@@ -58,17 +58,21 @@ impl Meter {
     }
 
     pub(crate) fn transfer(self: &Arc<Self>, direction: Direction) -> Transfer {
-        let transfer = Transfer { meter: Arc::clone(self), direction };
+        let transfer = Transfer { meter: Arc::clone(self), direction, pending: 0 };
         transfer.update(Goodput::start);
         transfer
     }
 }
+
+/// Delivered bytes are handed to the estimator in steps of this many: a lock per packet shows.
+const STEP_BYTES: usize = 64 * 1024;
 
 /// A transfer under way; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     meter: Arc<Meter>,
     direction: Direction,
+    pending: usize,
 }
 
 impl Transfer {
@@ -81,8 +85,18 @@ impl Transfer {
         }
     }
 
-    pub(crate) fn deliver(&self, bytes: usize) {
-        self.update(|goodput, now| goodput.deliver(now, bytes as u64));
+    pub(crate) fn deliver(&mut self, bytes: usize) {
+        self.pending += bytes;
+        if self.pending >= STEP_BYTES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let bytes = std::mem::take(&mut self.pending) as u64;
+        if bytes > 0 {
+            self.update(|goodput, now| goodput.deliver(now, bytes));
+        }
     }
 
     /// As [`Transfer::deliver`], for bytes whose acknowledgement took `latency` on top.
@@ -94,6 +108,7 @@ impl Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
+        self.flush();
         self.update(Goodput::finish);
     }
 }

@@ -186,6 +186,18 @@ impl Layers {
         Ok(())
     }
 
+    /// Gives a setting another default; what somebody gave stays.
+    pub(crate) fn prefer(&mut self, key: &str, value: Value) {
+        if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.source == Source::Default) {
+            entry.value = Some(value);
+        }
+    }
+
+    /// True if nobody gave the setting a value.
+    pub(crate) fn is_default(&self, key: &str) -> bool {
+        self.entries.get(key).is_none_or(|entry| entry.source == Source::Default)
+    }
+
     /// Every setting by its key.
     pub fn entries(&self) -> impl Iterator<Item = (&str, Entry)> {
         self.entries.iter().map(|(key, entry)| {

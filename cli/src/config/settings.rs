@@ -48,7 +48,10 @@ impl Default for Settings {
             peers: PeerSettings::default(),
             link: LinkSettings::default(),
             engine: EngineSettings::default(),
-            policy: PolicySpec::Calibrated { threshold: None },
+            policy: match tandem_models::POLICY {
+                Some(_) => PolicySpec::Calibrated { threshold: None },
+                None => PolicySpec::Top1 { probability: 0.9 },
+            },
             edge: EdgeSettings { trunk_layers, ..EdgeSettings::default() },
             cloud: CloudSettings { trunk_layers, ..CloudSettings::default() },
         }

@@ -2,11 +2,6 @@
 import { attach } from "./card.js";
 import { bytes, count, h, icon, short } from "./dom.js";
 
-const AWAY = {
-  cut: "the cloud was cut off",
-  "cloud-away": "the cloud was away",
-};
-
 export class Turn {
   /** `actions`: `again(question)`, run by the buttons under the answer. */
   constructor(question, mode, threshold, actions) {
@@ -109,8 +104,7 @@ export class Turn {
     if (this.reason === "length") took.append(h("span", { class: "tag" }, "length limit"));
     took.append(h("span", { class: "figures" }, parts.join(" · ")));
     if (route?.degraded) {
-      const why = AWAY[route.degraded_reason] ?? route.degraded_reason ?? AWAY["cloud-away"];
-      took.append(h("span", { class: "tag degraded" }, icon("alert"), `degraded: ${why}`));
+      took.append(h("span", { class: "tag degraded" }, icon("alert"), `degraded: ${route.degraded_reason ?? "the cloud was away"}`));
     }
     this.facts.append(took, this.buttons());
   }

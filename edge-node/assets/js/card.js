@@ -7,17 +7,36 @@ const WHO = {
   cloud: ["cloud", "Decided by the cloud"],
 };
 
+/** What came of asking, by origin. */
+const ASKED = { verified: " The cloud was asked and agreed.", cloud: " The cloud was asked and chose this." };
+/** The node's reasons in words; where the words differ by origin, an object. */
 const WHY = {
-  sure: "The device was sure enough: the risk stayed under the threshold.",
-  risk: "The risk was above the threshold, so the cloud was asked.",
-  tail: "It stood before an escalation, so the cloud judged it on the way.",
-  entropy: "The device's distribution was too flat, so the cloud was asked.",
-  budget: "The budget for cloud tokens was used up.",
-  exact: "Mode exact: every token is what the cloud alone would have written.",
+  sure: {
+    edge: "The risk stayed under the threshold.",
+    verified: "The device was sure. The cloud judged it on the way to a riskier token and agreed.",
+    cloud: "The device was sure, but the cloud, asked about a later token, chose another here.",
+  },
+  risk: "The risk was above the threshold.",
+  entropy: "The device's distribution was too flat.",
+  top1: "The device's best guess was not likely enough.",
+  random: "The coin of the random baseline said so.",
+  always: "The policy asks the cloud at every token.",
+  never: "The policy never asks the cloud.",
+  "tail-limit": "Too many tokens in a row had not been judged.",
+  "not-finite": "The device's scores were not numbers.",
+  "budget-exhausted": "The risk was above the threshold, but the budget of cloud tokens was used up.",
+  auto: { cloud: "The cloud added it after judging the tokens before." },
+  exact: { verified: "Mode exact: the cloud agreed with the device.", cloud: "Mode exact: the cloud alone would have written this." },
   local: "Mode local: nothing leaves this device.",
-  cloud: "Mode cloud: the cloud writes, this device shows.",
+  cloud: { cloud: "Mode cloud: the cloud writes, this device shows it." },
   "cloud-away": "The cloud was away, so this device went on alone.",
 };
+
+function why({ reason, origin }) {
+  const known = WHY[reason];
+  if (typeof known === "string") return known + (ASKED[origin] ?? "");
+  return known?.[origin] ?? `Reason: ${reason}.`;
+}
 
 const card = byId("card");
 let shown = null;
@@ -44,7 +63,7 @@ function fill(token) {
     h("header", {}, h("span", { class: "piece" }, visible(token.text)), h("span", { class: "number" }, `token ${token.index + 1} · id ${token.id}`)),
     h("p", { class: "who" }, icon(symbol), who),
     h("dl", {}, ...rows),
-    h("p", { class: "why" }, WHY[token.reason] ?? `Reason: ${token.reason}`),
+    h("p", { class: "why" }, why(token)),
   );
 }
 

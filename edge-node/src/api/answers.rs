@@ -12,7 +12,9 @@ use super::backend::Backend;
 use super::meter::Meter;
 use super::pieces::{Assembler, Piece};
 use super::reply::Usage;
-use crate::request::{Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary, TokenEvent};
+use crate::request::{
+    Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary, TokenEvent,
+};
 
 /// What happens next in a request.
 #[derive(Debug)]

@@ -118,10 +118,8 @@ fn take_message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
             return Err(ApiError::bad_request("unsupported_field", message).about(format!("{path}.role")));
         }
         _ => {
-            let message = format!(
-                "`{path}.role` must be `system`, `developer`, `user` or `assistant`, not `{}`",
-                short(&role)
-            );
+            let message =
+                format!("`{path}.role` must be `system`, `developer`, `user` or `assistant`, not `{}`", short(&role));
             return Err(ApiError::invalid(format!("{path}.role"), message));
         }
     };
@@ -133,7 +131,9 @@ fn take_message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
     let content = match fields.take("content") {
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => take_parts(&format!("{path}.content"), parts)?,
-        Some(other) => return Err(type_error(&format!("{path}.content"), "a string or an array of text parts", &other)),
+        Some(other) => {
+            return Err(type_error(&format!("{path}.content"), "a string or an array of text parts", &other));
+        }
         None => return Err(fields.missing("content")),
     };
     fields.finish()?;

@@ -53,8 +53,7 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let CompletionFields { answer, prompts, logprobs } =
-        CompletionFields::parse(&read_json(request).await?, &limits)?;
+    let CompletionFields { answer, prompts, logprobs } = CompletionFields::parse(&read_json(request).await?, &limits)?;
     let target = resolve(&api, &answer.model)?;
     let prompts = prompt::of_texts(&api.backend, prompts).await?;
     let plan = Plan {

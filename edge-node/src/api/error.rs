@@ -119,8 +119,7 @@ impl ApiError {
             Readiness::Draining => ("draining", Some(LOADING_RETRY_S * 1000)),
             Readiness::Failed(_) => ("failed", None),
         };
-        let mut error =
-            Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), readiness.to_string());
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), readiness.to_string());
         error.retry_after_ms = retry_after_ms;
         error
     }
@@ -131,14 +130,11 @@ impl ApiError {
         let message = error.to_string();
         match error {
             GenerateError::Busy { retry_after_ms, .. } => {
-                let mut busy =
-                    Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("busy"), message);
+                let mut busy = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("busy"), message);
                 busy.retry_after_ms = Some(*retry_after_ms);
                 busy
             }
-            GenerateError::TooLong { .. } => {
-                Self::bad_request("context_length_exceeded", message).about(prompt_param)
-            }
+            GenerateError::TooLong { .. } => Self::bad_request("context_length_exceeded", message).about(prompt_param),
             GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(prompt_param),
             GenerateError::NoCloud(_) => Self::bad_request("no_cloud", message).about("model"),
             GenerateError::Engine(_) => Self::internal(message),

@@ -131,7 +131,8 @@ impl Fields {
 
     /// Refuses whatever was not taken.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        let unknown: Vec<&String> = self.map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).collect();
+        let unknown: Vec<&String> =
+            self.map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).collect();
         let Some(first) = unknown.first() else { return Ok(()) };
         let names: Vec<String> =
             unknown.iter().take(UNKNOWN_NAMED_MAX).map(|name| format!("`{}`", short(&self.path(name)))).collect();

@@ -73,10 +73,19 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for host in ["127.0.0.1:8080", "localhost", "LOCALHOST:1", "localhost.:1", "[::1]:8080", "10.0.0.7:80", "a.localhost:9"] {
+        for host in
+            ["127.0.0.1:8080", "localhost", "LOCALHOST:1", "localhost.:1", "[::1]:8080", "10.0.0.7:80", "a.localhost:9"]
+        {
             assert!(is_own_name(host), "{host}");
         }
-        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "notlocalhost"] {
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:80",
+            "",
+            "notlocalhost",
+        ] {
             assert!(!is_own_name(host), "{host}");
         }
     }

@@ -97,7 +97,10 @@ pub(crate) async fn controls(State(api): State<Arc<Api>>, request: Request) -> R
         default_mode: fields.choice("default_mode", &["local", "auto", "exact", "cloud"])?.and_then(Mode::parse),
     };
     fields.finish()?;
-    Ok(Json(api.backend.set_controls(controls)?))
+    match api.backend.ready() {
+        Readiness::Ready => Ok(Json(api.backend.set_controls(controls)?)),
+        other => Err(ApiError::not_ready(&other)),
+    }
 }
 
 /// `GET /tandem/explain/{id}`: `id` is a request id, the id of a completion, or `last`.

@@ -32,11 +32,11 @@ mod stop;
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::Router;
 
 pub use backend::{Backend, ControlsError, ModelEntry, Readiness};
 pub use bind::{API_KEY_BYTES_MAX, BindError, check_bind};

@@ -110,7 +110,10 @@ mod tests {
     #[test]
     fn unknown_names_list_what_there_is() {
         let error = resolve("gpt-4o", &models(), None).unwrap_err();
-        assert_eq!((error.status.as_u16(), error.code, error.param.as_deref()), (404, Some("model_not_found"), Some("model")));
+        assert_eq!(
+            (error.status.as_u16(), error.code, error.param.as_deref()),
+            (404, Some("model_not_found"), Some("model"))
+        );
         for name in ["gpt-4o", "tandem", "demo-edge", "qwen:0.5b", ":local"] {
             assert!(error.message.contains(name), "{}", error.message);
         }

@@ -11,9 +11,7 @@ use metrics::counter;
 use super::Api;
 use super::request_id::HEADER;
 use super::respond::MODE_HEADER;
-use crate::metric_definitions::{
-    LABEL_MODE, LABEL_ROUTE, LABEL_STATUS, MODE_NONE, REQUESTS_TOTAL, route_label,
-};
+use crate::metric_definitions::{LABEL_MODE, LABEL_ROUTE, LABEL_STATUS, MODE_NONE, REQUESTS_TOTAL, route_label};
 use crate::request::Mode;
 
 /// Gives the request its id, as an extension and in the response's header.

@@ -23,10 +23,8 @@ pub(crate) async fn of_chat(
 ) -> Result<(Vec<u32>, Option<&'static str>), ApiError> {
     let bytes = messages.iter().map(|message| message.content.len()).sum();
     on_right_thread(backend, bytes, move |backend| {
-        let turns: Vec<Message> = messages
-            .iter()
-            .map(|message| Message::new(message.role, message.content.clone()))
-            .collect();
+        let turns: Vec<Message> =
+            messages.iter().map(|message| Message::new(message.role, message.content.clone())).collect();
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let text = backend
             .chat_template()

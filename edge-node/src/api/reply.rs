@@ -151,7 +151,13 @@ impl Shape {
     }
 
     /// A choice of the whole answer.
-    pub(crate) fn whole_choice(&self, index: usize, piece: Piece, finish: FinishReason, tokenizer: &Tokenizer) -> Choice {
+    pub(crate) fn whole_choice(
+        &self,
+        index: usize,
+        piece: Piece,
+        finish: FinishReason,
+        tokenizer: &Tokenizer,
+    ) -> Choice {
         let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, &piece.tokens, tokenizer) };
         match self.kind {
             Kind::Chat => choice.message = Some(Message { role: "assistant", content: piece.text, refusal: None }),

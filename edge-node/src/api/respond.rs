@@ -59,8 +59,7 @@ pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Re
     let status = backend.status();
     let (mode, reason) = choose_mode(&plan, &status)?;
     let param = plan.prompt_param;
-    let requests = requests(backend.as_ref(), &plan, mode)
-        .map_err(|error| ApiError::from_generation(&error, param))?;
+    let requests = requests(backend.as_ref(), &plan, mode).map_err(|error| ApiError::from_generation(&error, param))?;
     let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let meter = Meter::new(plan.path, mode, plan.received);
     let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, prompt_tokens, meter)

@@ -35,6 +35,9 @@ use crate::request::{Done, Event, FinishReason, GenerateError, GenerateRequest, 
 /// Steps of at least this many rows tell how fast the edge prefills.
 const PREFILL_ROWS_MIN: usize = 8;
 
+/// Pause before a session that did not open is opened again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
 /// What the edge noted when it drafted a token.
 #[derive(Clone, Debug)]
 struct DraftNote {
@@ -89,6 +92,8 @@ pub(crate) struct Answer {
     lent: Option<(Outgoing, Vec<Vec<f32>>)>,
     asked_at: Option<Instant>,
     lost_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    links_open: bool,
     last_token_at: Option<Instant>,
     events: mpsc::Sender<Event>,
     summary: RouteSummary,
@@ -149,6 +154,8 @@ impl Answer {
             pull: None,
             lent: None,
             asked_at: None,
+            retry_at: None,
+            links_open: true,
             last_token_at: None,
             events,
             summary: RouteSummary::default(),
@@ -161,8 +168,8 @@ impl Answer {
         loop {
             self.emit().await?;
             if self.session.is_finished() {
-                let last = self.session.tokens().last();
-                let stopped = self.sent > 0 && last.is_some_and(|t| self.node.stop_tokens.contains(t));
+                let last = self.session.tokens()[self.session.committed() - 1];
+                let stopped = self.sent > 0 && self.node.stop_tokens.contains(&last);
                 return Ok(if stopped { FinishReason::Stop } else { FinishReason::Length });
             }
             self.connect().await;
@@ -175,7 +182,10 @@ impl Answer {
                 step = self.drafter.wait() => self.on_step(step?).await?,
                 frame = next_frame(&mut self.uplink) => self.on_frame(frame).await,
                 block = exchange::next_block(&mut self.fetch) => self.on_block(block).await?,
-                _ = self.links.changed() => self.on_link_change(),
+                changed = self.links.changed(), if self.links_open => {
+                    self.links_open = changed.is_ok();
+                    self.on_link_change();
+                }
                 () = sleep_until(deadline) => self.on_deadline(),
             }
         }
@@ -205,7 +215,7 @@ impl Answer {
             Origin::Cloud => self.summary.cloud_tokens += 1,
         }
         if origin != Origin::Edge {
-            self.asked_at = None;
+            self.asked_at = (self.session.in_flight() > 0).then(Instant::now);
         }
         let note = c.info.as_ref();
         let reason = match (origin, note) {
@@ -244,17 +254,20 @@ impl Answer {
     }
 
     async fn connect(&mut self) {
-        let due = self.opens_early() || self.session.is_waiting();
-        if self.uplink.is_some() || self.cloud != Cloud::Wanted || !due {
+        if self.uplink.is_some() || self.cloud != Cloud::Wanted || self.retry_at.is_some_and(|t| t > Instant::now()) {
             return;
         }
         let Some(link) = self.link() else { return };
         self.trunk_shared = self.node.shares_trunk(&link);
+        let fetch = self.fetch_is_due(&link);
+        if !self.opens_early() && !self.session.is_waiting() && !fetch {
+            return;
+        }
+        self.retry_at = None;
         self.send_hidden = self.trunk_shared && self.node.hidden_pays(&link);
         if self.send_hidden {
             self.drafter.keep_hidden();
         }
-        let fetch = !self.fetched && self.drafter.fed() == 0 && self.trunk_shared && self.node.prompt_fetch_pays(&link, self.request.prompt.len());
         let (open, tokens) = self.session.open(
             self.node.uplinks.epoch(),
             self.node.settings.cloud_model.clone(),
@@ -276,8 +289,24 @@ impl Answer {
             Err(e) => {
                 tracing::debug!("the cloud session did not open: {e}");
                 self.drop_uplink();
+                self.retry_at = Some(Instant::now() + RETRY_AFTER);
             }
         }
+    }
+
+    /// Whether the prompt's state is to come from the cloud: only for an edge that is going to draft.
+    fn fetch_is_due(&self, link: &Link) -> bool {
+        let drafts = match self.request.mode {
+            Mode::Auto => true,
+            Mode::Exact => self.plan() != Plan::Stream,
+            Mode::Local | Mode::Cloud => false,
+        };
+        drafts
+            && !self.fetched
+            && self.trunk_shared
+            && self.drafter.fed() == 0
+            && !self.drafter.is_running()
+            && self.node.prompt_fetch_pays(link, self.request.prompt.len())
     }
 
     /// Sends what is due to be asked.
@@ -312,7 +341,7 @@ impl Answer {
 
     fn plan(&self) -> Plan {
         let rtt_s = self.uplink.as_ref().map_or(0.0, |u| u.link.stats().rtt_us as f64 / 1e6);
-        pacing::plan(&self.node.estimates().at(rtt_s), self.node.exact_strategy())
+        pacing::plan(&self.node.estimates().at(rtt_s), self.node.settings.exact, self.sent as usize)
     }
 
     fn frame_rule(&self) -> FrameRule {
@@ -431,6 +460,9 @@ impl Answer {
             Message::Opened(o) => {
                 if o.trunk_layers == 0 {
                     self.send_hidden = false;
+                }
+                // State that the cloud already has is not offered again.
+                if o.trunk_layers == 0 || o.held_tokens > 0 {
                     self.fetch = None;
                 }
                 Ok(PathChange::Kept)
@@ -462,6 +494,7 @@ impl Answer {
                 }
                 let reason = format!("the cloud refused ({:?}): {}", r.code, r.message);
                 self.on_link_lost(&reason);
+                self.retry_at = Some(Instant::now() + RETRY_AFTER.max(Duration::from_millis(u64::from(r.retry_after_ms))));
                 if self.cloud == Cloud::Refused {
                     self.go_alone(&reason);
                 }
@@ -557,8 +590,10 @@ impl Answer {
         if let Some(fetch) = &self.fetch {
             return Some(fetch.deadline);
         }
-        if self.uplink.is_none() && self.opens_early() && self.cloud == Cloud::Wanted {
-            return self.grace_left().map(|d| Instant::now() + d);
+        if self.uplink.is_none() && self.cloud == Cloud::Wanted {
+            let grace = if self.opens_early() { self.grace_left().map(|d| Instant::now() + d) } else { None };
+            let retry = self.retry_at.filter(|t| *t > Instant::now());
+            return grace.into_iter().chain(retry).min();
         }
         let asked = self.asked_at.filter(|_| self.request.mode == Mode::Auto)?;
         let rtt = self.uplink.as_ref().map_or(0, |u| u.link.stats().rtt_us);
@@ -569,7 +604,10 @@ impl Answer {
         if self.fetch.take().is_some() {
             tracing::debug!("the prompt's state did not arrive in time; computing it here");
         } else if self.uplink.is_none() {
-            self.go_alone("the cloud did not come back in time");
+            // Else only the pause before the next attempt is over.
+            if self.grace_left().is_none() {
+                self.go_alone("the cloud did not come back in time");
+            }
         } else {
             self.go_alone("the cloud did not answer in time");
         }

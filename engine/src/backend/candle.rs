@@ -242,7 +242,6 @@ impl Backend for Candle {
         shape: &Attention,
         rope: &RopeTable,
         w: &LatentWeights<Self>,
-        eps: f32,
         inputs: [&mut CandleRows; 2],
         kv: &mut LayerKv<'_>,
         out: &mut CandleRows,
@@ -259,7 +258,7 @@ impl Backend for Candle {
         let latent = latent.get()?;
         let key = latent.narrow(1, kv_rank, rope_dim)?.contiguous()?.reshape((rows, 1, rope_dim))?;
         let key = rotate(&key, &cos, &sin, rope.interleaved)?.reshape((rows, rope_dim))?;
-        let latent = norm(&latent.narrow(1, 0, kv_rank)?.contiguous()?, &w.norm, eps)?;
+        let latent = norm(&latent.narrow(1, 0, kv_rank)?.contiguous()?, &w.norm, w.eps)?;
         Self::store(kv, &Tensor::cat(&[latent, key], 1)?)?;
         let mut attended = Vec::with_capacity(rows);
         for (j, place) in kv.places.iter().enumerate() {

@@ -57,8 +57,8 @@ pub(crate) struct Cpu {
 
 impl Cpu {
     pub(crate) fn new(threads: usize) -> Result<Self, EngineError> {
-        let pool = Pool::new(threads)
-            .map_err(|source| EngineError::Io { path: "engine worker thread".into(), source })?;
+        let pool =
+            Pool::new(threads).map_err(|source| EngineError::Io { path: "engine worker thread".into(), source })?;
         Ok(Self { level: Level::detect(), pool, quantized: Quantized::default(), inner: Inner::default() })
     }
 
@@ -127,7 +127,10 @@ impl Backend for Cpu {
             }
         };
         if kind.row_bytes(k).and_then(|b| b.checked_mul(n)) != Some(t.bytes.len()) {
-            return Err(EngineError::tensor(t.name.clone(), format!("shape [{n}, {k}] does not fit its {} bytes", t.bytes.len())));
+            return Err(EngineError::tensor(
+                t.name.clone(),
+                format!("shape [{n}, {k}] does not fit its {} bytes", t.bytes.len()),
+            ));
         }
         Ok(Packed::pack(kind, n, k, t.bytes))
     }
@@ -359,7 +362,6 @@ impl Backend for Cpu {
         shape: &Attention,
         rope: &RopeTable,
         w: &LatentWeights<Self>,
-        eps: f32,
         inputs: [&mut Rows; 2],
         kv: &mut LayerKv<'_>,
         out: &mut Rows,
@@ -378,7 +380,7 @@ impl Backend for Cpu {
             let at = kv.pool.row_at(&kv.tables[place.item], kv.layer, place.position);
             let row = &mut kv.pool.data_mut()[at..at + width];
             let source = &latent.data[j * width..(j + 1) * width];
-            lanes::rms_norm(level, &source[..kv_rank], &w.norm, eps, &mut row[..kv_rank]);
+            lanes::rms_norm(level, &source[..kv_rank], &w.norm, w.eps, &mut row[..kv_rank]);
             row[kv_rank..].copy_from_slice(&source[kv_rank..]);
             lanes::rotate(level, &mut row[kv_rank..], cos, sin, rope.interleaved);
         }

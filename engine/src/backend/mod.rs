@@ -51,6 +51,7 @@ pub(crate) struct Mlp<M> {
 /// Weights of latent attention that are not plain products.
 pub(crate) struct LatentWeights<B: Backend + ?Sized> {
     pub(crate) norm: B::Vector,
+    pub(crate) eps: f32,
     /// Per head: unrotated key part `[nope, kv_rank]`, then value part `[v, kv_rank]`.
     pub(crate) up: B::Dense,
 }
@@ -80,7 +81,8 @@ pub(crate) trait Backend: Send {
 
     /// `out[i] = table[tokens[i]]`; ids have been checked.
     fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<(), EngineError>;
-    fn rms_norm(&mut self, x: &Self::Rows, w: &Self::Vector, eps: f32, out: &mut Self::Rows) -> Result<(), EngineError>;
+    fn rms_norm(&mut self, x: &Self::Rows, w: &Self::Vector, eps: f32, out: &mut Self::Rows)
+    -> Result<(), EngineError>;
     /// Several products of one input.
     fn linear<const N: usize>(
         &mut self,
@@ -118,7 +120,6 @@ pub(crate) trait Backend: Send {
         shape: &Attention,
         rope: &RopeTable,
         w: &LatentWeights<Self>,
-        eps: f32,
         inputs: [&mut Self::Rows; 2],
         kv: &mut LayerKv<'_>,
         out: &mut Self::Rows,

@@ -2,8 +2,8 @@
 //! of cached rows. One query at a time over all tokens in order, so that the bits do not depend on
 //! how a prompt was cut into chunks.
 
-use super::lanes::{LANES, fold, load_tail, multiversion};
 use super::Level;
+use super::lanes::{LANES, fold, load_tail, multiversion};
 
 multiversion! {
     /// `out[t] = scale · (query · rows[t·stride .. t·stride + query.len()])` for every `t`.

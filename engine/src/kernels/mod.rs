@@ -11,6 +11,8 @@
 //! code and the AVX2 code agree bit for bit (tests pin both).
 
 #![allow(unsafe_code)]
+// Indices stand for registers and lanes here; iterators would hide which.
+#![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
 
 pub(crate) mod attention;
 pub(crate) mod lanes;

@@ -15,7 +15,11 @@ pub(super) unsafe fn run_panels(task: &Task<'_>, from: usize, to: usize) {
     let mut acc = [0.0f32; FLOAT_PANEL];
     for p in from..to {
         for r in 0..task.rows {
-            if w.kind.quantised() { quant_row(task, p, r, &mut acc) } else { float_row(task, p, r, &mut acc) }
+            if w.kind.quantised() {
+                quant_row(task, p, r, &mut acc);
+            } else {
+                float_row(task, p, r, &mut acc);
+            }
             let valid = width.min(w.n - p * width);
             for (c, v) in acc[..valid].iter().enumerate() {
                 // SAFETY: r < rows and p·width + c < n; the columns are this call's own.

@@ -76,7 +76,10 @@ impl KvPool {
     pub fn new(model: &Model, layers: Range<usize>, blocks: usize) -> Result<Self, EngineError> {
         let spec = model.spec();
         if layers.start > layers.end || layers.end > spec.layers {
-            return Err(EngineError::WrongRange { range: layers, problem: format!("the model has {} layers", spec.layers) });
+            return Err(EngineError::WrongRange {
+                range: layers,
+                problem: format!("the model has {} layers", spec.layers),
+            });
         }
         Self::with_shape(layers, spec.kv_width(), blocks)
     }
@@ -201,7 +204,13 @@ impl KvPool {
     ///
     /// # Errors
     /// [`EngineError::Shape`] if it is not the next block, and as [`KvPool::append_imported`].
-    pub fn import_block(&mut self, seq: &mut Sequence, index: usize, tokens: usize, data: &[f32]) -> Result<(), EngineError> {
+    pub fn import_block(
+        &mut self,
+        seq: &mut Sequence,
+        index: usize,
+        tokens: usize,
+        data: &[f32],
+    ) -> Result<(), EngineError> {
         if index.checked_mul(KV_BLOCK_TOKENS) != Some(seq.len) || tokens > KV_BLOCK_TOKENS {
             return Err(EngineError::Shape(format!(
                 "block {index} of {tokens} tokens does not follow a sequence of {} tokens",

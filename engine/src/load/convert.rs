@@ -22,8 +22,7 @@ impl RawTensor<'_> {
     }
 
     fn dequantize(&self, dtype: GgmlDType) -> Result<Vec<f32>, EngineError> {
-        let tensor: QTensor =
-            ggml_file::qtensor_from_ggml(dtype, self.bytes, self.shape.clone(), &Device::Cpu)?;
+        let tensor: QTensor = ggml_file::qtensor_from_ggml(dtype, self.bytes, self.shape.clone(), &Device::Cpu)?;
         Ok(tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 

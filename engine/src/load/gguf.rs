@@ -30,9 +30,17 @@ pub(crate) enum Value<'a> {
     Float(f64),
     Bool(bool),
     Text(&'a str),
-    /// Text that is not UTF-8 (some vocabularies hold such pieces).
+    /// Text that is not UTF-8.
     Bytes(&'a [u8]),
-    Array(Vec<Value<'a>>),
+    /// An array of texts.
+    Texts(Vec<&'a [u8]>),
+    /// An array of numbers of one GGUF type, as stored.
+    Numbers {
+        ty: u32,
+        bytes: &'a [u8],
+    },
+    /// An array of arrays; nothing here needs one.
+    Nested,
 }
 
 /// Where a tensor lies and what it is.
@@ -120,31 +128,50 @@ impl<'a> Reader<'a> {
                 let bytes = self.text()?;
                 std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Text)
             }
-            9 => {
-                if depth >= NESTING_MAX {
-                    return Err(broken("arrays are nested too deep"));
-                }
-                let inner = self.u32()?;
-                let each = match inner {
-                    0 | 1 | 7 => 1,
-                    2 | 3 => 2,
-                    4..=6 => 4,
-                    8 | 10..=12 => 8,
-                    9 => 12,
-                    other => return Err(broken(format!("unknown metadata type {other}"))),
-                };
-                let n = self.count(each, "array elements")?;
-                let mut list = Vec::new();
-                for _ in 0..n {
-                    list.push(self.value(inner, depth + 1)?);
-                }
-                Value::Array(list)
-            }
+            9 => self.list(depth)?,
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
             other => return Err(broken(format!("unknown metadata type {other}"))),
         })
+    }
+
+    fn list(&mut self, depth: usize) -> Result<Value<'a>, EngineError> {
+        if depth >= NESTING_MAX {
+            return Err(broken("arrays are nested too deep"));
+        }
+        let ty = self.u32()?;
+        match ty {
+            8 => {
+                let n = self.count(8, "texts")?;
+                (0..n).map(|_| self.text()).collect::<Result<_, _>>().map(Value::Texts)
+            }
+            9 => {
+                let n = self.count(12, "arrays")?;
+                for _ in 0..n {
+                    self.list(depth + 1)?;
+                }
+                Ok(Value::Nested)
+            }
+            other => {
+                let Some(each) = number_bytes(other) else {
+                    return Err(broken(format!("unknown metadata type {other}")));
+                };
+                let n = self.count(each, "numbers")?;
+                Ok(Value::Numbers { ty, bytes: self.take(n * each)? })
+            }
+        }
+    }
+}
+
+/// Bytes of a metadata number.
+fn number_bytes(ty: u32) -> Option<usize> {
+    match ty {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
     }
 }
 
@@ -167,7 +194,10 @@ fn stored(ty: u32, name: &str) -> Result<(Stored, usize, usize), EngineError> {
         30 => (Stored::Bf16, 1, 2),
         _ => {
             let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K";
-            return Err(EngineError::tensor(name, format!("has GGML type {ty}, which is not supported; supported: {known}")));
+            return Err(EngineError::tensor(
+                name,
+                format!("has GGML type {ty}, which is not supported; supported: {known}"),
+            ));
         }
     })
 }
@@ -202,7 +232,11 @@ impl<'a> Gguf<'a> {
         let alignment = match meta.get("general.alignment") {
             None => 32,
             Some(Value::Unsigned(n)) if n.is_power_of_two() && (8..=ALIGNMENT_MAX).contains(n) => *n as usize,
-            Some(v) => return Err(broken(format!("general.alignment is {v:?}, not a power of two within 8..={ALIGNMENT_MAX}"))),
+            Some(v) => {
+                return Err(broken(format!(
+                    "general.alignment is {v:?}, not a power of two within 8..={ALIGNMENT_MAX}"
+                )));
+            }
         };
         let start = r.at.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
@@ -269,11 +303,26 @@ impl<'a> Gguf<'a> {
         }
     }
 
-    pub(crate) fn array(&self, key: &str) -> Result<&[Value<'a>], EngineError> {
+    /// An array of texts, all UTF-8.
+    pub(crate) fn texts(&self, key: &str) -> Result<Vec<&'a str>, EngineError> {
         match self.meta.get(key) {
-            Some(Value::Array(list)) => Ok(list),
-            Some(_) => Err(EngineError::spec(key, "is not an array")),
+            Some(Value::Texts(list)) => list
+                .iter()
+                .map(|t| std::str::from_utf8(t).map_err(|_| EngineError::spec(key, "holds text that is not UTF-8")))
+                .collect(),
+            Some(_) => Err(EngineError::spec(key, "is not an array of texts")),
             None => Err(EngineError::spec(key, "is missing")),
+        }
+    }
+
+    /// An array of 32-bit integers; none if the key is missing.
+    pub(crate) fn integers(&self, key: &str) -> Result<Vec<i32>, EngineError> {
+        match self.meta.get(key) {
+            Some(Value::Numbers { ty: 4 | 5, bytes }) => {
+                Ok(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            }
+            Some(_) => Err(EngineError::spec(key, "is not an array of 32-bit integers")),
+            None => Ok(Vec::new()),
         }
     }
 
@@ -342,11 +391,8 @@ pub(crate) fn spec(file: &Gguf<'_>) -> Result<DecoderSpec, EngineError> {
     if vocab_size > VOCAB_MAX {
         return Err(EngineError::tensor("token_embd.weight", format!("has {vocab_size} rows, more than {VOCAB_MAX}")));
     }
-    let theta = if file.meta.contains_key("llama.rope.freq_base") {
-        file.positive("llama.rope.freq_base")?
-    } else {
-        10_000.0
-    };
+    let theta =
+        if file.meta.contains_key("llama.rope.freq_base") { file.positive("llama.rope.freq_base")? } else { 10_000.0 };
     DecoderSpec {
         family: Family::Llama,
         layers,

@@ -4,6 +4,8 @@
 mod convert;
 pub(crate) mod gguf;
 mod safetensors;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -65,6 +67,7 @@ struct Entry {
 enum Storage {
     Static(&'static [u8]),
     Mapped(memmap2::Mmap),
+    Owned(Vec<u8>),
 }
 
 impl Storage {
@@ -72,6 +75,7 @@ impl Storage {
         match self {
             Self::Static(b) => b,
             Self::Mapped(m) => m,
+            Self::Owned(v) => v,
         }
     }
 }
@@ -100,17 +104,18 @@ impl Checkpoint {
                 }
                 Ok(c)
             }
-            ModelFiles::Gguf(path) => {
-                let storage = map(path)?;
-                let file = gguf::Gguf::parse(storage.bytes())?;
-                let mut c = Self::empty(gguf::spec(&file)?, Scheme::Gguf);
-                for (name, t) in file.tensors {
-                    c.entries.insert(name, Entry { storage: 0, stored: t.stored, shape: t.shape, range: t.range });
-                }
-                c.storages.push(storage);
-                Ok(c)
-            }
+            ModelFiles::Gguf(path) => Self::gguf(map(path)?),
         }
+    }
+
+    fn gguf(storage: Storage) -> Result<Self, EngineError> {
+        let file = gguf::Gguf::parse(storage.bytes())?;
+        let mut c = Self::empty(gguf::spec(&file)?, Scheme::Gguf);
+        for (name, t) in file.tensors {
+            c.entries.insert(name, Entry { storage: 0, stored: t.stored, shape: t.shape, range: t.range });
+        }
+        c.storages.push(storage);
+        Ok(c)
     }
 
     fn empty(spec: DecoderSpec, scheme: Scheme) -> Self {
@@ -130,25 +135,55 @@ impl Checkpoint {
     }
 
     /// The tensor for a role, if the file has it.
-    pub(crate) fn find(&self, layer: usize, role: Role) -> Option<RawTensor<'_>> {
+    fn find(&self, layer: usize, role: Role) -> Option<RawTensor<'_>> {
         let name = names::name(self.scheme, self.spec.family, layer, role)?;
         let e = self.entries.get(&name)?;
         let bytes = self.storages.get(e.storage)?.bytes().get(e.range.clone())?;
         Some(RawTensor { name, stored: e.stored, shape: e.shape.clone(), bytes })
     }
 
-    /// The tensor for a role, of exactly this shape.
-    pub(crate) fn tensor(&self, layer: usize, role: Role, shape: &[usize]) -> Result<RawTensor<'_>, EngineError> {
-        let t = self.find(layer, role).ok_or_else(|| {
+    /// The tensor for a role, of whatever shape.
+    pub(crate) fn require(&self, layer: usize, role: Role) -> Result<RawTensor<'_>, EngineError> {
+        self.find(layer, role).ok_or_else(|| {
             let name = names::name(self.scheme, self.spec.family, layer, role);
             EngineError::tensor(name.unwrap_or_else(|| format!("{role:?}")), "is missing from the file")
-        })?;
+        })
+    }
+
+    /// The tensor for a role, of exactly this shape.
+    pub(crate) fn tensor(&self, layer: usize, role: Role, shape: &[usize]) -> Result<RawTensor<'_>, EngineError> {
+        let t = self.require(layer, role)?;
         if t.shape != shape {
             let problem = format!("has shape {:?}, the configuration asks for {shape:?}", t.shape);
             return Err(EngineError::tensor(t.name, problem));
         }
         Ok(t)
     }
+}
+
+/// Checks the bytes of a GGUF file as a load would, tensors included, and returns its spec.
+///
+/// # Errors
+/// What is wrong, naming the field or tensor.
+pub fn check_gguf(bytes: &[u8]) -> Result<DecoderSpec, EngineError> {
+    check(&Checkpoint::gguf(Storage::Owned(bytes.to_vec()))?)
+}
+
+/// Checks the bytes of a `config.json` and a `model.safetensors` as a load would.
+///
+/// # Errors
+/// What is wrong, naming the field or tensor.
+pub fn check_safetensors(config: &[u8], weights: &[u8]) -> Result<DecoderSpec, EngineError> {
+    let mut file = Checkpoint::empty(DecoderSpec::from_hf(config)?, Scheme::HuggingFace);
+    file.add_safetensors(Storage::Owned(weights.to_vec()))?;
+    check(&file)
+}
+
+/// Loads everything and throws it away.
+fn check(file: &Checkpoint) -> Result<DecoderSpec, EngineError> {
+    crate::digest::of(file)?;
+    crate::decoder::Weights::load(&crate::backend::cpu::Cpu::new(1)?, file)?;
+    Ok(file.spec.clone())
 }
 
 /// Reads a whole small file (JSON, templates).

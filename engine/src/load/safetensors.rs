@@ -28,13 +28,16 @@ pub(super) fn index(bytes: &[u8]) -> Result<Vec<Item>, EngineError> {
             Dtype::F32 => Stored::F32,
             Dtype::F16 => Stored::F16,
             Dtype::BF16 => Stored::Bf16,
-            other => return Err(EngineError::tensor(name, format!("has type {other:?}; F32, F16 and BF16 are supported"))),
+            other => {
+                return Err(EngineError::tensor(name, format!("has type {other:?}; F32, F16 and BF16 are supported")));
+            }
         };
         let (from, to) = info.data_offsets;
         let width = if stored == Stored::F32 { 4 } else { 2 };
         let wanted = info.shape.iter().try_fold(width, |a: usize, &d| a.checked_mul(d));
         if from > to || to > data || wanted != Some(to - from) {
-            let problem = format!("bytes {from}..{to} do not fit shape {:?} in a file of {data} data bytes", info.shape);
+            let problem =
+                format!("bytes {from}..{to} do not fit shape {:?} in a file of {data} data bytes", info.shape);
             return Err(EngineError::tensor(name, problem));
         }
         out.push((name, stored, info.shape.clone(), start + from..start + to));
@@ -49,8 +52,7 @@ pub(super) fn shards(dir: &Path) -> Result<Vec<PathBuf>, EngineError> {
         return Ok(vec![dir.join("model.safetensors")]);
     }
     let json = |problem: String| EngineError::Json { file: "model.safetensors.index.json", problem };
-    let value: serde_json::Value =
-        serde_json::from_slice(&read_small(&index)?).map_err(|e| json(e.to_string()))?;
+    let value: serde_json::Value = serde_json::from_slice(&read_small(&index)?).map_err(|e| json(e.to_string()))?;
     let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| json("has no weight_map".into()))?;
     let mut names: Vec<&str> = Vec::new();
     for v in map.values() {

@@ -92,7 +92,8 @@ mod tests {
             ("v0 p0 v2", "2:2"),
         ];
         for (given, expected) in table {
-            let got: Vec<String> = compose(&waiting(given), &BOUNDS).iter().map(|t| format!("{}:{}", t.index, t.rows)).collect();
+            let got: Vec<String> =
+                compose(&waiting(given), &BOUNDS).iter().map(|t| format!("{}:{}", t.index, t.rows)).collect();
             assert_eq!(got.join(" "), expected, "{given}");
         }
     }

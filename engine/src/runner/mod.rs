@@ -179,7 +179,8 @@ impl<T: Send + 'static> Runner<T> {
         if options.split > layers.end {
             return Err(RunnerError::BadJob("the trunk has more layers than the model"));
         }
-        let trunk_pool = (options.split > 0).then(|| KvPool::new(&model, 0..options.split, options.kv_blocks)).transpose()?;
+        let trunk_pool =
+            (options.split > 0).then(|| KvPool::new(&model, 0..options.split, options.kv_blocks)).transpose()?;
         let upper_pool = KvPool::new(&model, options.split..layers.end, options.kv_blocks)?;
         let (commands, inbox) = sync_channel(options.queue_max.max(1));
         let load = Arc::new(RunnerLoad::default());
@@ -228,7 +229,13 @@ impl<T: Send + 'static> Runner<T> {
     ///
     /// # Errors
     /// The queue is full or the thread is gone.
-    pub fn import_trunk(&self, key: SessionId, blocks: Vec<Vec<f32>>, tokens: usize, done: OnDone<usize>) -> Result<(), RunnerError> {
+    pub fn import_trunk(
+        &self,
+        key: SessionId,
+        blocks: Vec<Vec<f32>>,
+        tokens: usize,
+        done: OnDone<usize>,
+    ) -> Result<(), RunnerError> {
         self.send(Command::ImportTrunk { key, blocks, tokens, done })
     }
 

@@ -38,7 +38,17 @@ impl<T> Worker<T> {
         choose: Choose<T>,
         load: Arc<RunnerLoad>,
     ) -> Self {
-        Self { model, options, trunk_pool, upper_pool, idle: HashMap::new(), pending: Vec::new(), arrivals: 0, choose, load }
+        Self {
+            model,
+            options,
+            trunk_pool,
+            upper_pool,
+            idle: HashMap::new(),
+            pending: Vec::new(),
+            arrivals: 0,
+            choose,
+            load,
+        }
     }
 
     pub(super) fn run(mut self, inbox: &Receiver<Command<T>>) {
@@ -98,7 +108,8 @@ impl<T> Worker<T> {
             done(Err(RunnerError::BadJob(what)));
             return;
         }
-        let mut kv = self.idle.remove(&job.key).unwrap_or_else(|| KvState::new(self.trunk_pool.as_ref(), &self.upper_pool));
+        let mut kv =
+            self.idle.remove(&job.key).unwrap_or_else(|| KvState::new(self.trunk_pool.as_ref(), &self.upper_pool));
         let have = kv.upper.len();
         if job.feed_from > have {
             let wanted = job.feed_from;
@@ -117,7 +128,11 @@ impl<T> Worker<T> {
         let waiting: Vec<Waiting> = self
             .pending
             .iter()
-            .map(|p| Waiting { rows: p.rows_left(), is_prefill: p.job.is_prefill || p.rows_left() > chunk, arrival: p.arrival })
+            .map(|p| Waiting {
+                rows: p.rows_left(),
+                is_prefill: p.job.is_prefill || p.rows_left() > chunk,
+                arrival: p.arrival,
+            })
             .collect();
         let begun = Instant::now();
         let mut takes = compose(&waiting, &self.options.batch);
@@ -134,7 +149,9 @@ impl<T> Worker<T> {
         self.load.rows.fetch_add(plans.iter().map(|p| p.rows as u64).sum(), Ordering::Relaxed);
         self.load.busy_us.fetch_add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         for index in (0..self.pending.len()).rev() {
-            if self.pending[index].rows_left() == 0 && let Some((job, kv)) = self.pending.remove(index).finish() {
+            if self.pending[index].rows_left() == 0
+                && let Some((job, kv)) = self.pending.remove(index).finish()
+            {
                 self.idle.insert(job.key, kv);
             }
         }
@@ -154,7 +171,9 @@ impl<T> Worker<T> {
                 (Some(pool), Some(seq)) if runs_trunk => pool.reserve(seq, plan.rows),
                 _ => Ok(()),
             };
-            let upper = trunk.and_then(|()| if plan.catching_up { Ok(()) } else { self.upper_pool.reserve(&mut p.kv.upper, plan.rows) });
+            let upper = trunk.and_then(|()| {
+                if plan.catching_up { Ok(()) } else { self.upper_pool.reserve(&mut p.kv.upper, plan.rows) }
+            });
             match upper {
                 Ok(()) => plans.push(plan),
                 Err(e) => {
@@ -205,8 +224,11 @@ impl<T> Worker<T> {
         if items.is_empty() {
             return Ok(());
         }
-        let hidden =
-            if self.options.split == 0 { model.embed(&tokens)? } else { Hidden { rows: data.len() / width, width, data } };
+        let hidden = if self.options.split == 0 {
+            model.embed(&tokens)?
+        } else {
+            Hidden { rows: data.len() / width, width, data }
+        };
         let hidden = model.layers(self.options.split..model.spec().layers, &mut self.upper_pool, &mut items, hidden)?;
         drop(items);
         self.outputs(&model, plans, &hidden)
@@ -257,7 +279,8 @@ impl<T> Worker<T> {
         for (i, (index, position)) in wanted.into_iter().enumerate() {
             let p = &mut self.pending[index];
             let row = &hidden.data[rows[i] * hidden.width..(rows[i] + 1) * hidden.width];
-            let output = RowOutput { position, logits: &logits.data[i * logits.vocab..(i + 1) * logits.vocab], hidden: row };
+            let output =
+                RowOutput { position, logits: &logits.data[i * logits.vocab..(i + 1) * logits.vocab], hidden: row };
             p.outputs.push((self.choose)(&p.job, output)?);
         }
         Ok(())
@@ -289,11 +312,15 @@ impl<T> Worker<T> {
         }
         let mut fresh = pool.sequence();
         for (i, block) in blocks.iter().enumerate() {
-            let count = tokens.saturating_sub(i * tandem_proto::limits::KV_BLOCK_TOKENS).min(tandem_proto::limits::KV_BLOCK_TOKENS);
+            let count = tokens
+                .saturating_sub(i * tandem_proto::limits::KV_BLOCK_TOKENS)
+                .min(tandem_proto::limits::KV_BLOCK_TOKENS);
             pool.import_block(&mut fresh, i, count, block)?;
         }
         if fresh.len() != tokens {
-            return Err(EngineError::Shape(format!("{tokens} tokens of trunk state announced, {} given", fresh.len())).into());
+            return Err(
+                EngineError::Shape(format!("{tokens} tokens of trunk state announced, {} given", fresh.len())).into()
+            );
         }
         kv.trunk = Some(fresh);
         Ok(tokens)

@@ -78,7 +78,10 @@ fn masks_keep_what_they_say() {
     assert_eq!(seen(SamplingParams { top_p: 0.7, ..sampled(1) }), [0, 1]);
     assert_eq!(seen(SamplingParams { min_p: 0.3, ..sampled(1) }), [0, 1]);
     assert_eq!(seen(SamplingParams { min_p: 1.0, ..sampled(1) }), [0]);
-    assert_eq!(seen(SamplingParams { logit_bias: vec![(0, -1e4), (1, -1e4), (900, 5.0)], top_k: 1, ..sampled(1) }), [2]);
+    assert_eq!(
+        seen(SamplingParams { logit_bias: vec![(0, -1e4), (1, -1e4), (900, 5.0)], top_k: 1, ..sampled(1) }),
+        [2]
+    );
 }
 
 #[test]

@@ -13,11 +13,11 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::broken;
 use crate::error::EngineError;
-use crate::load::gguf::{Gguf, Value};
+use crate::load::gguf::Gguf;
 
 /// Token types of the format.
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
 
 /// How a text is split before the merges.
 #[derive(Clone, Copy)]
@@ -31,7 +31,8 @@ enum Rules {
 }
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Names of `tokenizer.ggml.pre` and their rules (llama.cpp, `llm_tokenizer_bpe`).
 const PRE_TOKENIZERS: [(&str, Rules); 11] = [
@@ -52,15 +53,19 @@ const PRE_TOKENIZERS: [(&str, Rules); 11] = [
 pub(super) fn build(file: &Gguf<'_>) -> Result<Tokenizer, EngineError> {
     let model = file.text("tokenizer.ggml.model")?;
     if model != "gpt2" {
-        return Err(EngineError::spec("tokenizer.ggml.model", format!("`{model}` is not supported; supported: gpt2 (BPE)")));
+        return Err(EngineError::spec(
+            "tokenizer.ggml.model",
+            format!("`{model}` is not supported; supported: gpt2 (BPE)"),
+        ));
     }
     let name = file.text("tokenizer.ggml.pre")?;
     let Some((_, rules)) = PRE_TOKENIZERS.iter().find(|(n, _)| *n == name) else {
         let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(n, _)| *n).collect();
         return Err(EngineError::UnknownPreTokenizer { name: name.to_owned(), known: known.join(", ") });
     };
-    let tokens = strings(file, "tokenizer.ggml.tokens")?;
-    let merges = strings(file, "tokenizer.ggml.merges")?
+    let tokens = file.texts("tokenizer.ggml.tokens")?;
+    let merges = file
+        .texts("tokenizer.ggml.merges")?
         .into_iter()
         .map(|m| match m.split_once(' ') {
             Some((a, b)) => Ok((a.to_owned(), b.to_owned())),
@@ -82,31 +87,16 @@ pub(super) fn build(file: &Gguf<'_>) -> Result<Tokenizer, EngineError> {
     let mut tokenizer = Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer(*rules)?));
     tokenizer.with_decoder(Some(ByteLevel::new(false, false, false)));
-    let types = file.array("tokenizer.ggml.token_type").unwrap_or(&[]);
     let mut added = Vec::new();
-    for (token, ty) in tokens.iter().zip(types) {
+    for (token, ty) in tokens.iter().zip(file.integers("tokenizer.ggml.token_type")?) {
         match ty {
-            Value::Signed(t) if t.unsigned_abs() == CONTROL => added.push(AddedToken::from(*token, true)),
-            Value::Unsigned(CONTROL) => added.push(AddedToken::from(*token, true)),
-            Value::Signed(t) if t.unsigned_abs() == USER_DEFINED => {
-                added.push(AddedToken::from(*token, false).normalized(false));
-            }
-            Value::Unsigned(USER_DEFINED) => added.push(AddedToken::from(*token, false).normalized(false)),
+            CONTROL => added.push(AddedToken::from(*token, true)),
+            USER_DEFINED => added.push(AddedToken::from(*token, false).normalized(false)),
             _ => {}
         }
     }
     tokenizer.add_tokens(added).map_err(broken)?;
     Ok(tokenizer)
-}
-
-fn strings<'a>(file: &Gguf<'a>, key: &str) -> Result<Vec<&'a str>, EngineError> {
-    file.array(key)?
-        .iter()
-        .map(|v| match v {
-            Value::Text(t) => Ok(*t),
-            _ => Err(EngineError::spec(key, "holds something that is not UTF-8 text")),
-        })
-        .collect()
 }
 
 fn pre_tokenizer(rules: Rules) -> Result<PreTokenizerWrapper, EngineError> {

@@ -68,8 +68,7 @@ impl Tokenizer {
     /// [`EngineError::UnknownPreTokenizer`] if the file names splitting rules that are not known here;
     /// otherwise what is wrong with the file.
     pub fn from_gguf(path: &Path) -> Result<Self, EngineError> {
-        let map = map_file(path)?;
-        Self::new(gguf::build(&format::Gguf::parse(&map)?)?)
+        from_gguf_bytes(&map_file(path)?)
     }
 
     fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, EngineError> {
@@ -168,6 +167,11 @@ impl Tokenizer {
     fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
     }
+}
+
+/// The tokenizer of a whole GGUF file.
+pub(crate) fn from_gguf_bytes(bytes: &[u8]) -> Result<Tokenizer, EngineError> {
+    Tokenizer::new(gguf::build(&format::Gguf::parse(bytes)?)?)
 }
 
 /// The tokens that end an answer: those of `generation_config.json` if it is there, and the model's.

@@ -3,13 +3,13 @@
 use super::FrameError;
 use crate::{
     limits::{
-        DRAFT_TOKENS_MAX, KV_OFFER_BLOCKS_MAX, LAYERS_MAX, LOGIT_BIAS_MAX, MODELS_MAX,
-        NAME_BYTES_MAX, SESSION_TOKENS_MAX, STOP_TOKENS_MAX, TEXT_BYTES_MAX, TOP_LOGPROBS_MAX,
+        DRAFT_TOKENS_MAX, KV_OFFER_BLOCKS_MAX, LAYERS_MAX, LOGIT_BIAS_MAX, MODELS_MAX, NAME_BYTES_MAX,
+        SESSION_TOKENS_MAX, STOP_TOKENS_MAX, TEXT_BYTES_MAX, TOP_LOGPROBS_MAX,
     },
     message::{
-        ArchivedClose, ArchivedDraft, ArchivedEnd, ArchivedGenerate, ArchivedHello, ArchivedKvAck,
-        ArchivedKvBlock, ArchivedKvOffer, ArchivedKvPull, ArchivedKvWant, ArchivedOpen,
-        ArchivedOpened, ArchivedRefuse, ArchivedToken, ArchivedVerdict,
+        ArchivedClose, ArchivedDraft, ArchivedEnd, ArchivedGenerate, ArchivedHello, ArchivedKvAck, ArchivedKvBlock,
+        ArchivedKvOffer, ArchivedKvPull, ArchivedKvWant, ArchivedOpen, ArchivedOpened, ArchivedRefuse, ArchivedToken,
+        ArchivedVerdict,
     },
 };
 
@@ -36,11 +36,7 @@ impl Bounded for ArchivedHello {
         at_most("Hello.models", self.models.len(), MODELS_MAX)?;
         self.models.iter().try_for_each(|model| {
             at_most("Hello.models.name", model.name.len(), NAME_BYTES_MAX)?;
-            at_most(
-                "Hello.models.numerics",
-                model.numerics.len(),
-                NAME_BYTES_MAX,
-            )?;
+            at_most("Hello.models.numerics", model.numerics.len(), NAME_BYTES_MAX)?;
             // Entry 0 is the embedding alone, hence one more than layers.
             at_most("Hello.models.layers", model.layers.len(), LAYERS_MAX + 1)
         })
@@ -52,23 +48,11 @@ impl Bounded for ArchivedOpen {
         at_most("Open.model", self.model.len(), NAME_BYTES_MAX)?;
         at_most("Open.request_id", self.request_id.len(), NAME_BYTES_MAX)?;
         at_most("Open.stop_tokens", self.stop_tokens.len(), STOP_TOKENS_MAX)?;
-        at_most(
-            "Open.sampling.logit_bias",
-            self.sampling.logit_bias.len(),
-            LOGIT_BIAS_MAX,
-        )?;
-        at_most(
-            "Open.top_logprobs",
-            self.top_logprobs.to_native() as usize,
-            TOP_LOGPROBS_MAX,
-        )?;
+        at_most("Open.sampling.logit_bias", self.sampling.logit_bias.len(), LOGIT_BIAS_MAX)?;
+        at_most("Open.top_logprobs", self.top_logprobs.to_native() as usize, TOP_LOGPROBS_MAX)?;
         let prompt = self.prompt_tokens.to_native() as usize;
         let tokens = prompt.saturating_add(self.committed_tokens.to_native() as usize);
-        at_most(
-            "Open.prompt_tokens + committed_tokens",
-            tokens,
-            SESSION_TOKENS_MAX,
-        )
+        at_most("Open.prompt_tokens + committed_tokens", tokens, SESSION_TOKENS_MAX)
     }
 }
 
@@ -87,29 +71,15 @@ impl Bounded for ArchivedGenerate {
 impl Bounded for ArchivedVerdict {
     fn check(&self) -> Checked {
         // One more than drafts: the correction or bonus token.
-        at_most(
-            "Verdict.logprobs",
-            self.logprobs.len(),
-            DRAFT_TOKENS_MAX + 1,
-        )?;
-        at_most(
-            "Verdict.alternatives",
-            self.alternatives.len(),
-            DRAFT_TOKENS_MAX + 1,
-        )?;
-        self.alternatives
-            .iter()
-            .try_for_each(|at| at_most("Verdict.alternatives[i]", at.len(), TOP_LOGPROBS_MAX))
+        at_most("Verdict.logprobs", self.logprobs.len(), DRAFT_TOKENS_MAX + 1)?;
+        at_most("Verdict.alternatives", self.alternatives.len(), DRAFT_TOKENS_MAX + 1)?;
+        self.alternatives.iter().try_for_each(|at| at_most("Verdict.alternatives[i]", at.len(), TOP_LOGPROBS_MAX))
     }
 }
 
 impl Bounded for ArchivedToken {
     fn check(&self) -> Checked {
-        at_most(
-            "Token.alternatives",
-            self.alternatives.len(),
-            TOP_LOGPROBS_MAX,
-        )
+        at_most("Token.alternatives", self.alternatives.len(), TOP_LOGPROBS_MAX)
     }
 }
 

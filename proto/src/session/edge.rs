@@ -109,7 +109,7 @@ pub struct EdgeSession<I> {
     hidden_sent_to: usize,
     span: Option<StreamHash>,
     finished: bool,
-    /// Verdicts and spans received.
+    /// Verdicts received and spans asked for.
     pub round_trips: u32,
     /// Drafts thrown away.
     pub rolled_back: u32,
@@ -388,6 +388,7 @@ impl<I> EdgeSession<I> {
         let tail_from = self.sent_to.max(self.committed.saturating_sub(DRAFT_TOKENS_MAX));
         let tail = self.tokens[tail_from..].to_vec();
         self.sent_to = self.tokens.len();
+        self.round_trips += 1;
         self.span = Some(StreamHash::default());
         Some(Generate {
             epoch: self.epoch,
@@ -516,7 +517,6 @@ impl<I> EdgeSession<I> {
         if span.count() != e.count || span.digest() != e.hash {
             return Err(SessionError::Damaged(format!("{} tokens arrived, {} were sent, or their hash differs", span.count(), e.count)));
         }
-        self.round_trips += 1;
         Ok(PathChange::Kept)
     }
 }

@@ -44,9 +44,7 @@ impl Rng {
     }
 
     fn text(&mut self, max: usize) -> String {
-        self.many(max, |r| char::from(b' ' + r.below(95) as u8))
-            .into_iter()
-            .collect()
+        self.many(max, |r| char::from(b' ' + r.below(95) as u8)).into_iter().collect()
     }
 
     fn digest(&mut self) -> Digest {
@@ -55,33 +53,20 @@ impl Rng {
 
     fn session(&mut self) -> SessionId {
         let (a, b) = (self.next().to_le_bytes(), self.next().to_le_bytes());
-        SessionId(core::array::from_fn(
-            |i| if i < 8 { a[i] } else { b[i - 8] },
-        ))
+        SessionId(core::array::from_fn(|i| if i < 8 { a[i] } else { b[i - 8] }))
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Bytes {
-        (0..len)
-            .map(|_| self.u32() as u8)
-            .collect::<Vec<_>>()
-            .into()
+        (0..len).map(|_| self.u32() as u8).collect::<Vec<_>>().into()
     }
 }
 
 fn alternatives(r: &mut Rng) -> Vec<Alternative> {
-    r.many(20, |r| Alternative {
-        id: r.u32(),
-        logprob: r.f32(),
-    })
+    r.many(20, |r| Alternative { id: r.u32(), logprob: r.f32() })
 }
 
 fn shape(r: &mut Rng) -> KvShape {
-    KvShape {
-        layer_from: r.u32(),
-        layer_to: r.u32(),
-        width: r.u32(),
-        hidden: r.u32(),
-    }
+    KvShape { layer_from: r.u32(), layer_to: r.u32(), width: r.u32(), hidden: r.u32() }
 }
 
 fn model(r: &mut Rng) -> ModelCard {
@@ -139,12 +124,7 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
             top_logprobs: r.below(21) as u32,
         }
         .into(),
-        FrameType::Opened => Opened {
-            epoch,
-            held_tokens: r.u32(),
-            trunk_layers: r.u32(),
-        }
-        .into(),
+        FrameType::Opened => Opened { epoch, held_tokens: r.u32(), trunk_layers: r.u32() }.into(),
         FrameType::Draft => Draft {
             epoch,
             round,
@@ -155,14 +135,9 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
             hidden_rows: r.u32(),
         }
         .into(),
-        FrameType::Generate => Generate {
-            epoch,
-            round,
-            start: r.u32(),
-            tail: r.many(1024, Rng::u32),
-            tokens_max: r.u32(),
+        FrameType::Generate => {
+            Generate { epoch, round, start: r.u32(), tail: r.many(1024, Rng::u32), tokens_max: r.u32() }.into()
         }
-        .into(),
         FrameType::Verdict => Verdict {
             epoch,
             round,
@@ -178,59 +153,23 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
             queue_us: r.u32(),
         }
         .into(),
-        FrameType::Token => Token {
-            epoch,
-            round,
-            position: r.u32(),
-            id: r.u32(),
-            logprob: r.f32(),
-            alternatives: alternatives(r),
+        FrameType::Token => {
+            Token { epoch, round, position: r.u32(), id: r.u32(), logprob: r.f32(), alternatives: alternatives(r) }
+                .into()
         }
-        .into(),
-        FrameType::End => End {
-            epoch,
-            round,
-            count: r.u32(),
-            hash: r.digest(),
-        }
-        .into(),
+        FrameType::End => End { epoch, round, count: r.u32(), hash: r.digest() }.into(),
         FrameType::Refuse => Refuse {
-            code: [
-                RefuseCode::Busy,
-                RefuseCode::StaleEpoch,
-                RefuseCode::BadState,
-            ][r.below(3)],
+            code: [RefuseCode::Busy, RefuseCode::StaleEpoch, RefuseCode::BadState][r.below(3)],
             message: r.text(1024),
             retry_after_ms: r.u32(),
         }
         .into(),
-        FrameType::Close => Close {
-            epoch,
-            cancelled: r.bool(),
+        FrameType::Close => Close { epoch, cancelled: r.bool() }.into(),
+        FrameType::KvOffer => {
+            KvOffer { epoch, exchange, shape: shape(r), ids: r.many(1024, Rng::digest), tokens: r.u32() }.into()
         }
-        .into(),
-        FrameType::KvOffer => KvOffer {
-            epoch,
-            exchange,
-            shape: shape(r),
-            ids: r.many(1024, Rng::digest),
-            tokens: r.u32(),
-        }
-        .into(),
-        FrameType::KvWant => KvWant {
-            epoch,
-            exchange,
-            indices: r.many(1024, Rng::u32),
-        }
-        .into(),
-        FrameType::KvPull => KvPull {
-            epoch,
-            exchange,
-            layer_from: r.u32(),
-            layer_to: r.u32(),
-            tokens: r.u32(),
-        }
-        .into(),
+        FrameType::KvWant => KvWant { epoch, exchange, indices: r.many(1024, Rng::u32) }.into(),
+        FrameType::KvPull => KvPull { epoch, exchange, layer_from: r.u32(), layer_to: r.u32(), tokens: r.u32() }.into(),
         FrameType::KvBlock => KvBlock {
             session: r.session(),
             epoch,
@@ -242,24 +181,14 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
             shape: shape(r),
         }
         .into(),
-        FrameType::KvAck => KvAck {
-            epoch,
-            exchange,
-            published: r.u32(),
-            refused: r.u32(),
-        }
-        .into(),
+        FrameType::KvAck => KvAck { epoch, exchange, published: r.u32(), refused: r.u32() }.into(),
     }
 }
 
 /// A frame of type `frame` with a payload of at most 1 KiB, if the type has one.
 pub(crate) fn frame(frame: FrameType, r: &mut Rng) -> Frame {
     let len = r.below(frame.payload_bytes_max().min(1024) + 1);
-    Frame {
-        seq: r.next(),
-        message: message(frame, r),
-        payload: r.bytes(len),
-    }
+    Frame { seq: r.next(), message: message(frame, r), payload: r.bytes(len) }
 }
 
 /// The frame's bytes as they stand on the wire.

@@ -7,6 +7,9 @@ use tonic::transport::{self, Certificate, Channel, ClientTlsConfig, Identity};
 use super::{CALL_TIMEOUT, CONNECT_TIMEOUT, ClientError};
 use crate::tls::TlsPem;
 
+/// How often an idle connection is checked.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
 /// A router's address: `host:port`, or `server-name@host:port` where the certificate names
 /// something else than the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,9 +70,11 @@ impl Endpoint {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .tcp_nodelay(true)
-            // A dead connection must show before the next call needs it.
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(5));
+            // A connection that died silently (a NAT that forgot it) would otherwise be used, and
+            // time out, until TCP gives up a quarter of an hour later.
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE / 2)
+            .keep_alive_while_idle(true);
         Ok(endpoint.connect_lazy())
     }
 }

@@ -16,7 +16,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// Longest pause between failed calls.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Time that the farewell at shutdown may take.
-const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How the node stands with the router.
 #[derive(Debug, Clone, PartialEq, Eq)]

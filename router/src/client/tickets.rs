@@ -120,3 +120,6 @@ impl TicketSource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

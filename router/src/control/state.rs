@@ -152,8 +152,8 @@ impl ControlState {
         self.clock_ms
     }
 
-    /// Applies the command at `index` of the log. An index that was applied before changes nothing
-    /// but is answered from memory where possible. A proposer's clock that steps back is ignored.
+    /// Applies the command at `index` of the log; indices rise, and the log hands each over once. A
+    /// proposer's clock that steps back is ignored.
     pub fn apply(&mut self, index: u64, request: Request) -> Outcome {
         self.applied = self.applied.max(index);
         self.clock_ms = self.clock_ms.max(request.now_ms);

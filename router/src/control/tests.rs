@@ -20,6 +20,9 @@ fn card(name: &str, boot_epoch: u64) -> NodeCard {
     }
 }
 
+/// Makes one field of a card wrong.
+type Spoil = fn(&mut NodeCard);
+
 /// Drives a state with rising indices and request ids.
 struct Driver {
     state: ControlState,
@@ -192,11 +195,11 @@ fn malformed_commands_are_refused_with_the_field() {
     let mut driver = Driver::new();
     let refused = |outcome: Outcome, field: &str| match outcome {
         Outcome::Refused(Refusal::Invalid { message }) => {
-            assert!(message.contains(field), "{message:?} lacks {field:?}")
+            assert!(message.contains(field), "{message:?} lacks {field:?}");
         }
         other => panic!("{field}: {other:?}"),
     };
-    let cards: [(&str, fn(&mut NodeCard)); 8] = [
+    let cards: [(&str, Spoil); 8] = [
         ("name", |card| card.name.clear()),
         ("name", |card| card.name = "x".repeat(300)),
         ("name", |card| card.name = "a\nb".into()),

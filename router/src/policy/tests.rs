@@ -5,6 +5,9 @@ use tandem_proto::ids::Digest;
 
 use super::*;
 
+/// Makes one field of a file wrong.
+type Spoil = fn(&mut PolicyFile);
+
 /// A file whose p̂ is sigmoid(entropy − 2): mean 1, standard deviation 0.5, so weight 0.5.
 fn file() -> PolicyFile {
     PolicyFile {
@@ -133,7 +136,7 @@ fn names_are_stable() {
 
 #[test]
 fn files_name_the_field_that_is_wrong() {
-    let cases: [(&str, fn(&mut PolicyFile)); 24] = [
+    let cases: [(&str, Spoil); 24] = [
         ("format", |f| f.format = 2),
         ("edge_model", |f| f.edge_model = "abc".into()),
         ("cloud_model", |f| f.cloud_model = "G".repeat(64)),
@@ -253,7 +256,7 @@ fn quality_table() {
     for target in [0.0, -1.0, 1.0, f32::NAN] {
         assert!(matches!(for_quality(&quality, target), Err(QualityError::BadTarget { .. })));
     }
-    let empty = Quality { points: Vec::new(), ..quality.clone() };
+    let empty = Quality { points: Vec::new(), ..file().quality };
     assert_eq!(for_quality(&empty, 0.1), Err(QualityError::NoPoints));
     // A dip after a bad row does not count: the promise needs every smaller τ to hold.
     let mut dip = quality.clone();

@@ -1,4 +1,4 @@
-//! Accepts connections, but never more than [`CONNECTIONS_MAX`] at a time.
+//! Accepts connections, but never more than a bound at a time.
 
 use std::{
     io,
@@ -19,13 +19,12 @@ use tonic::{
     transport::server::{Connected, TcpConnectInfo},
 };
 
-use super::CONNECTIONS_MAX;
 use crate::metric_definitions as names;
 
 /// Pause after an accept that failed (out of file descriptors, say), so as not to spin.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection and its place among the [`CONNECTIONS_MAX`].
+/// A connection and its place among those allowed.
 #[derive(Debug)]
 pub(super) struct Bounded {
     stream: TcpStream,
@@ -60,11 +59,12 @@ impl Stream for Incoming {
     }
 }
 
-pub(super) fn bounded(listener: TcpListener, shutdown: CancellationToken) -> Incoming {
+/// Accepts from `listener`, at most `max` connections at a time.
+pub(super) fn bounded(listener: TcpListener, max: usize, shutdown: CancellationToken) -> Incoming {
     let (accepted, incoming) = mpsc::channel(1);
     tokio::spawn(async move {
         let accepting = async {
-            let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            let places = Arc::new(Semaphore::new(max));
             while let Ok(permit) = Arc::clone(&places).acquire_owned().await {
                 match listener.accept().await {
                     Ok((stream, _)) => {
@@ -130,3 +130,6 @@ impl AsyncWrite for Bounded {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

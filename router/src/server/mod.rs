@@ -119,7 +119,7 @@ pub async fn serve(
         .identity(Identity::from_pem(&config.tls.certificate, &config.tls.key))
         .client_ca_root(Certificate::from_pem(&config.tls.ca))
         .timeout(HANDSHAKE_TIMEOUT);
-    let service = ControlServer::new(Service::new(Arc::clone(&log)))
+    let service = ControlServer::new(Service::new(Arc::clone(&log), REQUESTS_MAX))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let router = Server::builder()
@@ -130,7 +130,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE / 2))
         .add_service(service);
     tracing::info!(%address, "router listens");
-    let incoming = accept::bounded(listener, shutdown.clone());
+    let incoming = accept::bounded(listener, CONNECTIONS_MAX, shutdown.clone());
     let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     let task = tokio::spawn(async move {
         let ticks = expire_until(Arc::clone(&log), shutdown.clone());

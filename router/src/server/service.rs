@@ -7,7 +7,7 @@ use tandem_transport::identity::{PeerIdentity, Role};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
-use super::{REQUESTS_MAX, wall_ms};
+use super::wall_ms;
 use crate::{
     control::{self, Command, Outcome, Refusal, RequestId, TICKET_MS, log::CommandLog},
     convert, metric_definitions as names,
@@ -66,8 +66,8 @@ fn device_name(peer: &PeerIdentity, asked: &str) -> Result<String, Status> {
 }
 
 impl<L: CommandLog> Service<L> {
-    pub(super) fn new(log: Arc<L>) -> Self {
-        Self { log, places: Semaphore::new(REQUESTS_MAX) }
+    pub(super) fn new(log: Arc<L>, requests_max: usize) -> Self {
+        Self { log, places: Semaphore::new(requests_max) }
     }
 
     fn enter(&self) -> Result<SemaphorePermit<'_>, Status> {
@@ -248,3 +248,6 @@ impl<L: CommandLog> Control for Service<L> {
         measured!(self, "status", self.status_inner(request), |_| false)
     }
 }
+
+#[cfg(test)]
+mod tests;

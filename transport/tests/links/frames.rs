@@ -7,9 +7,9 @@ use tandem_proto::{
     frame::{FrameError, Message},
     limits::{PAYLOAD_ALIGN, PAYLOAD_BYTES_MAX},
 };
-use tandem_transport::{Settings, TransportError};
+use tandem_transport::{Connector, Settings, TransportError};
 
-use crate::setup::{block, pair, pattern, token, within};
+use crate::setup::{Bed, block, dial, hello, pair, pattern, token, within};
 
 #[tokio::test]
 async fn frames_arrive_in_order_with_aligned_payloads() {
@@ -70,6 +70,23 @@ async fn a_message_past_a_limit_is_not_sent_and_breaks_nothing() {
     edge.tx.send(&token(1), Bytes::new()).await.unwrap();
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
     assert_eq!(within(cloud.rx.next()).await.unwrap().unwrap().message, token(1));
+}
+
+#[tokio::test]
+async fn the_smaller_payload_bound_of_the_two_holds() {
+    let bed = Bed::new();
+    let server = bed.server(Settings::dev());
+    let mut small = hello("phone");
+    small.payload_bytes_max = 1_000;
+    let connector = Connector::new(&bed.edge, Settings::dev(), small).unwrap();
+    let (edge, cloud) = dial(&server, &connector).await.unwrap();
+    let payload = pattern(1_001, 1);
+    let error = within(cloud.send_bulk(&block(0, &payload), payload)).await.unwrap_err();
+    let too_large = |e| matches!(e, TransportError::Frame(FrameError::PayloadTooLarge { len: 1_001, max: 1_000, .. }));
+    assert!(too_large(error));
+    let payload = pattern(1_000, 1);
+    within(cloud.send_bulk(&block(0, &payload), payload)).await.unwrap();
+    assert_eq!(within(edge.accept_bulk()).await.unwrap().payload.len(), 1_000);
 }
 
 /// The receiver is polled and dropped at every kind of moment while frames trickle in byte by byte;

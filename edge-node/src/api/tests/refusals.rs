@@ -31,7 +31,11 @@ fn chat_table() -> Vec<(Value, &'static str, &'static str)> {
         (json!({ "functions": [] }), "unsupported_field", "functions"),
         (json!({ "function_call": "auto" }), "unsupported_field", "function_call"),
         (json!({ "response_format": { "type": "json_object" } }), "unsupported_field", "response_format"),
-        (json!({ "response_format": { "type": "json_schema", "json_schema": {} } }), "unsupported_field", "response_format"),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": {} } }),
+            "unsupported_field",
+            "response_format",
+        ),
         (json!({ "response_format": "text" }), "invalid_type", "response_format"),
         (json!({ "response_format": {} }), "missing_field", "response_format.type"),
         (json!({ "audio": { "voice": "x" } }), "unsupported_field", "audio"),
@@ -61,18 +65,35 @@ fn chat_table() -> Vec<(Value, &'static str, &'static str)> {
         (user(json!([])), "invalid_value", "messages[0].content"),
         (user(json!(["x"])), "invalid_type", "messages[0].content[0]"),
         (user(json!([{ "type": "text" }])), "missing_field", "messages[0].content[0].text"),
-        (user(json!([{ "type": "text", "text": "a" }, { "type": "image_url", "image_url": {} }])),
-            "unsupported_field", "messages[0].content[1].type"),
+        (
+            user(json!([{ "type": "text", "text": "a" }, { "type": "image_url", "image_url": {} }])),
+            "unsupported_field",
+            "messages[0].content[1].type",
+        ),
         (user(json!([{ "type": "text", "text": "a", "size": 1 }])), "unknown_field", "messages[0].content[0].size"),
-        (json!({ "messages": [{ "role": "user", "content": "x", "name": "ann" }] }), "unsupported_field", "messages[0].name"),
-        (json!({ "messages": [{ "role": "user", "content": "x", "mood": "ok" }] }), "unknown_field", "messages[0].mood"),
-        (json!({ "messages": [{ "role": "assistant", "content": "x", "tool_calls": [{}] }] }),
-            "unsupported_field", "messages[0].tool_calls"),
+        (
+            json!({ "messages": [{ "role": "user", "content": "x", "name": "ann" }] }),
+            "unsupported_field",
+            "messages[0].name",
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": "x", "mood": "ok" }] }),
+            "unknown_field",
+            "messages[0].mood",
+        ),
+        (
+            json!({ "messages": [{ "role": "assistant", "content": "x", "tool_calls": [{}] }] }),
+            "unsupported_field",
+            "messages[0].tool_calls",
+        ),
         (json!({ "stream": "yes" }), "invalid_type", "stream"),
         (json!({ "stream_options": { "include_usage": true } }), "invalid_value", "stream_options"),
         (json!({ "stream": true, "stream_options": { "every": 1 } }), "unknown_field", "stream_options.every"),
-        (json!({ "stream": true, "stream_options": { "include_obfuscation": true } }),
-            "unsupported_field", "stream_options.include_obfuscation"),
+        (
+            json!({ "stream": true, "stream_options": { "include_obfuscation": true } }),
+            "unsupported_field",
+            "stream_options.include_obfuscation",
+        ),
         (json!({ "max_tokens": 0 }), "invalid_value", "max_tokens"),
         (json!({ "max_tokens": 1.5 }), "invalid_type", "max_tokens"),
         (json!({ "max_tokens": "9" }), "invalid_type", "max_tokens"),
@@ -93,8 +114,11 @@ fn chat_table() -> Vec<(Value, &'static str, &'static str)> {
         (json!({ "logit_bias": { "4096": 1 } }), "invalid_value", "logit_bias.4096"),
         (json!({ "logit_bias": { "7": 101 } }), "invalid_value", "logit_bias.7"),
         (json!({ "logit_bias": { "7": null } }), "invalid_type", "logit_bias.7"),
-        (json!({ "logit_bias": (0..301).map(|i| (i.to_string(), json!(1))).collect::<serde_json::Map<_, _>>() }),
-            "invalid_value", "logit_bias"),
+        (
+            json!({ "logit_bias": (0..301).map(|i| (i.to_string(), json!(1))).collect::<serde_json::Map<_, _>>() }),
+            "invalid_value",
+            "logit_bias",
+        ),
         (json!({ "seed": 1.5 }), "invalid_type", "seed"),
         (json!({ "seed": u64::MAX }), "invalid_value", "seed"),
         (json!({ "n": 0 }), "invalid_value", "n"),
@@ -196,8 +220,10 @@ async fn large_bodies_are_413_announced_or_not() {
     let body = vec![b' '; BODY_BYTES_MAX + 1];
     let reply = post_bytes(app(&node()), CHAT, body.clone()).await;
     assert_eq!(reply.error(), (413, "body_too_large".into(), None));
-    let pieces = futures::stream::iter(body.chunks(1 << 16).map(|c| Ok::<_, std::io::Error>(c.to_vec())).collect::<Vec<_>>());
-    let request = Request::post(CHAT).header("content-type", "application/json").body(Body::from_stream(pieces)).unwrap();
+    let pieces =
+        futures::stream::iter(body.chunks(1 << 16).map(|c| Ok::<_, std::io::Error>(c.to_vec())).collect::<Vec<_>>());
+    let request =
+        Request::post(CHAT).header("content-type", "application/json").body(Body::from_stream(pieces)).unwrap();
     assert_eq!(send(app(&node()), request).await.error(), (413, "body_too_large".into(), None));
     let largest = vec![b' '; BODY_BYTES_MAX];
     assert_eq!(post_bytes(app(&node()), CHAT, largest).await.error().0, 400);
@@ -289,7 +315,8 @@ async fn a_node_that_is_not_ready_answers_503() {
         let mut replay = Replay::of("Lima.");
         replay.readiness = readiness;
         let replay = Arc::new(replay);
-        for reply in [post(app(&replay), CHAT, &chat(&json!({}))).await, get(app(&replay), "/ready").await] {
+        let controls = post(app(&replay), "/tandem/controls", &json!({ "cut": true })).await;
+        for reply in [post(app(&replay), CHAT, &chat(&json!({}))).await, get(app(&replay), "/ready").await, controls] {
             assert_eq!(reply.error(), (503, code.into(), None));
             assert_eq!(reply.header("retry-after").is_some(), retry, "{code}");
         }

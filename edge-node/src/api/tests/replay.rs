@@ -193,7 +193,8 @@ impl Backend for Replay {
     }
 
     fn models(&self) -> Vec<ModelEntry> {
-        let entry = |id: &str, mode| ModelEntry { id: id.into(), created: 1_700_000_000, owned_by: "tests".into(), mode };
+        let entry =
+            |id: &str, mode| ModelEntry { id: id.into(), created: 1_700_000_000, owned_by: "tests".into(), mode };
         vec![entry("demo-edge", Some(Mode::Local)), entry("demo-cloud", Some(Mode::Cloud))]
     }
 

@@ -127,7 +127,8 @@ async fn the_last_chunk_of_a_choice_says_what_it_took() {
 
 #[tokio::test]
 async fn choices_are_interleaved() {
-    let chunks = post(app(&node(&ANSWERS[1].repeat(3))), CHAT, &chat(&json!({ "stream": true, "n": 2 }))).await.chunks();
+    let chunks =
+        post(app(&node(&ANSWERS[1].repeat(3))), CHAT, &chat(&json!({ "stream": true, "n": 2 }))).await.chunks();
     let order: Vec<u64> = chunks.iter().map(|chunk| chunk["choices"][0]["index"].as_u64().unwrap()).collect();
     let switches = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
     assert!(switches > order.len() / 4, "{order:?}");

@@ -103,8 +103,8 @@ fn what_cannot_be_fitted_is_refused_with_the_reason() {
     says(&good, &FitConfig { epochs: 0, ..config.clone() }, "epochs");
     says(&good, &FitConfig { learning_rate: f32::NAN, ..config.clone() }, "learning_rate");
     says(&good, &FitConfig { units: Some(0), ..config.clone() }, "units");
-    says(&good, &FitConfig { features: vec![FeatureName::Top1; 2], ..config.clone() }, "repeat");
-    says(&good, &FitConfig { features: Vec::new(), hidden: None, ..config.clone() }, "features");
+    says(&good, &FitConfig { features: vec![FeatureName::Top1; 2], ..FitConfig::default() }, "repeat");
+    says(&good, &FitConfig { features: Vec::new(), ..FitConfig::default() }, "features");
     let mut ragged = good.clone();
     ragged[9].hidden.pop();
     says(&ragged, &config, "sample 9 has a hidden state of 1");

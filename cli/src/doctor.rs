@@ -1,0 +1,230 @@
+//! `tandem doctor`: what works on this machine, and what to do about what does not.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::json;
+use tandem_engine::{KvPool, Rows};
+use tandem_transport::{Connector, DevCa, Role, Server, Settings as QuicSettings};
+
+use crate::args::{Global, NodeArgs};
+use crate::config::{self, Settings};
+use crate::failure::{Code, Failure, OrFail as _};
+use crate::node_client::NodeClient;
+use crate::ready::print_line;
+use crate::state::{self, StateDir};
+use crate::{logging, pair};
+
+/// A question of the reference, and how both models answer it greedily (`models/reference/`).
+const QUESTION: &str = "Zagreb is the capital of which country?";
+/// The answer to it.
+const ANSWER: &str = "Zagreb is the capital of Croatia.";
+/// Memory that the pair, its buffers and its KV pools take, MiB.
+const MEMORY_MIB: u64 = 512;
+/// No build of this program is older: 2025-01-01.
+const BUILT_AFTER_S: u64 = 1_735_689_600;
+/// Longest wait for a link over loopback.
+const LINK_WAIT: Duration = Duration::from_secs(5);
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    /// Fine.
+    Ok,
+    /// Works, with a drawback.
+    Warn,
+    /// Broken.
+    Fail,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    verdict: Verdict,
+    /// What was found, and what to do unless it is fine.
+    detail: String,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, detail: detail.into() }
+    }
+
+    fn warn(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Warn, detail: detail.into() }
+    }
+
+    fn fail(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Fail, detail: detail.into() }
+    }
+}
+
+/// Runs every check and reports; fails if one does.
+pub(crate) async fn run(global: &Global) -> Result<(), Failure> {
+    let path = state::path(global)?;
+    let (configuration, settings) = match config::load(global, &path, Vec::new()) {
+        Ok(settings) => (Check::ok("configuration", "every key is known"), settings),
+        Err(failure) => (Check::fail("configuration", failure.to_string()), Settings::default()),
+    };
+    logging::start(&settings.log)?;
+    let mut checks = vec![configuration, cpu(), memory(), clock(), state_folder(&path)];
+    for name in [&settings.edge.model, &settings.cloud.model] {
+        checks.push(model(name.clone()).await);
+    }
+    checks.push(loopback_link().await);
+    checks.extend(node_or_ports(global, &settings).await);
+    let broken = checks.iter().any(|check| check.verdict == Verdict::Fail);
+    if global.json {
+        print_line(&json!({ "ok": !broken, "checks": checks }).to_string());
+    } else {
+        for Check { name, verdict, detail } in &checks {
+            let mark = match verdict {
+                Verdict::Ok => "ok  ",
+                Verdict::Warn => "warn",
+                Verdict::Fail => "FAIL",
+            };
+            print_line(&format!("{mark}  {name:<14} {detail}"));
+        }
+    }
+    if broken { Err(Failure::reported(Code::Unwell)) } else { Ok(()) }
+}
+
+fn cpu() -> Check {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernels = tandem_engine::numerics();
+    #[cfg(target_arch = "x86_64")]
+    if !(std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")) {
+        let detail = format!("{cores} cores without AVX2: the portable kernels ({kernels}) are several times slower");
+        return Check::warn("cpu", detail);
+    }
+    Check::ok("cpu", format!("{cores} cores, kernels {kernels}"))
+}
+
+fn memory() -> Check {
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().split(' ').next()?.parse::<u64>().ok()
+    });
+    match available.map(|kib| kib / 1024) {
+        None => Check::warn("memory", format!("cannot be read here; the pair needs about {MEMORY_MIB} MiB")),
+        Some(mib) if mib < MEMORY_MIB => Check::fail(
+            "memory",
+            format!("{mib} MiB free, the pair needs about {MEMORY_MIB}; end something, or lower edge.kv_blocks and cloud.bounds.kv_blocks"),
+        ),
+        Some(mib) => Check::ok("memory", format!("{mib} MiB free")),
+    }
+}
+
+fn clock() -> Check {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    if now < BUILT_AFTER_S {
+        return Check::fail("clock", "is before 2025; set it, or no certificate will be valid");
+    }
+    Check::ok("clock", "plausible")
+}
+
+fn state_folder(path: &Path) -> Check {
+    let check = || -> Result<(), Failure> {
+        let state = StateDir::open(path)?;
+        state.identity(None, Role::Operator, "doctor").map(drop)
+    };
+    match check() {
+        Ok(()) => Check::ok("state", format!("{} is writable, its CA issues valid certificates", path.display())),
+        Err(failure) => Check::fail("state", failure.to_string()),
+    }
+}
+
+async fn model(name: String) -> Check {
+    let asked = name.clone();
+    let answered = tokio::task::spawn_blocking(move || answer(&asked)).await.or_fail(Code::Failed);
+    match answered.and_then(|answer| answer) {
+        Ok((text, ms)) if text == ANSWER => Check::ok("model", format!("{name} loads and answers as the reference ({ms} ms)")),
+        Ok((text, _)) => Check::fail(
+            "model",
+            format!("{name} answers {text:?}, the reference {ANSWER:?}: the kernels are wrong on this machine; please report it with `tandem doctor --json`"),
+        ),
+        Err(failure) => Check::fail("model", failure.to_string()),
+    }
+}
+
+/// The greedy answer of a model to [`QUESTION`], and how long loading and answering took.
+fn answer(name: &str) -> Result<(String, u128), Failure> {
+    const STEPS_MAX: usize = 32;
+    let begun = std::time::Instant::now();
+    let loaded = pair::load(name, 0)?;
+    let message = tandem_engine::chat::Message::new("user", QUESTION);
+    let prompt = loaded.chat.render(&[message], true, 0).or_fail(Code::Failed)?;
+    let mut next = loaded.tokenizer.encode(&prompt).or_fail(Code::Failed)?;
+    let layers = 0..loaded.model.spec().layers;
+    let mut pool = KvPool::new(&loaded.model, layers.clone(), 8).or_fail(Code::Failed)?;
+    let mut seq = pool.sequence();
+    let mut written = Vec::new();
+    while written.len() < STEPS_MAX {
+        let hidden = loaded.model.embed(&next).or_fail(Code::Failed)?;
+        let mut rows = [Rows { seq: &mut seq, rows: next.len() }];
+        let hidden = loaded.model.layers(layers.clone(), &mut pool, &mut rows, hidden).or_fail(Code::Failed)?;
+        let logits = loaded.model.head(&hidden, &[next.len() - 1]).or_fail(Code::Failed)?;
+        let best = logits.data.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &score)| {
+            if score > best.1 { (id as u32, score) } else { best }
+        });
+        if loaded.stop_tokens.contains(&best.0) {
+            break;
+        }
+        written.push(best.0);
+        next = vec![best.0];
+    }
+    let text = loaded.tokenizer.decode(&written).or_fail(Code::Failed)?;
+    Ok((text, begun.elapsed().as_millis()))
+}
+
+async fn loopback_link() -> Check {
+    let linked = async {
+        let dir = std::env::temp_dir().join(format!("tandem-doctor-{}-{}", std::process::id(), pair::now_ms()));
+        let ca = DevCa::open_or_create(&dir).or_fail(Code::State);
+        // The CA lives on in memory.
+        let _ = std::fs::remove_dir_all(&dir);
+        let ca = ca?;
+        let (cloud, edge) = (ca.issue(Role::Cloud, "doctor"), ca.issue(Role::Edge, "doctor"));
+        let (cloud, edge) = (cloud.or_fail(Code::State)?, edge.or_fail(Code::State)?);
+        let hello = pair::hello("doctor", 1, Vec::new());
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::bind(any, &cloud, QuicSettings::dev(), hello.clone()).or_fail(Code::Failed)?;
+        let address = server.local_addr().or_fail(Code::Failed)?;
+        let connector = Connector::new(&edge, QuicSettings::dev(), hello).or_fail(Code::Failed)?;
+        let link = connector.connect(address, "localhost").await.or_fail(Code::Failed)?;
+        Ok::<_, Failure>(link.stats().rtt_us)
+    };
+    match tokio::time::timeout(LINK_WAIT, linked).await {
+        Ok(Ok(rtt_us)) => Check::ok("link", format!("mutual TLS over QUIC on loopback works (RTT {rtt_us} µs)")),
+        Ok(Err(failure)) => Check::fail("link", format!("no QUIC link over loopback: {failure}; allow UDP on lo in the firewall")),
+        Err(_) => Check::fail("link", "no QUIC link over loopback within 5 s; allow UDP on lo in the firewall"),
+    }
+}
+
+/// The running node, or else whether the ports it would take are free.
+async fn node_or_ports(global: &Global, settings: &Settings) -> Vec<Check> {
+    if let Ok(client) = NodeClient::new(global, &NodeArgs::default())
+        && let Ok(response) = client.send(client.get("/tandem/status")).await
+        && let Ok(status) = client.json(response).await
+    {
+        let cloud = if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
+        return vec![Check::ok("node", format!("one is running, {cloud}"))];
+    }
+    let ports = [
+        ("api port", settings.listen.api, TcpListener::bind(settings.listen.api).is_ok(), "--listen"),
+        ("router port", settings.listen.router, TcpListener::bind(settings.listen.router).is_ok(), "--router-listen"),
+        ("cloud port", settings.listen.cloud, UdpSocket::bind(settings.listen.cloud).is_ok(), "--cloud-listen"),
+    ];
+    let check = |(name, address, free, flag): (_, SocketAddr, _, _)| {
+        if free {
+            Check::ok(name, format!("{address} is free"))
+        } else {
+            Check::warn(name, format!("{address} is taken; stop what holds it, or choose another with {flag}"))
+        }
+    };
+    ports.map(check).into()
+}

@@ -1,0 +1,159 @@
+//! What a calibration found.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use tandem_router::policy::Policy;
+use tandem_router::policy::fit::{auc, brier, calibration_error};
+
+use super::Data;
+use crate::error::LabError;
+use crate::explore::{Explorer, Node, Path, cloud_share};
+use crate::pair::Pair;
+
+/// Bins of the expected calibration error.
+const BINS: usize = 15;
+
+/// Ranking and calibration of the scores on held-back problems, over the cloud's own paths.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Tokens.
+    pub tokens: usize,
+    /// Share of tokens on which the models differ, 0 … 1.
+    pub differs: f64,
+    /// Area under the ROC curve of the fitted rule.
+    pub auc: f32,
+    /// The same of the edge's entropy.
+    pub auc_entropy: f32,
+    /// The same of one minus the edge's top-1 probability.
+    pub auc_top1: f32,
+    /// Brier score of the fitted rule.
+    pub brier: f32,
+    /// Expected calibration error over 15 bins of equal count.
+    pub calibration_error: f32,
+}
+
+impl Measured {
+    pub(super) fn all<'p>(
+        explorer: &Explorer<'_>,
+        paths: impl Iterator<Item = (usize, &'p Path)>,
+        policy: &dyn Policy,
+    ) -> Self {
+        let nodes: Vec<&Node> = paths.flat_map(|(i, p)| p.nodes.iter().map(move |&at| &explorer.nodes(i)[at as usize])).collect();
+        let by = |score: &dyn Fn(&Node) -> f32| nodes.iter().map(|n| (score(n), n.differs())).collect::<Vec<_>>();
+        let risk = by(&|n| policy.score(&n.features()));
+        Self {
+            tokens: nodes.len(),
+            differs: nodes.iter().filter(|n| n.differs()).count() as f64 / nodes.len().max(1) as f64,
+            auc: auc(&risk),
+            auc_entropy: auc(&by(&|n| n.entropy)),
+            auc_top1: auc(&by(&|n| 1.0 - n.top1)),
+            brier: brier(&risk),
+            calibration_error: calibration_error(&risk, BINS),
+        }
+    }
+}
+
+/// One threshold in the closed loop on held-back fresh problems.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TriedThreshold {
+    /// τ.
+    pub threshold: f32,
+    /// Share of tokens that the cloud decided, 0 … 1.
+    pub share: f64,
+    /// Share of answers equal to the cloud's, 0 … 1.
+    pub equals_cloud: f64,
+}
+
+/// Exact match on the held-back problems of one part of the data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartReport {
+    /// The part.
+    pub part: String,
+    /// Rows.
+    pub rows: usize,
+    /// Exact match of the edge alone, 0 … 1.
+    pub edge: f64,
+    /// Of the cloud alone.
+    pub cloud: f64,
+    /// Of the fitted rule at its threshold.
+    pub auto: f64,
+    /// Share of tokens that the cloud decided under it.
+    pub share: f64,
+}
+
+impl PartReport {
+    /// `paths` are those of the edge, the cloud and the rule.
+    pub(super) fn all(pair: &Pair, data: &Data<'_>, paths: [&Vec<Path>; 3]) -> Result<Vec<Self>, LabError> {
+        let mut parts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for i in data.measured() {
+            parts.entry(data.rows[i].part.as_str()).or_default().push(i);
+        }
+        let mut out = Vec::new();
+        for (part, members) in parts {
+            let mut right = [0usize; 3];
+            for &i in &members {
+                for (count, paths) in right.iter_mut().zip(paths) {
+                    *count += usize::from(data.rows[i].is_right(&pair.text(&paths[i].tokens)?));
+                }
+            }
+            let [edge, cloud, auto] = right.map(|n| n as f64 / members.len() as f64);
+            let share = cloud_share(members.iter().map(|&i| &paths[2][i]));
+            out.push(Self { part: part.to_owned(), rows: members.len(), edge, cloud, auto, share });
+        }
+        Ok(out)
+    }
+}
+
+/// What a calibration found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CalibrateReport {
+    /// Rows of the calibration data.
+    pub rows: usize,
+    /// Of these, held back for measuring.
+    pub measured_rows: usize,
+    /// Tokens the rule was fitted and calibrated on.
+    pub samples: usize,
+    /// Epoch that was kept, from 0.
+    pub epoch: usize,
+    /// τ of the file.
+    pub threshold: f32,
+    /// Thresholds in the closed loop, largest first.
+    pub tried: Vec<TriedThreshold>,
+    /// Ranking and calibration.
+    pub measured: Measured,
+    /// Exact match by part of the data.
+    pub parts: Vec<PartReport>,
+}
+
+impl CalibrateReport {
+    /// As Markdown.
+    #[must_use]
+    pub fn markdown(&self) -> String {
+        let m = &self.measured;
+        let mut out = format!(
+            "Fitted on {} tokens of {} rows; measured on {} rows ({} tokens, models differ on {:.1} %).\n\n",
+            self.samples,
+            self.rows - self.measured_rows,
+            self.measured_rows,
+            m.tokens,
+            100.0 * m.differs
+        );
+        let _ = writeln!(out, "| score | AUC | ECE | Brier |\n|---|---|---|---|");
+        let _ = writeln!(out, "| calibrated | {:.4} | {:.4} | {:.4} |", m.auc, m.calibration_error, m.brier);
+        let _ = writeln!(out, "| entropy | {:.4} | | |\n| 1 − top-1 probability | {:.4} | | |\n", m.auc_entropy, m.auc_top1);
+        let _ = writeln!(out, "| τ | tokens decided by the cloud | answers equal to the cloud's |\n|---|---|---|");
+        for t in &self.tried {
+            let mark = if t.threshold.to_bits() == self.threshold.to_bits() { " (chosen)" } else { "" };
+            let (share, equal) = (100.0 * t.share, 100.0 * t.equals_cloud);
+            let _ = writeln!(out, "| {:.4}{mark} | {share:.1} % | {equal:.1} % |", t.threshold);
+        }
+        let _ = writeln!(out, "\n| part | rows | edge | cloud | auto | tokens decided by the cloud |\n|---|---|---|---|---|---|");
+        for p in &self.parts {
+            let [edge, cloud, auto, share] = [p.edge, p.cloud, p.auto, p.share].map(|x| 100.0 * x);
+            let _ = writeln!(out, "| {} | {} | {edge:.1} % | {cloud:.1} % | {auto:.1} % | {share:.1} % |", p.part, p.rows);
+        }
+        out
+    }
+}

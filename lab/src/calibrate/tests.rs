@@ -1,0 +1,50 @@
+use super::*;
+
+fn sample(n: usize) -> Vec<Row> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/data/calibration.jsonl");
+    let rows = crate::rows::read(&path).unwrap();
+    rows.into_iter().filter(|r| matches!(r.category.as_str(), "add" | "mul" | "compare")).take(n).collect()
+}
+
+/// Two runs of a small calibration give the same bytes, and the file is one that loads.
+#[test]
+fn calibration_is_deterministic_and_yields_a_valid_file() {
+    let pair = Pair::embedded(1).unwrap();
+    let rows = sample(48);
+    let mut options = CalibrateOptions::default();
+    options.fit.units = Some(4);
+    options.fit.epochs = 2;
+    let run = || calibrate(&pair, &rows, &options, &Progress::silent()).unwrap();
+    let (file, report) = run();
+    let (again, report_again) = run();
+    assert_eq!(serde_json::to_vec(&file).unwrap(), serde_json::to_vec(&again).unwrap());
+    assert_eq!(report, report_again);
+    file.check_pair(&pair.edge.digest(), &pair.cloud.digest()).unwrap();
+    let parsed = PolicyFile::parse(&serde_json::to_vec(&file).unwrap()).unwrap();
+    assert_eq!(parsed.quality.requests as usize, report.measured_rows);
+    assert!(report.measured_rows > 0 && report.measured_rows < rows.len());
+    assert!(report.markdown().contains("(chosen)"));
+}
+
+#[test]
+fn wordings_of_a_problem_stay_on_one_side() {
+    let rows = sample(400);
+    let data = Data::split(&rows, 0.25, 3);
+    let mut sides = std::collections::BTreeMap::new();
+    for (problem, measured) in data.problems.iter().zip(&data.measured) {
+        assert_eq!(sides.entry(*problem).or_insert(*measured), measured);
+    }
+    let share = data.measured().count() as f64 / rows.len() as f64;
+    assert!((0.15..0.35).contains(&share), "{share}");
+}
+
+#[test]
+fn a_quantile_leaves_its_share_above() {
+    let scores = || (0..100).map(|i| i as f32 / 100.0);
+    for share in [0.01, 0.1, 0.5] {
+        let t = quantile(scores(), share);
+        let above = scores().filter(|s| *s > t).count();
+        assert!(above.abs_diff((share * 100.0) as usize) <= 1, "{share}: {above}");
+    }
+    assert_eq!(quantile(std::iter::empty(), 0.1), 1.0);
+}

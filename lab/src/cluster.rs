@@ -1,0 +1,181 @@
+//! An edge and a cloud node in this process, over real QUIC on the loopback: for evaluation,
+//! experiments and whole-system tests.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tandem_cloud_node::node::{CloudError, CloudNode};
+use tandem_cloud_node::settings::CloudSettings;
+use tandem_edge_node::node::{EdgeError, EdgeNode, EdgeParts};
+use tandem_edge_node::settings::EdgeSettings;
+use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
+use tandem_engine::EngineError;
+use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
+use tandem_proto::frame::schema_digest;
+use tandem_proto::ids::Epoch;
+use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
+use tandem_proto::message::{Hello, ModelCard};
+use tandem_router::policy::{Policy, PolicyError, PolicyFile, PolicySpec};
+use tandem_transport::bulk::BulkInbox;
+use tandem_transport::proxy::{Faults, ProxyHandle, UdpProxy};
+use tandem_transport::identity::IdentityError;
+use tandem_transport::{
+    Backoff, Connector, DevCa, Redial, Role, Server, Settings as QuicSettings, Target, TransportError,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Why a cluster cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// A model cannot be loaded.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The edge node cannot start.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// The cloud node cannot start.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Sockets cannot be made.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The policy cannot be built.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// No folder for the certificates.
+    #[error("no temporary folder: {0}")]
+    Folder(#[from] std::io::Error),
+    /// The edge did not reach the cloud.
+    #[error("the edge did not reach the cloud within {0:?}")]
+    NoLink(Duration),
+}
+
+/// What a cluster is made of.
+#[derive(Clone)]
+pub struct ClusterOptions {
+    /// Settings of the edge.
+    pub edge: EdgeSettings,
+    /// Settings of the cloud.
+    pub cloud: CloudSettings,
+    /// When the edge asks the cloud.
+    pub policy: PolicySpec,
+    /// Parameters of the calibrated rule.
+    pub policy_file: Option<Arc<PolicyFile>>,
+    /// Faults of the link; none for the bare loopback.
+    pub link: Option<Faults>,
+    /// Seed of the link's faults.
+    pub seed: u64,
+    /// Threads of each model.
+    pub threads: usize,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            edge: EdgeSettings { trunk_layers: TRUNK_LAYERS, ..EdgeSettings::default() },
+            cloud: CloudSettings { trunk_layers: TRUNK_LAYERS, ..CloudSettings::default() },
+            policy: PolicySpec::Top1 { probability: 0.9 },
+            policy_file: None,
+            link: None,
+            seed: 0,
+            threads: 1,
+        }
+    }
+}
+
+/// A running pair of nodes. Dropping it stops both.
+pub struct Cluster {
+    /// The edge node.
+    pub edge: EdgeNode,
+    /// The cloud node.
+    pub cloud: Arc<CloudNode>,
+    /// The link's faults, if it goes through the proxy.
+    pub proxy: Option<ProxyHandle>,
+    _proxy: Option<UdpProxy>,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn hello(node: &str, models: Vec<ModelCard>) -> Hello {
+    Hello {
+        minor_min: MINOR_MIN,
+        minor_max: MINOR_MAX,
+        schema: schema_digest(),
+        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
+        boot_epoch: 1,
+        node: node.to_owned(),
+        models,
+    }
+}
+
+/// How long the edge may take to reach the cloud.
+const LINK_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Cluster {
+    /// Starts both nodes and waits for the link. Needs a multi-thread tokio runtime.
+    ///
+    /// # Errors
+    /// A [`ClusterError`] that says which part failed.
+    pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let policy: Arc<dyn Policy> = options.policy.build(options.policy_file.as_ref())?;
+        let folder = tempfile::tempdir()?;
+        let ca = DevCa::open_or_create(folder.path())?;
+        let cloud_identity = ca.issue(Role::Cloud, &options.cloud.name)?;
+        let edge_identity = ca.issue(Role::Edge, &options.edge.name)?;
+        let shutdown = CancellationToken::new();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+
+        let big = CLOUD.load(options.threads)?;
+        let cloud = CloudNode::start(big.model, big.card.clone(), options.cloud.clone())?;
+        let greeting = hello(&options.cloud.name, vec![big.card]);
+        let server = Server::bind_for(any, &cloud_identity, QuicSettings::dev(), greeting, &[Role::Edge])?;
+        let mut address = server.local_addr()?;
+        tokio::spawn(cloud.clone().serve(server, shutdown.clone()));
+        let proxy = options.link.map(|faults| UdpProxy::start(any, address, faults, options.seed)).transpose()?;
+        if let Some(proxy) = &proxy {
+            address = proxy.local_addr();
+        }
+
+        let small = EDGE.load(options.threads)?;
+        let greeting = hello(&options.edge.name, vec![small.card]);
+        let connector = Arc::new(Connector::new_for(&edge_identity, QuicSettings::dev(), greeting, &[Role::Cloud])?);
+        let server_name = cloud_identity.id().dns_name();
+        let redial = Redial::start(connector, Backoff::default(), move || {
+            let target = Target { addr: address, server_name: server_name.clone() };
+            async move { Ok(target) }
+        });
+        let epoch = TicketEpoch::default();
+        epoch.saw(Epoch(1));
+        let bulk = BulkInbox::default();
+        let mut links = redial.link();
+        let uplinks = Uplinks::new(redial, epoch, bulk.clone());
+        let edge = EdgeNode::start(
+            options.edge.clone(),
+            EdgeParts {
+                model: small.model,
+                tokenizer: small.tokenizer,
+                chat: small.chat,
+                stop_tokens: small.stop_tokens,
+                policy,
+                uplinks,
+                bulk,
+                tenant: edge_identity.id().tenant.clone(),
+            },
+        )?;
+        let linked = tokio::time::timeout(LINK_TIMEOUT, links.wait_for(Option::is_some)).await;
+        if !matches!(linked, Ok(Ok(_))) {
+            return Err(ClusterError::NoLink(LINK_TIMEOUT));
+        }
+        let handle = proxy.as_ref().map(UdpProxy::handle);
+        Ok(Self { edge, cloud, proxy: handle, _proxy: proxy, shutdown })
+    }
+}

@@ -1,0 +1,107 @@
+//! Answers of a cluster, for tests that compare them token for token.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use tandem_edge_node::node::EdgeNode;
+use tandem_edge_node::request::{Event, FinishReason, GenerateRequest, Mode, RouteSummary, TokenEvent};
+use tandem_engine::chat::Message;
+use tandem_proto::message::SamplingParams;
+use tokio::sync::Semaphore;
+
+/// A complete answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its tokens.
+    pub tokens: Vec<TokenEvent>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// What it took.
+    pub route: RouteSummary,
+}
+
+impl Answer {
+    /// Token ids.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|t| t.id).collect()
+    }
+}
+
+/// The first `n` questions of the evaluation data, all splits in turn.
+pub fn questions(n: usize) -> Result<Vec<String>> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/data");
+    let mut splits = Vec::new();
+    for split in ["eval_heldout", "eval_dialogue", "eval_seen_facts"] {
+        let text = std::fs::read_to_string(data.join(format!("{split}.jsonl")))?;
+        let rows: Vec<String> = text
+            .lines()
+            .map(|line| {
+                let row: serde_json::Value = serde_json::from_str(line)?;
+                Ok(row["prompt"].as_str().context("a row without a prompt")?.to_owned())
+            })
+            .collect::<Result<_>>()?;
+        splits.push(rows);
+    }
+    Ok((0..n).filter_map(|i| splits[i % 3].get(i / 3).cloned()).collect())
+}
+
+/// Prompt tokens of a question.
+pub fn prompt(edge: &EdgeNode, question: &str) -> Result<Vec<u32>> {
+    let text = edge.chat_template().render(&[Message::new("user", question)], true, 0)?;
+    Ok(edge.tokenizer().encode(&text)?)
+}
+
+/// A request for an answer to `question`.
+pub fn request(edge: &EdgeNode, question: &str, mode: Mode, sampling: &SamplingParams) -> Result<GenerateRequest> {
+    Ok(GenerateRequest {
+        request_id: format!("test-{}", mode.name()),
+        prompt: prompt(edge, question)?,
+        mode,
+        sampling: sampling.clone(),
+        tokens_max: 64,
+        threshold: None,
+        top_logprobs: 0,
+    })
+}
+
+/// Runs a request to its end and checks that indices are 0..n once each. `on_token` is called after
+/// each token.
+pub async fn answer(edge: &EdgeNode, request: GenerateRequest, mut on_token: impl FnMut(&TokenEvent)) -> Result<Answer> {
+    let mut generation = edge.submit(request)?;
+    let mut tokens: Vec<TokenEvent> = Vec::new();
+    while let Some(event) = generation.events.recv().await {
+        match event {
+            Event::Token(t) => {
+                if t.index as usize != tokens.len() {
+                    bail!("token {} arrived as number {}", t.index, tokens.len());
+                }
+                on_token(&t);
+                tokens.push(t);
+            }
+            Event::Done(done) => return Ok(Answer { tokens, finish: done.finish, route: done.route }),
+            Event::Failed(e) => return Err(e.into()),
+        }
+    }
+    bail!("the answer ended without an end")
+}
+
+/// Answers all questions, at most `at_once` at a time, in order.
+pub async fn answers(edge: &EdgeNode, questions: &[String], mode: Mode, sampling: &SamplingParams, at_once: usize) -> Result<Vec<Answer>> {
+    let gate = Arc::new(Semaphore::new(at_once));
+    let mut tasks = Vec::new();
+    for question in questions {
+        let request = request(edge, question, mode, sampling)?;
+        let (edge, gate) = (edge.clone(), gate.clone());
+        tasks.push(tokio::spawn(async move {
+            let _turn = gate.acquire_owned().await?;
+            answer(&edge, request, |_| {}).await
+        }));
+    }
+    let mut all = Vec::new();
+    for task in tasks {
+        all.push(task.await??);
+    }
+    Ok(all)
+}
