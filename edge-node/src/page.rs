@@ -5,8 +5,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Path;
 use axum::http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
-    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
@@ -40,23 +40,15 @@ async fn asset(Path(path): Path<String>, headers: HeaderMap) -> Response {
 }
 
 async fn not_allowed(method: Method) -> Response {
-    let mut response = plain(
-        StatusCode::METHOD_NOT_ALLOWED,
-        format!("{method} is not allowed here; use GET\n"),
-    );
-    response
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here; use GET\n"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
 }
 
 /// The file at `path` inside the assets, 304 if the browser already has it, 404 if there is none.
 fn serve(path: &str, headers: &HeaderMap) -> Response {
     let Some(file) = Assets::get(path) else {
-        return plain(
-            StatusCode::NOT_FOUND,
-            format!("no page asset is called \"{path}\"\n"),
-        );
+        return plain(StatusCode::NOT_FOUND, format!("no page asset is called \"{path}\"\n"));
     };
     let tag = entity_tag(&file);
     let mut response = if holds(headers, &tag) {
@@ -65,9 +57,7 @@ fn serve(path: &str, headers: &HeaderMap) -> Response {
         response
     } else {
         let mut response = Response::new(Body::from(file.data));
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(content_type(path)));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type(path)));
         response
     };
     let fields = response.headers_mut();
@@ -83,10 +73,7 @@ fn plain(status: StatusCode, text: String) -> Response {
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let fields = response.headers_mut();
-    fields.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     protect(fields);
     response
 }
@@ -99,27 +86,16 @@ fn protect(fields: &mut HeaderMap) {
 
 /// Strong tag: the first 16 bytes of the content's SHA-256, quoted hex.
 fn entity_tag(file: &EmbeddedFile) -> String {
-    let hex: String = file
-        .metadata
-        .sha256_hash()
-        .iter()
-        .take(16)
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let hex: String = file.metadata.sha256_hash().iter().take(16).map(|b| format!("{b:02x}")).collect();
     format!("\"{hex}\"")
 }
 
 /// True if `If-None-Match` names `tag` (weak comparison, RFC 9110 § 13.1.2).
 fn holds(headers: &HeaderMap, tag: &str) -> bool {
-    headers
-        .get_all(IF_NONE_MATCH)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .any(|held| {
-            let held = held.trim();
-            held == "*" || held.strip_prefix("W/").unwrap_or(held) == tag
-        })
+    headers.get_all(IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(|held| {
+        let held = held.trim();
+        held == "*" || held.strip_prefix("W/").unwrap_or(held) == tag
+    })
 }
 
 fn content_type(path: &str) -> &'static str {

@@ -6,6 +6,8 @@ use tandem_engine::EngineError;
 use tandem_router::policy::fit::FitError;
 use tandem_router::policy::{PolicyError, PolicyFileError};
 
+use crate::cluster::ClusterError;
+
 /// Why an experiment cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
@@ -43,8 +45,8 @@ pub enum LabError {
     #[error(transparent)]
     Fit(#[from] FitError),
     /// The nodes under test cannot be started.
-    #[error("the cluster under test: {0}")]
-    Cluster(String),
+    #[error("the nodes under test: {0}")]
+    Cluster(#[from] ClusterError),
     /// An answer failed.
     #[error("prompt {prompt} in mode {mode}: {problem}")]
     Answer {

@@ -1,10 +1,13 @@
 //! Evaluation, calibration, link emulation and plots.
 
-pub mod cluster;
 pub mod calibrate;
+pub mod cluster;
 pub mod error;
+pub mod eval;
 pub mod explore;
+pub mod link_bench;
 pub mod pair;
+pub mod plot;
 pub mod progress;
 pub mod rows;
 

@@ -51,11 +51,7 @@ impl Shown {
     /// True if every token has one of `origins`, and there is one.
     #[must_use]
     pub fn only(&self, origins: &[&str]) -> bool {
-        !self.origins.is_empty()
-            && self
-                .origins
-                .iter()
-                .all(|origin| origins.contains(&origin.as_str()))
+        !self.origins.is_empty() && self.origins.iter().all(|origin| origins.contains(&origin.as_str()))
     }
 }
 
@@ -67,16 +63,8 @@ struct Vendor {
 }
 
 impl WebDriverCompatibleCommand for Vendor {
-    fn endpoint(
-        &self,
-        base: &url::Url,
-        session: Option<&str>,
-    ) -> Result<url::Url, url::ParseError> {
-        base.join(&format!(
-            "session/{}/{}",
-            session.unwrap_or_default(),
-            self.path
-        ))
+    fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
+        base.join(&format!("session/{}/{}", session.unwrap_or_default(), self.path))
     }
 
     fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
@@ -91,31 +79,17 @@ fn find(given: &str, names: &[&str]) -> Option<PathBuf> {
     }
     let path = std::env::var_os("PATH")?;
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    names
-        .iter()
-        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
-        .find(|file| file.is_file())
+    names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).find(|file| file.is_file())
 }
 
 impl Browser {
     /// Starts chromedriver on a free port and a browser in it; `None` where either is missing.
     pub async fn start() -> Result<Option<Self>> {
         let driver = find("CHROMEDRIVER", &["chromedriver"]);
-        let chromium = find(
-            "CHROMIUM",
-            &[
-                "chromium",
-                "chromium-browser",
-                "google-chrome",
-                "google-chrome-stable",
-            ],
-        );
+        let chromium = find("CHROMIUM", &["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]);
         let (Some(driver), Some(chromium)) = (driver, chromium) else {
             let what = "no chromedriver and Chromium in PATH (Debian: apt-get install chromium chromium-driver)";
-            ensure!(
-                std::env::var_os("TANDEM_REQUIRE_BROWSER").is_none_or(|v| v != "1"),
-                "{what}"
-            );
+            ensure!(std::env::var_os("TANDEM_REQUIRE_BROWSER").is_none_or(|v| v != "1"), "{what}");
             println!("SKIPPED: {what}");
             return Ok(None);
         };
@@ -133,11 +107,7 @@ impl Browser {
             .connect(&format!("http://127.0.0.1:{port}"))
             .await
             .context("starting the browser")?;
-        Ok(Some(Self {
-            client,
-            _driver: driver,
-            _profile: profile,
-        }))
+        Ok(Some(Self { client, _driver: driver, _profile: profile }))
     }
 
     /// Ends the browser.
@@ -147,21 +117,11 @@ impl Browser {
 
     /// Opens the page in a window of `width` × `height` CSS pixels and waits for its first status.
     pub async fn open(&self, page: &str, width: u32, height: u32, phone: bool) -> Result<()> {
-        let screen =
-            json!({ "width": width, "height": height, "mobile": phone, "deviceScaleFactor": 1 });
-        self.devtools("Emulation.setDeviceMetricsOverride", screen)
-            .await?;
-        self.devtools(
-            "Emulation.setTouchEmulationEnabled",
-            json!({ "enabled": phone }),
-        )
-        .await?;
+        let screen = json!({ "width": width, "height": height, "mobile": phone, "deviceScaleFactor": 1 });
+        self.devtools("Emulation.setDeviceMetricsOverride", screen).await?;
+        self.devtools("Emulation.setTouchEmulationEnabled", json!({ "enabled": phone })).await?;
         self.client.goto(page).await?;
-        self.until(
-            "the first status",
-            "return document.getElementById('pill').dataset.link !== 'unknown'",
-        )
-        .await
+        self.until("the first status", "return document.getElementById('pill').dataset.link !== 'unknown'").await
     }
 
     async fn vendor(&self, path: &'static str, body: Value) -> Result<Value> {
@@ -169,11 +129,7 @@ impl Browser {
     }
 
     async fn devtools(&self, command: &str, parameters: Value) -> Result<Value> {
-        self.vendor(
-            "goog/cdp/execute",
-            json!({ "cmd": command, "params": parameters }),
-        )
-        .await
+        self.vendor("goog/cdp/execute", json!({ "cmd": command, "params": parameters })).await
     }
 
     /// What `script` returns.
@@ -195,18 +151,11 @@ impl Browser {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        bail!(
-            "waited {} s for {what}; the page shows: {}",
-            WAIT_MAX.as_secs(),
-            self.text("body").await?
-        )
+        bail!("waited {} s for {what}; the page shows: {}", WAIT_MAX.as_secs(), self.text("body").await?)
     }
 
     async fn element(&self, css: &str) -> Result<Element> {
-        self.client
-            .find(Locator::Css(css))
-            .await
-            .with_context(|| format!("no element {css}"))
+        self.client.find(Locator::Css(css)).await.with_context(|| format!("no element {css}"))
     }
 
     /// Visible text of the first element that `css` selects.
@@ -216,11 +165,7 @@ impl Browser {
 
     /// Clicks the first element that `css` selects.
     pub async fn click(&self, css: &str) -> Result<()> {
-        self.element(css)
-            .await?
-            .click()
-            .await
-            .with_context(|| format!("clicking {css}"))
+        self.element(css).await?.click().await.with_context(|| format!("clicking {css}"))
     }
 
     /// Sends keys to whatever has the focus.
@@ -256,9 +201,7 @@ impl Browser {
     }
 
     async fn turns(&self) -> Result<u64> {
-        let count = self
-            .script("return document.querySelectorAll('.turn').length")
-            .await?;
+        let count = self.script("return document.querySelectorAll('.turn').length").await?;
         count.as_u64().context("turns")
     }
 
@@ -267,8 +210,7 @@ impl Browser {
             "const turns = document.querySelectorAll('.turn');
              return turns.length >= {turns} && !['waiting', 'streaming'].includes(turns[turns.length - 1].querySelector('.answer').dataset.state)"
         );
-        self.until(&format!("the answer to {question:?}"), &ended)
-            .await?;
+        self.until(&format!("the answer to {question:?}"), &ended).await?;
         self.last().await
     }
 
@@ -287,12 +229,7 @@ impl Browser {
             )
             .await?;
         let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
-        let origins = found["origins"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(str::to_owned);
+        let origins = found["origins"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
         Ok(Shown {
             state: text("state"),
             text: text("text"),
@@ -312,26 +249,15 @@ impl Browser {
                  return [Math.round(box.x + box.width / 2), Math.round(box.y + box.height / 2)]"
             ))
             .await?;
-        let (Some(x), Some(y)) = (at[0].as_f64(), at[1].as_f64()) else {
-            bail!("the answer has no token {index}")
-        };
-        let go = PointerAction::MoveTo {
-            duration: None,
-            x,
-            y,
-        };
+        let (Some(x), Some(y)) = (at[0].as_f64(), at[1].as_f64()) else { bail!("the answer has no token {index}") };
+        let go = PointerAction::MoveTo { duration: None, x, y };
         let button = fantoccini::actions::MOUSE_BUTTON_LEFT;
         if touch {
             let finger = TouchActions::new("finger".into());
-            let tap = finger
-                .then(go)
-                .then(PointerAction::Down { button })
-                .then(PointerAction::Up { button });
+            let tap = finger.then(go).then(PointerAction::Down { button }).then(PointerAction::Up { button });
             self.client.perform_actions(tap).await?;
         } else {
-            self.client
-                .perform_actions(MouseActions::new("mouse".into()).then(go))
-                .await?;
+            self.client.perform_actions(MouseActions::new("mouse".into()).then(go)).await?;
         }
         let shown = format!(
             "const tok = [...document.querySelectorAll('.answer')].at(-1).querySelectorAll('.tok')[{index}];
@@ -343,9 +269,7 @@ impl Browser {
 
     /// Text of the token card. Not its *visible* text: for WebDriver a card that fades in has none.
     pub async fn card(&self) -> Result<String> {
-        let text = self
-            .script("return document.getElementById('card').textContent")
-            .await?;
+        let text = self.script("return document.getElementById('card').textContent").await?;
         Ok(text.as_str().unwrap_or_default().to_owned())
     }
 
@@ -373,33 +297,19 @@ impl Browser {
                  return wide",
             )
             .await?;
-        Ok(found
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(ToString::to_string)
-            .collect())
+        Ok(found.as_array().into_iter().flatten().map(ToString::to_string).collect())
     }
 
     /// Controls that a screen reader could not name.
     pub async fn nameless(&self) -> Result<Vec<String>> {
-        let tree = self
-            .devtools("Accessibility.getFullAXTree", json!({}))
-            .await?;
+        let tree = self.devtools("Accessibility.getFullAXTree", json!({})).await?;
         let controls = ["button", "switch", "slider", "radio", "textbox", "link"];
-        let nameless = tree["nodes"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|node| {
-                let role = node["role"]["value"].as_str().unwrap_or_default();
-                node["ignored"] != true
-                    && controls.contains(&role)
-                    && node["name"]["value"]
-                        .as_str()
-                        .unwrap_or_default()
-                        .is_empty()
-            });
+        let nameless = tree["nodes"].as_array().into_iter().flatten().filter(|node| {
+            let role = node["role"]["value"].as_str().unwrap_or_default();
+            node["ignored"] != true
+                && controls.contains(&role)
+                && node["name"]["value"].as_str().unwrap_or_default().is_empty()
+        });
         Ok(nameless.map(ToString::to_string).collect())
     }
 
@@ -407,26 +317,18 @@ impl Browser {
     pub async fn console(&self) -> Result<Vec<String>> {
         let lines = self.vendor("se/log", json!({ "type": "browser" })).await?;
         let lines = lines.as_array().into_iter().flatten();
-        Ok(lines
-            .filter(|line| line["level"] != "INFO" && line["level"] != "DEBUG")
-            .map(ToString::to_string)
-            .collect())
+        Ok(lines.filter(|line| line["level"] != "INFO" && line["level"] != "DEBUG").map(ToString::to_string).collect())
     }
 
     /// Addresses that the page asked for since the last call.
     pub async fn requests(&self) -> Result<Vec<String>> {
-        let lines = self
-            .vendor("se/log", json!({ "type": "performance" }))
-            .await?;
+        let lines = self.vendor("se/log", json!({ "type": "performance" })).await?;
         let mut addresses = Vec::new();
         for line in lines.as_array().into_iter().flatten() {
             let event: Value = serde_json::from_str(line["message"].as_str().unwrap_or("null"))?;
             let (method, sent) = (&event["message"]["method"], &event["message"]["params"]);
             // The browser's own first tab is not the page.
-            let own = sent["documentURL"]
-                .as_str()
-                .unwrap_or_default()
-                .starts_with("chrome");
+            let own = sent["documentURL"].as_str().unwrap_or_default().starts_with("chrome");
             if method == "Network.requestWillBeSent" && !own {
                 addresses.extend(sent["request"]["url"].as_str().map(str::to_owned));
             }
@@ -452,9 +354,7 @@ async fn port_of(driver: &mut Child) -> Result<u16> {
         }
         bail!("chromedriver ended before it listened")
     };
-    let port = tokio::time::timeout(WAIT_MAX, port)
-        .await
-        .context("chromedriver did not start")?;
+    let port = tokio::time::timeout(WAIT_MAX, port).await.context("chromedriver did not start")?;
     // Keep its pipe empty, or it blocks once the pipe is full.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     port

@@ -21,11 +21,7 @@ async fn index_is_served_at_the_root() {
     let (status, headers, body) = ask("GET", "/", None).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(headers[CONTENT_TYPE], "text/html; charset=utf-8");
-    assert!(
-        String::from_utf8(body)
-            .expect("UTF-8")
-            .contains("<title>Tandem")
-    );
+    assert!(String::from_utf8(body).expect("UTF-8").contains("<title>Tandem"));
 }
 
 #[tokio::test]
@@ -33,21 +29,13 @@ async fn every_asset_has_type_policy_and_tag() {
     for name in Assets::iter() {
         let (status, headers, body) = ask("GET", &format!("/assets/{name}"), None).await;
         assert_eq!(status, StatusCode::OK, "{name}");
-        assert_ne!(
-            headers[CONTENT_TYPE], "application/octet-stream",
-            "{name} has an unknown extension"
-        );
+        assert_ne!(headers[CONTENT_TYPE], "application/octet-stream", "{name} has an unknown extension");
         assert_eq!(headers[CONTENT_SECURITY_POLICY], POLICY);
         assert_eq!(headers[X_CONTENT_TYPE_OPTIONS], "nosniff");
         assert!(!body.is_empty(), "{name}");
 
         let tag = headers[ETAG].to_str().expect("ASCII").to_owned();
-        for held in [
-            tag.clone(),
-            format!("W/{tag}"),
-            format!("\"other\", {tag}"),
-            "*".to_owned(),
-        ] {
+        for held in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
             let (status, headers, body) = ask("GET", &format!("/assets/{name}"), Some(&held)).await;
             assert_eq!(status, StatusCode::NOT_MODIFIED, "{name} with {held}");
             assert_eq!(headers[ETAG], tag.as_str());
@@ -98,17 +86,9 @@ fn assets_name_no_other_host_and_hold_no_inline_code() {
             continue;
         };
         let text = text.replace("http://www.w3.org/2000/svg", "");
-        for banned in [
-            "http://",
-            "https://",
-            "src=\"//",
-            "href=\"//",
-            "@import",
-            "eval(",
-            "innerHTML",
-            " style=\"",
-            " onclick=",
-        ] {
+        for banned in
+            ["http://", "https://", "src=\"//", "href=\"//", "@import", "eval(", "innerHTML", " style=\"", " onclick="]
+        {
             assert!(!text.contains(banned), "{name} holds {banned:?}");
         }
         assert!(!text.contains("<script>"), "{name} holds an inline script");

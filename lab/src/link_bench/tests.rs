@@ -1,0 +1,33 @@
+use std::path::Path;
+
+use super::*;
+
+/// Every way and every exchange over a short link: the texts are what they must be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_do_not_depend_on_link_strategy_or_exchange() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let policy = Arc::new(PolicyFile::load(&root.join("models/policy.json")).unwrap());
+    let options = LinkOptions { data: root.join("models/data"), rtts_ms: vec![10, 0], answers: 1, threads: 1 };
+    let report = measure(&options, &policy).await.unwrap();
+    assert_eq!(report.speeds.len(), 2 * WAYS.len());
+    for row in &report.speeds {
+        assert!(row.tokens > 0 && row.equals_cloud != Some(false), "{row:?}");
+        assert_eq!(row.hidden_share.is_some(), row.rtt_ms > 0 && row.round_trips > 0.0 && row.way != WAYS[2] && row.way != WAYS[6], "{row:?}");
+    }
+    for row in &report.exchanges {
+        assert!(row.same_text, "{row:?}");
+    }
+    let fetched = |on| report.exchanges.iter().find(|r| r.exchange.contains("long prompt") && r.on == on).map_or(0.0, |r| r.bytes[1]);
+    assert!(fetched(true) > 100.0 * fetched(false), "{} {}", fetched(true), fetched(false));
+    assert!(report.markdown().contains("exact (draft)"));
+    let json = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<LinkReport>(&json).unwrap(), report);
+}
+
+#[tokio::test]
+async fn a_link_experiment_needs_something_to_compare_with() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/policy.json");
+    let policy = Arc::new(PolicyFile::load(&file).unwrap());
+    let options = LinkOptions { rtts_ms: vec![50], ..LinkOptions::default() };
+    assert!(matches!(measure(&options, &policy).await, Err(LabError::Empty(_))));
+}
