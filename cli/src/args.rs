@@ -292,15 +292,22 @@ pub struct BenchEngineArgs {
     /// Threads; 0 for one per core.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Prompt length, tokens.
-    #[arg(long, default_value_t = 128)]
-    pub prompt_tokens: usize,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
     /// Tokens to decode.
     #[arg(long, default_value_t = 64)]
-    pub decode_tokens: usize,
-    /// Repetitions; the median counts.
+    pub decode: usize,
+    /// Tokens of one verification pass.
+    #[arg(long, default_value_t = 8)]
+    pub verify: usize,
+    /// Rounds; the medians count.
     #[arg(long, default_value_t = 5)]
-    pub repeats: usize,
+    pub rounds: usize,
+    /// A program that measures another engine on the same GGUF file (see bench/candle-peer); its
+    /// rounds take turns with ours.
+    #[arg(long, value_name = "PROGRAM")]
+    pub peer: Option<PathBuf>,
 }
 
 /// Options of `lab`.
@@ -314,12 +321,84 @@ pub struct LabArgs {
 /// The experiments.
 #[derive(Clone, Debug, Subcommand)]
 pub enum LabCommand {
-    /// Quality, cloud share, bytes and speed of each mode on a file of questions.
-    Eval,
+    /// Quality, cloud share, bytes and speed of each mode on files of questions.
+    Eval(LabEvalArgs),
     /// Fits the escalation rule's parameters.
-    Calibrate,
-    /// Speed of each mode over emulated links.
-    Link,
+    Calibrate(LabCalibrateArgs),
+    /// Speed of each mode over emulated links, and what the exchanges of state save.
+    Link(LabLinkArgs),
+}
+
+/// Options of `lab eval`.
+#[derive(Clone, Debug, Args)]
+pub struct LabEvalArgs {
+    /// Folder with the questions, `NAME.jsonl`.
+    #[arg(long, default_value = "models/data", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Splits; may be repeated [default: eval_heldout, eval_dialogue, eval_seen_facts].
+    #[arg(long, value_name = "NAME")]
+    pub split: Vec<String>,
+    /// Modes; may be repeated [default: all].
+    #[arg(long)]
+    pub mode: Vec<ModeArg>,
+    /// Questions of a split; 0 for all.
+    #[arg(long, default_value_t = 300)]
+    pub limit: usize,
+    /// Answers under way at once; more than 1 says nothing about tokens per second.
+    #[arg(long, default_value_t = 1)]
+    pub at_once: usize,
+    /// Splits with baselines and the curve over thresholds [default: eval_heldout]; `none` for none.
+    #[arg(long, value_name = "NAME")]
+    pub curve: Vec<String>,
+    /// Writes the curve of each such split to DIR/NAME.svg.
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
+    /// Parameters of the escalation rule [default: those of the embedded pair].
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Threads of each model; 0 for one per core.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+}
+
+/// Options of `lab calibrate`.
+#[derive(Clone, Debug, Args)]
+pub struct LabCalibrateArgs {
+    /// Questions to fit on; never those of an evaluation.
+    #[arg(long, default_value = "models/data/calibration.jsonl", value_name = "FILE")]
+    pub data: PathBuf,
+    /// Where the parameters go.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Largest share of tokens that the cloud may decide, 0 … 1.
+    #[arg(long)]
+    pub share: Option<f64>,
+    /// Seed of the fit.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Threads of each model; 0 for one per core.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Options of `lab link`.
+#[derive(Clone, Debug, Args)]
+pub struct LabLinkArgs {
+    /// Folder with the questions.
+    #[arg(long, default_value = "models/data", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Round-trip times to add, milliseconds; may be repeated [default: 0, 50].
+    #[arg(long, value_name = "MS")]
+    pub rtt: Vec<u64>,
+    /// Answers per measurement.
+    #[arg(long, default_value_t = 12)]
+    pub answers: usize,
+    /// Parameters of the escalation rule [default: those of the embedded pair].
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Threads of each model; 0 for one per core.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
 }
 
 /// Options of `completions`.

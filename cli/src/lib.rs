@@ -60,8 +60,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Completions(args) => completions::run(&args),
         Command::Config(args) => config_command::run(&global, &args),
-        Command::Bench(args) => bench::run(&global, &args),
-        Command::Lab(args) => lab::run(&global, args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Lab(args) => in_runtime(lab::run(&global, &args)),
         Command::Up(args) => in_runtime(up::run(&global, &args)),
         Command::Edge(args) => in_runtime(edge::run(&global, &args)),
         Command::Cloud(args) => in_runtime(cloud::run(&global, &args)),

@@ -1,6 +1,7 @@
 //! How sure a model is of its next token: features of the untempered distribution, in one pass.
 
 use crate::error::EngineError;
+use crate::kernels::{Level, lanes};
 
 /// Features of one distribution over the vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,20 +40,11 @@ pub fn measure(logits: &[f32]) -> Result<Uncertainty, EngineError> {
     if logits.len() == 1 {
         top2 = top1;
     }
-    // Σ e^(l − max) and Σ (l − max)·e^(l − max): H = ln Z − Σ p·(l − max).
-    let (mut sum, mut weighted) = (0.0f64, 0.0f64);
-    for &v in logits {
-        let d = v - top1.1;
-        // Below e^-40 a token moves neither sum in f32.
-        if d > -40.0 {
-            let e = f64::from(d.exp());
-            sum += e;
-            weighted += e * f64::from(d);
-        }
-    }
-    let second = f64::from((top2.1 - top1.1).exp());
+    // H = ln Z − Σ p·(l − max).
+    let (sum, weighted) = lanes::softmax_sums(Level::detect(), logits, top1.1);
+    let second = libm::exp(f64::from(top2.1 - top1.1));
     Ok(Uncertainty {
-        entropy: (sum.ln() - weighted / sum).max(0.0) as f32,
+        entropy: (libm::log(sum) - weighted / sum).max(0.0) as f32,
         top1_probability: (1.0 / sum) as f32,
         margin_probability: if logits.len() == 1 { 1.0 } else { ((1.0 - second) / sum) as f32 },
         margin_logit: if logits.len() == 1 { f32::INFINITY } else { top1.1 - top2.1 },

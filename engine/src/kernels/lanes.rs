@@ -210,3 +210,34 @@ multiversion! {
         }
     }
 }
+
+multiversion! {
+    /// `(Σ e^d, Σ d·e^d)` with `d = x − top`. Lanes hold short runs only and the runs are added in
+    /// f64, so that a large vocabulary costs no precision.
+    pub(crate) fn softmax_sums(x: &[f32], top: f32) -> (f64, f64) {
+        const RUN: usize = 512;
+        let (mut total, mut weighted) = (0.0f64, 0.0f64);
+        for run in x.chunks(RUN) {
+            let (mut sums, mut products) = ([0.0f32; LANES], [0.0f32; LANES]);
+            let mut chunks = run.chunks_exact(LANES);
+            for c in &mut chunks {
+                let d = load(c).map(|v| v - top);
+                let e = exp_lanes(d);
+                for i in 0..LANES {
+                    sums[i] += e[i];
+                    products[i] = d[i].mul_add(e[i], products[i]);
+                }
+            }
+            let c = chunks.remainder();
+            let d = load_tail(c).map(|v| v - top);
+            let e = exp_lanes(d);
+            for i in 0..c.len() {
+                sums[i] += e[i];
+                products[i] = d[i].mul_add(e[i], products[i]);
+            }
+            total += f64::from(fold(sums));
+            weighted += f64::from(fold(products));
+        }
+        (total, weighted)
+    }
+}

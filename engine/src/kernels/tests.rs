@@ -120,6 +120,8 @@ proptest! {
         prop_assert_eq!(a, b);
         let (a, b) = both(&|l| { let mut o = x.clone(); let s = lanes::exp_scores(l, &mut o); o.push(s); o });
         prop_assert_eq!(a, b);
+        let sums = |l| lanes::softmax_sums(l, &x, scale);
+        prop_assert_eq!(sums(fast), sums(Level::Portable));
         for interleaved in [false, true] {
             let (a, b) = both(&|l| {
                 let mut o = x[..n / 2 * 2].to_vec();

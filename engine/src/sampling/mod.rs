@@ -17,6 +17,7 @@ use tandem_proto::message::{Alternative, SamplingParams};
 pub use noise::gumbel;
 
 use crate::error::EngineError;
+use crate::kernels::{Level, lanes};
 
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -190,9 +191,9 @@ fn largest(values: &[f32], k: usize) -> Vec<u32> {
     ids
 }
 
-/// ln Σ e^logit.
+/// ln Σ e^logit. The same number on every machine, like the rest of sampling.
 fn log_sum_exp(logits: &[f32]) -> f32 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|v| v - top).filter(|d| *d > -40.0).map(|d| f64::from(d.exp())).sum();
-    top + sum.ln() as f32
+    let (sum, _) = lanes::softmax_sums(Level::detect(), logits, top);
+    (f64::from(top) + libm::log(sum)) as f32
 }
