@@ -87,8 +87,7 @@ struct Peer<'a> {
 impl Peer<'_> {
     /// One round of it, after one to warm up.
     fn round(&self, options: &BenchOptions) -> Result<BenchReport, Failure> {
-        let failed =
-            |what: String| Failure::new(Code::Failed, format!("the peer {}: {what}", self.program.display()));
+        let failed = |what: String| Failure::new(Code::Failed, format!("the peer {}: {what}", self.program.display()));
         let number = |n: usize| n.to_string();
         let output = Command::new(self.program)
             .arg(self.path)

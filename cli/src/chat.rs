@@ -210,7 +210,10 @@ mod tests {
         let begun = Instant::now();
         let mut answer = Answer::default();
         for (event, text) in [
-            (r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"usage":null}"#, ""),
+            (
+                r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}],"usage":null}"#,
+                "",
+            ),
             (r#"{"choices":[{"index":0,"delta":{"content":"Li"},"finish_reason":null}],"usage":null}"#, "Li"),
             (r#"{"choices":[{"index":0,"delta":{"content":"ma."},"finish_reason":null}],"usage":null}"#, "ma."),
             (r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"tandem":{},"usage":null}"#, ""),
@@ -231,7 +234,8 @@ mod tests {
 
     #[test]
     fn errors_in_the_stream_are_failures() {
-        let failure = take(&mut Answer::default(), r#"{"error":{"message":"engine gone"}}"#, Instant::now()).unwrap_err();
+        let failure =
+            take(&mut Answer::default(), r#"{"error":{"message":"engine gone"}}"#, Instant::now()).unwrap_err();
         assert_eq!((failure.code(), failure.to_string().as_str()), (Code::Refused, "engine gone"));
     }
 }

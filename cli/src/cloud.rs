@@ -83,7 +83,11 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
 }
 
 /// Keeps the node registered. What no retry can mend ends the whole process: nobody would find it.
-async fn register(registration: Registration, node: Arc<CloudNode>, shutdown: CancellationToken) -> Result<(), Failure> {
+async fn register(
+    registration: Registration,
+    node: Arc<CloudNode>,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
     let reports = Reports::default();
     let ended = registration.run(|| reports.next(node.load()), shutdown.clone()).await;
     shutdown.cancel();
@@ -175,7 +179,8 @@ mod tests {
     #[test]
     fn reports_count_rows_per_second() {
         let reports = Reports::default();
-        let load = NodeLoad { sessions: 3, sessions_max: 9, kv_blocks: 10, kv_blocks_free: 4, rows: 0, ..NodeLoad::default() };
+        let load =
+            NodeLoad { sessions: 3, sessions_max: 9, kv_blocks: 10, kv_blocks_free: 4, rows: 0, ..NodeLoad::default() };
         assert_eq!(reports.next(load).tokens_per_second, 0);
         let second = reports.next(NodeLoad { rows: 1000, ..load });
         assert!(second.tokens_per_second > 0);

@@ -113,7 +113,9 @@ fn memory() -> Check {
         None => Check::warn("memory", format!("cannot be read here; the pair needs about {MEMORY_MIB} MiB")),
         Some(mib) if mib < MEMORY_MIB => Check::fail(
             "memory",
-            format!("{mib} MiB free, the pair needs about {MEMORY_MIB}; end something, or lower edge.kv_blocks and cloud.bounds.kv_blocks"),
+            format!(
+                "{mib} MiB free, the pair needs about {MEMORY_MIB}; end something, or lower edge.kv_blocks and cloud.bounds.kv_blocks"
+            ),
         ),
         Some(mib) => Check::ok("memory", format!("{mib} MiB free")),
     }
@@ -142,10 +144,14 @@ async fn model(name: String) -> Check {
     let asked = name.clone();
     let answered = tokio::task::spawn_blocking(move || answer(&asked)).await.or_fail(Code::Failed);
     match answered.and_then(|answer| answer) {
-        Ok((text, ms)) if text == ANSWER => Check::ok("model", format!("{name} loads and answers as the reference ({ms} ms)")),
+        Ok((text, ms)) if text == ANSWER => {
+            Check::ok("model", format!("{name} loads and answers as the reference ({ms} ms)"))
+        }
         Ok((text, _)) => Check::fail(
             "model",
-            format!("{name} answers {text:?}, the reference {ANSWER:?}: the kernels are wrong on this machine; please report it with `tandem doctor --json`"),
+            format!(
+                "{name} answers {text:?}, the reference {ANSWER:?}: the kernels are wrong on this machine; please report it with `tandem doctor --json`"
+            ),
         ),
         Err(failure) => Check::fail("model", failure.to_string()),
     }
@@ -168,9 +174,10 @@ fn answer(name: &str) -> Result<(String, u128), Failure> {
         let mut rows = [Rows { seq: &mut seq, rows: next.len() }];
         let hidden = loaded.model.layers(layers.clone(), &mut pool, &mut rows, hidden).or_fail(Code::Failed)?;
         let logits = loaded.model.head(&hidden, &[next.len() - 1]).or_fail(Code::Failed)?;
-        let best = logits.data.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &score)| {
-            if score > best.1 { (id as u32, score) } else { best }
-        });
+        let best =
+            logits.data.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &score)| {
+                if score > best.1 { (id as u32, score) } else { best }
+            });
         if loaded.stop_tokens.contains(&best.0) {
             break;
         }
@@ -200,7 +207,9 @@ async fn loopback_link() -> Check {
     };
     match tokio::time::timeout(LINK_WAIT, linked).await {
         Ok(Ok(rtt_us)) => Check::ok("link", format!("mutual TLS over QUIC on loopback works (RTT {rtt_us} µs)")),
-        Ok(Err(failure)) => Check::fail("link", format!("no QUIC link over loopback: {failure}; allow UDP on lo in the firewall")),
+        Ok(Err(failure)) => {
+            Check::fail("link", format!("no QUIC link over loopback: {failure}; allow UDP on lo in the firewall"))
+        }
         Err(_) => Check::fail("link", "no QUIC link over loopback within 5 s; allow UDP on lo in the firewall"),
     }
 }
@@ -211,7 +220,8 @@ async fn node_or_ports(global: &Global, settings: &Settings) -> Vec<Check> {
         && let Ok(response) = client.send(client.get("/tandem/status")).await
         && let Ok(status) = client.json(response).await
     {
-        let cloud = if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
+        let cloud =
+            if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
         return vec![Check::ok("node", format!("one is running, {cloud}"))];
     }
     let ports = [

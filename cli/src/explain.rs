@@ -63,7 +63,7 @@ fn table(answer: &Value) -> Vec<String> {
         let p = token["logprob"].as_f64().map_or_else(|| "–".to_owned(), |logprob| format!("{:.3}", logprob.exp()));
         lines.push(format!(
             "{:>4}  {:<16}{:<10}{:>6}  {:>6}  {:>7}  {:>6}  {}",
-            token["index"],
+            token["index"].as_u64().unwrap_or(0),
             shown(token["text"].as_str().unwrap_or_default()),
             token["origin"].as_str().unwrap_or("?"),
             p,

@@ -78,12 +78,8 @@ async fn calibrated(global: &Global, args: &LabCalibrateArgs) -> Result<(), Fail
 }
 
 async fn link(global: &Global, args: &LabLinkArgs) -> Result<(), Failure> {
-    let mut options = LinkOptions {
-        data: args.data.clone(),
-        answers: args.answers,
-        threads: args.threads,
-        ..LinkOptions::default()
-    };
+    let mut options =
+        LinkOptions { data: args.data.clone(), answers: args.answers, threads: args.threads, ..LinkOptions::default() };
     if !args.rtt.is_empty() {
         options.rtts_ms.clone_from(&args.rtt);
     }
@@ -104,7 +100,10 @@ fn policy(given: Option<&Path>) -> Result<Arc<PolicyFile>, Failure> {
     match given {
         Some(path) => PolicyFile::load(path).map(Arc::new).or_fail(Code::Failed),
         None => pair::policy_file()?.ok_or_else(|| {
-            Failure::new(Code::Usage, "this build has no fitted rule; make one with `tandem lab calibrate` and name it with --policy")
+            Failure::new(
+                Code::Usage,
+                "this build has no fitted rule; make one with `tandem lab calibrate` and name it with --policy",
+            )
         }),
     }
 }

@@ -17,7 +17,10 @@ pub(crate) fn start(filter: &str) -> Result<(), Failure> {
     let default = if terminal { ON_TERMINAL } else { ELSEWHERE };
     let chosen = if filter.is_empty() { default } else { filter };
     let parsed = EnvFilter::try_new(chosen).map_err(|e| {
-        Failure::new(Code::Config, format!("the log filter `{chosen}` is not one: {e}; try `info` or `warn,tandem=debug`"))
+        Failure::new(
+            Code::Config,
+            format!("the log filter `{chosen}` is not one: {e}; try `info` or `warn,tandem=debug`"),
+        )
     })?;
     // A second start in one process (tests) keeps the first one's subscriber.
     let _ = tracing_subscriber::fmt()

@@ -30,8 +30,7 @@ impl NodeClient {
     /// The node that the options, the environment, or an `up` of this state folder name.
     pub(crate) fn new(global: &Global, args: &NodeArgs) -> Result<Self, Failure> {
         let path = state::path(global)?;
-        let flags: Flags =
-            args.api_key.iter().map(|key| ("api.key", key.as_str().into(), "--api-key")).collect();
+        let flags: Flags = args.api_key.iter().map(|key| ("api.key", key.as_str().into(), "--api-key")).collect();
         let key = config::load(global, &path, flags)?.api.key;
         let client = Client::builder()
             .connect_timeout(Duration::from_secs(CONNECT_S_MAX))
@@ -80,14 +79,18 @@ impl NodeClient {
             }
             body.extend_from_slice(&piece);
         }
-        serde_json::from_slice(&body)
-            .map_err(|e| Failure::new(Code::Refused, format!("{} is no Tandem node: its answer is no JSON ({e})", self.base)))
+        serde_json::from_slice(&body).map_err(|e| {
+            Failure::new(Code::Refused, format!("{} is no Tandem node: its answer is no JSON ({e})", self.base))
+        })
     }
 
     /// The failure for a node that does not answer.
     pub(crate) fn unreachable(&self, error: &reqwest::Error) -> Failure {
         if error.is_builder() {
-            return Failure::new(Code::Usage, format!("`{}` is no address: {error}; write --url http://host:port", self.base));
+            return Failure::new(
+                Code::Usage,
+                format!("`{}` is no address: {error}; write --url http://host:port", self.base),
+            );
         }
         let mut cause: &dyn std::error::Error = error;
         while let Some(source) = cause.source() {

@@ -16,7 +16,9 @@ use crate::failure::{Code, Failure, OrFail as _};
 pub(crate) fn load(name: &str, threads: usize) -> Result<LoadedModel, Failure> {
     let embedded = tandem_models::find(name).ok_or_else(|| {
         let known = tandem_models::ALL.map(|model| model.name).join(", ");
-        let message = format!("model `{name}` is not in this binary; there is {known}. Set edge.model or cloud.model to one of them");
+        let message = format!(
+            "model `{name}` is not in this binary; there is {known}. Set edge.model or cloud.model to one of them"
+        );
         Failure::new(Code::Config, message)
     })?;
     embedded

@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn events_survive_any_cut() {
-        let body = b": hello\n\ndata: {\"a\":1}\n\ndata: two\r\ndata: lines \xc3\xa9\r\n\r\nevent: x\n\ndata: [DONE]\n\n";
+        let body =
+            b": hello\n\ndata: {\"a\":1}\n\ndata: two\r\ndata: lines \xc3\xa9\r\n\r\nevent: x\n\ndata: [DONE]\n\n";
         let expected = ["{\"a\":1}", "two\nlines é", "[DONE]"];
         for cut in 0..=body.len() {
             let mut events = Events::default();

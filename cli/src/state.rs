@@ -59,7 +59,8 @@ impl StateDir {
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let unusable = |e: std::io::Error| {
             let path = path.display();
-            let message = format!("the state folder {path} cannot be written: {e}; name another with --state or TANDEM_STATE");
+            let message =
+                format!("the state folder {path} cannot be written: {e}; name another with --state or TANDEM_STATE");
             Failure::new(Code::State, message)
         };
         let mut builder = fs::DirBuilder::new();
@@ -86,9 +87,8 @@ impl StateDir {
             return ca.issue(role, name).or_fail(Code::State);
         };
         let identity = Identity::load(dir).or_fail(Code::State)?;
-        check_role(identity.id(), role).map_err(|problem| {
-            Failure::new(Code::State, format!("the identity in {} {problem}", dir.display()))
-        })?;
+        check_role(identity.id(), role)
+            .map_err(|problem| Failure::new(Code::State, format!("the identity in {} {problem}", dir.display())))?;
         Ok(identity)
     }
 
@@ -101,8 +101,9 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => {
                 let who = running(&self.path).map(|r| format!(" (process {}, {})", r.pid, r.api)).unwrap_or_default();
                 let path = self.path.display();
-                let message =
-                    format!("another `tandem up` uses the state folder {path}{who}; stop it, or give this one its own --state");
+                let message = format!(
+                    "another `tandem up` uses the state folder {path}{who}; stop it, or give this one its own --state"
+                );
                 Err(Failure::new(Code::State, message))
             }
             Err(TryLockError::Error(e)) => {

@@ -36,9 +36,8 @@ pub(crate) fn start(
     hello: Hello,
     bulk: &BulkInbox,
 ) -> Result<Uplinks, Failure> {
-    let connector = || {
-        Connector::new_for(identity, quic.clone(), hello.clone(), &[Role::Cloud]).map(Arc::new).or_fail(Code::State)
-    };
+    let connector =
+        || Connector::new_for(identity, quic.clone(), hello.clone(), &[Role::Cloud]).map(Arc::new).or_fail(Code::State);
     let epoch = TicketEpoch::default();
     if let Some(cloud) = &peers.cloud {
         let (server_name, address) = named_address(cloud)?;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::Serialize;
 use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
 use tandem_engine::{EngineError, Model, sampling};
-use tandem_proto::block::development_tenant_key;
-use tandem_proto::ids::{Digest, SessionId};
+use tandem_engine::trunk::Trunk;
+use tandem_proto::ids::SessionId;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
-use tandem_proto::message::{KvShape, ModelCard};
+use tandem_proto::message::ModelCard;
 use tandem_proto::session::Decided;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::close::CloseCode;
@@ -71,29 +71,8 @@ pub struct CloudNode {
     pub(crate) registry: SharedRegistry,
     pub(crate) bulk: BulkInbox,
     pub(crate) trunk: Option<Trunk>,
-    pub(crate) stop_tokens_max_context: usize,
+    pub(crate) context_tokens: usize,
     draining: AtomicBool,
-}
-
-/// The layers shared with edge models.
-#[derive(Clone, Debug)]
-pub(crate) struct Trunk {
-    pub(crate) layers: usize,
-    pub(crate) digest: Digest,
-    pub(crate) width: usize,
-    pub(crate) hidden_size: usize,
-}
-
-impl Trunk {
-    /// Shape of the trunk's blocks, with or without the hidden states above it.
-    pub(crate) fn shape(&self, with_hidden: bool) -> KvShape {
-        KvShape {
-            layer_from: 0,
-            layer_to: self.layers as u32,
-            width: self.width as u32,
-            hidden: if with_hidden { self.hidden_size as u32 } else { 0 },
-        }
-    }
 }
 
 fn decide(job: &Job, row: RowOutput<'_>) -> Result<Decided, EngineError> {
@@ -117,14 +96,7 @@ impl CloudNode {
         if settings.trunk_layers >= layers {
             return Err(CloudError::Trunk { asked: settings.trunk_layers, layers });
         }
-        let trunk = settings.trunk_layers.checked_sub(1).and_then(|last| {
-            Some(Trunk {
-                layers: settings.trunk_layers,
-                digest: *model.layer_digests().get(last)?,
-                width: model.spec().kv_width(),
-                hidden_size: model.spec().hidden_size,
-            })
-        });
+        let trunk = Trunk::of(&model, settings.trunk_layers);
         let context = model.spec().context_tokens;
         let options = RunnerOptions {
             split: settings.trunk_layers,
@@ -140,7 +112,7 @@ impl CloudNode {
             registry: Arc::new(Registry::default()),
             bulk: BulkInbox::default(),
             trunk,
-            stop_tokens_max_context: context,
+            context_tokens: context,
             draining: AtomicBool::new(false),
         }))
     }
@@ -174,10 +146,6 @@ impl CloudNode {
             draining: now.draining,
         };
         admit(&load, &self.settings.bounds)
-    }
-
-    pub(crate) fn tenant_key(tenant: &str) -> [u8; 32] {
-        development_tenant_key(tenant)
     }
 
     pub(crate) fn forget(&self, ids: Vec<SessionId>) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::{counter, gauge, histogram};
 use tandem_engine::runner::{Job as EngineJob, JobDone, RunnerError};
-use tandem_proto::block::BlockChain;
+use tandem_engine::trunk;
+use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, ExchangeError, Incoming, Outgoing, StateRun, bytes_per_token};
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::{Epoch, SessionId};
@@ -121,11 +122,11 @@ async fn claim(node: &CloudNode, device: &str, open: &Open, payload: &Bytes) -> 
     if open.model != node.settings.model {
         return Err(refuse(RefuseCode::UnknownModel, format!("no model `{}` here, there is `{}`", open.model, node.settings.model)));
     }
-    if payload.len() % 4 != 0 {
+    if !payload.len().is_multiple_of(4) {
         return Err(refuse(RefuseCode::Malformed, format!("{} bytes of token ids", payload.len())));
     }
     let tokens: Vec<u32> = payload.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    let context = node.stop_tokens_max_context;
+    let context = node.context_tokens;
     if tokens.len() >= context {
         return Err(refuse(RefuseCode::TooLong, format!("{} tokens, the model's context is {context}", tokens.len())));
     }
@@ -198,15 +199,10 @@ impl SessionTask {
         }
     }
 
-    /// Trunk layers for which this edge's numbers may stand in for ours: same weights, same
-    /// arithmetic.
+    /// Trunk layers for which this edge's numbers may stand in for ours.
     fn shared_trunk(&self, asked: u32) -> usize {
-        let Some(trunk) = &self.node.trunk else { return 0 };
-        let ours = &self.node.card;
-        let same = self.link.peer_hello().models.iter().any(|theirs| {
-            theirs.numerics == ours.numerics && theirs.layers.get(trunk.layers - 1) == Some(&trunk.digest)
-        });
-        if same && asked as usize == trunk.layers { trunk.layers } else { 0 }
+        let shared = self.node.trunk.as_ref().filter(|t| t.is_shared_with(self.link.peer_hello()));
+        shared.map_or(0, |t| t.layers).min(asked as usize)
     }
 
     async fn run(&mut self, open: &Open, tx: &mut FrameSender, rx: &mut FrameReceiver, stop: CancellationToken) -> Result<(), Ending> {
@@ -312,7 +308,7 @@ impl SessionTask {
         if lacking > 0 {
             counter!(m::TRUNK_FETCHED, "source" => "recomputed").increment(1);
         }
-        self.start(job)
+        self.start(&job)
     }
 
     fn pull_pays(&self, tokens: usize, lacking: usize) -> bool {
@@ -334,9 +330,9 @@ impl SessionTask {
         })
     }
 
-    fn start(&mut self, job: Job) -> Result<(), Ending> {
+    fn start(&mut self, job: &Job) -> Result<(), Ending> {
         let end = job.end();
-        let hidden = job.hidden.as_ref().map(|h| h.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+        let hidden = job.hidden.as_deref().map(trunk::numbers);
         let request = EngineJob {
             key: self.id,
             sequence: self.session.tokens()[..end].to_vec(),
@@ -383,7 +379,7 @@ impl SessionTask {
             .enumerate()
             .map(|(i, kv)| {
                 let hidden = rows.by_ref().take(run.block_tokens(i)).flatten();
-                kv.iter().chain(hidden).flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
+                trunk::payload(kv.iter().chain(hidden)).into()
             })
             .collect();
         self.exchanges += 1;
@@ -414,7 +410,7 @@ impl SessionTask {
         let (ack, blocks) = incoming.finish();
         tx.send(&Message::KvAck(ack), Bytes::new()).await?;
         let source = if let Some(blocks) = blocks {
-            let blocks = blocks.iter().map(|b| b.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()).collect();
+            let blocks = blocks.iter().map(|b| trunk::numbers(b)).collect();
             let (done, imported) = oneshot::channel();
             self.node.runner.import_trunk(self.id, blocks, tokens, Box::new(move |r| drop(done.send(r))))?;
             self.trunk_tokens = imported.await.map_err(|_| RunnerError::Stopped("it has ended".into()))??;
@@ -423,7 +419,7 @@ impl SessionTask {
             "recomputed"
         };
         counter!(m::TRUNK_FETCHED, "source" => source).increment(1);
-        self.start(job)
+        self.start(&job)
     }
 
     /// Computes the state after all.
@@ -431,7 +427,7 @@ impl SessionTask {
         self.bulk = None;
         let Some(pull) = self.pull.take() else { return Ok(()) };
         counter!(m::TRUNK_FETCHED, "source" => "recomputed").increment(1);
-        self.start(pull.job)
+        self.start(&pull.job)
     }
 
     /// Waits for the running job, so that the session's state is at rest.
@@ -450,10 +446,7 @@ fn trunk_run(node: &CloudNode, link: &Link, with_hidden: bool, tokens: &[u32]) -
     let Some(trunk) = &node.trunk else {
         return Err(Ending::Refused(RefuseCode::BadState, "this node has no trunk".into(), 0));
     };
-    let shape = trunk.shape(with_hidden);
-    let key = CloudNode::tenant_key(&link.peer_identity().tenant);
-    let chain = BlockChain::new(key, trunk.digest, &node.card.numerics, &shape);
-    Ok(StateRun::new(chain, shape, tokens)?)
+    Ok(trunk.run(development_tenant_key(&link.peer_identity().tenant), tokens, with_hidden)?)
 }
 
 async fn wait(running: &mut Option<Running>) -> Result<JobDone<Decided>, RunnerError> {

@@ -49,7 +49,7 @@ impl CloudSettings {
             rows_max: self.batch_rows_max.max(1),
             sequences_max: self.batch_sequences_max.max(1),
             prefill_chunk: self.prefill_chunk.max(1),
-            prefill_reserve: self.prefill_chunk.min(32).max(1),
+            prefill_reserve: self.prefill_chunk.clamp(1, 32),
         }
     }
 }

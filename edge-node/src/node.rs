@@ -10,10 +10,10 @@ use tandem_engine::chat::ChatTemplate;
 use tandem_engine::runner::{Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::Model;
-use tandem_proto::block::{BlockChain, development_tenant_key};
+use tandem_engine::trunk::Trunk;
+use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
-use tandem_proto::ids::{Digest, SessionId};
-use tandem_proto::message::KvShape;
+use tandem_proto::ids::SessionId;
 use tandem_router::exchange::Exchange;
 use tandem_router::policy::{Policy, Steering, SteeringConfig};
 use tandem_transport::bulk::BulkInbox;
@@ -71,15 +71,6 @@ pub struct EdgeParts {
     pub tenant: String,
 }
 
-/// The layers shared with the cloud model.
-#[derive(Clone, Debug)]
-struct Trunk {
-    layers: usize,
-    digest: Digest,
-    width: usize,
-    hidden_size: usize,
-}
-
 struct Answered {
     request_id: String,
     value: Value,
@@ -111,7 +102,7 @@ pub(crate) struct Inner {
     chat: ChatTemplate,
     policy: Arc<dyn Policy>,
     tenant_key: [u8; 32],
-    trunk: Option<Trunk>,
+    pub(crate) trunk: Option<Trunk>,
     dials: Mutex<Dials>,
     estimates: Mutex<Estimates>,
     totals: Mutex<Totals>,
@@ -137,14 +128,7 @@ impl EdgeNode {
         if settings.trunk_layers >= layers {
             return Err(EdgeError::Trunk { asked: settings.trunk_layers, layers });
         }
-        let trunk = settings.trunk_layers.checked_sub(1).and_then(|last| {
-            Some(Trunk {
-                layers: settings.trunk_layers,
-                digest: *parts.model.layer_digests().get(last)?,
-                width: parts.model.spec().kv_width(),
-                hidden_size: parts.model.spec().hidden_size,
-            })
-        });
+        let trunk = Trunk::of(&parts.model, settings.trunk_layers);
         let options = RunnerOptions {
             split: settings.trunk_layers,
             kv_blocks: settings.kv_blocks,
@@ -304,14 +288,9 @@ impl Inner {
         totals.tail.1 += u64::from(agreed);
     }
 
-    /// True if the peer's trunk has our numbers: same weights, same arithmetic.
+    /// True if the peer's trunk has our numbers.
     pub(crate) fn shares_trunk(&self, link: &Link) -> bool {
-        let Some(trunk) = &self.trunk else { return false };
-        link.peer_hello().models.iter().any(|m| {
-            m.name == self.settings.cloud_model
-                && m.numerics == self.model.numerics()
-                && m.layers.get(trunk.layers - 1) == Some(&trunk.digest)
-        })
+        self.trunk.as_ref().is_some_and(|t| t.is_shared_with(link.peer_hello()))
     }
 
     /// Bytes per second the link carries, as far as is known.
@@ -343,7 +322,7 @@ impl Inner {
             let share = trunk.layers as f64 / self.model.spec().layers as f64;
             CostInputs {
                 tokens,
-                bytes_per_token: bytes_per_token(&self.trunk_shape(true)),
+                bytes_per_token: bytes_per_token(&trunk.shape(true)),
                 rtt_s: link.stats().rtt_us as f64 / 1e6,
                 goodput: Self::goodput(link),
                 holder_delay_s: tokens as f64 * self.estimates().cloud_row_s(),
@@ -352,22 +331,9 @@ impl Inner {
         })
     }
 
-    pub(crate) fn trunk_shape(&self, with_hidden: bool) -> KvShape {
-        let (layers, width, hidden) = self.trunk.as_ref().map_or((0, 0, 0), |t| (t.layers, t.width, t.hidden_size));
-        KvShape {
-            layer_from: 0,
-            layer_to: layers as u32,
-            width: width as u32,
-            hidden: if with_hidden { hidden as u32 } else { 0 },
-        }
-    }
-
     /// The run of trunk state of `tokens`; none without a trunk or past the wire's bounds.
     pub(crate) fn trunk_run(&self, tokens: &[u32], with_hidden: bool) -> Option<StateRun> {
-        let trunk = self.trunk.as_ref()?;
-        let shape = self.trunk_shape(with_hidden);
-        let chain = BlockChain::new(self.tenant_key, trunk.digest, self.model.numerics(), &shape);
-        StateRun::new(chain, shape, tokens).ok()
+        self.trunk.as_ref()?.run(self.tenant_key, tokens, with_hidden).ok()
     }
 
     /// Books an answer that has ended.
@@ -384,7 +350,8 @@ impl Inner {
         let tokens: Vec<Value> = trace
             .into_iter()
             .map(|t| {
-                let text = self.tokenizer.token(t.id).unwrap_or_default().to_owned();
+                let bytes = self.tokenizer.token_bytes(t.id).unwrap_or_default();
+                let text = String::from_utf8_lossy(&bytes);
                 let mut value = serde_json::to_value(&t).unwrap_or_default();
                 value["text"] = json!(text);
                 value

@@ -24,6 +24,7 @@ pub mod runner;
 pub mod sampling;
 pub mod spec;
 pub mod tokenizer;
+pub mod trunk;
 pub mod uncertainty;
 
 pub use backend::BackendKind;

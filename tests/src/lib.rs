@@ -2,3 +2,4 @@
 
 pub mod answers;
 pub mod browser;
+pub mod process;

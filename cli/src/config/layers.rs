@@ -15,14 +15,16 @@ const PREFIX: &str = "TANDEM_";
 const LEVEL: &str = "__";
 /// Short names of single settings in the environment.
 const SHORT: [(&str, &str); 2] = [("TANDEM_LOG", "log"), ("TANDEM_API_KEY", "api.key")];
-/// Settings that have no default; with the kind of value they take, for `config show`.
-const OPTIONAL: [&str; 9] = [
+/// Settings that have no default.
+const OPTIONAL: [&str; 11] = [
     "listen.metrics",
     "api.key",
     "api.default_model",
     "peers.cloud",
     "peers.advertise",
     "peers.identity",
+    "link.idle_ms",
+    "link.keep_alive_ms",
     "edge.threshold",
     "policy.threshold",
     "policy.policy",
@@ -162,8 +164,7 @@ impl Layers {
     /// # Errors
     /// No `=`, or a key that means nothing.
     pub fn assign(&mut self, assignment: &str) -> Result<(), LayerError> {
-        let (key, text) =
-            assignment.split_once('=').ok_or_else(|| LayerError::BadAssignment(assignment.to_owned()))?;
+        let (key, text) = assignment.split_once('=').ok_or_else(|| LayerError::BadAssignment(assignment.to_owned()))?;
         let key = key.trim();
         if key == "policy.policy" {
             self.clear_whole_tables(std::iter::once(key));

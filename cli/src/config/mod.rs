@@ -5,9 +5,7 @@ mod layers;
 mod settings;
 
 pub use layers::{Entry, Layers, Source};
-pub use settings::{
-    ApiSettings, EngineSettings, LinkProfile, LinkSettings, ListenSettings, PeerSettings, Settings,
-};
+pub use settings::{ApiSettings, EngineSettings, LinkProfile, LinkSettings, ListenSettings, PeerSettings, Settings};
 
 use std::path::{Path, PathBuf};
 

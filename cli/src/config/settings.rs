@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tandem_cloud_node::settings::CloudSettings;
@@ -138,6 +139,11 @@ pub struct LinkSettings {
     pub profile: LinkProfile,
     /// Congestion controller.
     pub congestion: CongestionName,
+    /// Silence after which the peer counts as dead, milliseconds; the profile's if absent. The
+    /// smaller value of the two sides holds.
+    pub idle_ms: Option<u64>,
+    /// How often to break the silence, milliseconds; the profile's if absent.
+    pub keep_alive_ms: Option<u64>,
 }
 
 impl LinkSettings {
@@ -148,6 +154,8 @@ impl LinkSettings {
             LinkProfile::Near => QuicSettings::dev(),
             LinkProfile::Far => QuicSettings::edge(),
         };
+        quic.idle = self.idle_ms.map_or(quic.idle, Duration::from_millis);
+        quic.keep_alive = self.keep_alive_ms.map_or(quic.keep_alive, Duration::from_millis);
         match self.congestion {
             CongestionName::Default => {}
             CongestionName::Cubic => quic.congestion = Congestion::Cubic,

@@ -161,7 +161,10 @@ async fn start(spec: &ChildSpec) -> Result<Running, Failure> {
             // It has said why on standard error, which is ours.
             let status = child.wait().await.map_err(|e| failed(e.to_string()))?;
             let code = status.code().and_then(Code::from_number).unwrap_or(Code::Failed);
-            return Err(Failure::new(code, format!("the {role} does not start ({}); its own message stands above", describe(status))));
+            return Err(Failure::new(
+                code,
+                format!("the {role} does not start ({}); its own message stands above", describe(status)),
+            ));
         }
         Ok(Ok(_)) => {}
     }

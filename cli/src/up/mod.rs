@@ -150,7 +150,9 @@ impl Fleet {
 
 fn ready_address(child: &Supervised) -> Result<String, Failure> {
     let ready = child.state.borrow().clone();
-    ready.map(|ready| ready.listen).ok_or_else(|| Failure::new(Code::Failed, "the router ended as soon as it had begun"))
+    ready
+        .map(|ready| ready.listen)
+        .ok_or_else(|| Failure::new(Code::Failed, "the router ended as soon as it had begun"))
 }
 
 /// Arguments that the children take over.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tandem_engine::runner::{Job, JobDone, RowOutput, Runner, RunnerError};
 use tandem_engine::uncertainty::{self, Uncertainty};
-use tandem_engine::{EngineError, sampling};
+use tandem_engine::{EngineError, sampling, trunk};
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{Alternative, SamplingParams};
 use tokio::sync::oneshot;
@@ -181,8 +181,7 @@ impl Drafter {
         }
         self.hidden.drain(..(from - self.hidden_from) * self.width);
         self.hidden_from = from;
-        let rows = &self.hidden[..(to - from) * self.width];
-        Some(rows.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into())
+        Some(trunk::payload(&self.hidden[..(to - from) * self.width]).into())
     }
 
     /// Copies out the trunk's state of the first `tokens` tokens. No step may be running.

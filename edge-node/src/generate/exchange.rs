@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metrics::counter;
+use tandem_engine::trunk;
 use tandem_proto::exchange::{Incoming, Outgoing, StateRun};
 use tandem_proto::frame::Message;
 use tandem_proto::ids::SessionId;
@@ -39,10 +40,6 @@ pub(super) async fn next_block(fetch: &mut Option<PromptFetch>) -> Option<(KvBlo
         Some(f) if f.state.is_none() => f.blocks.next().await,
         _ => std::future::pending().await,
     }
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 impl Answer {
@@ -101,7 +98,7 @@ impl Answer {
             .iter()
             .enumerate()
             .map(|(i, block)| {
-                let mut kv = floats(block);
+                let mut kv = trunk::numbers(block);
                 let rows = kv.split_off(kv.len() - run.block_tokens(i) * hidden_width);
                 hidden.extend_from_slice(&rows);
                 kv
@@ -134,13 +131,14 @@ impl Answer {
             return;
         }
         let Some(pull) = self.pull.take() else { return };
+        let Some(shape) = self.node.trunk.as_ref().map(|t| t.shape(false)) else { return };
         let tokens = pull.tokens as usize;
         let have = self.drafter.fed() >= tokens && self.trunk_shared;
         let run = self.run_of(tokens, false).filter(|_| have);
         let empty = KvOffer {
             epoch: pull.epoch,
             exchange: pull.exchange,
-            shape: self.node.trunk_shape(false),
+            shape,
             ids: Vec::new(),
             tokens: 0,
         };
@@ -169,7 +167,7 @@ impl Answer {
             Err(e) => return tracing::warn!("the cloud wants blocks that were not offered: {e}"),
         };
         for index in wanted {
-            let payload: Bytes = state[index].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into();
+            let payload = Bytes::from(trunk::payload(&state[index]));
             counter!(m::KV_BYTES, "direction" => "sent").increment(payload.len() as u64);
             let block = Message::KvBlock(outgoing.block(index, &payload));
             let Some(uplink) = &mut self.uplink else { return };

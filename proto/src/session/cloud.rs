@@ -275,7 +275,7 @@ impl CloudSession {
     }
 
     fn store_hidden(&mut self, from: usize, rows: &Bytes, end: usize) {
-        let count = if self.hidden_row_bytes == 0 { 0 } else { rows.len() / self.hidden_row_bytes };
+        let count = rows.len().checked_div(self.hidden_row_bytes).unwrap_or(0);
         if count == 0 || from + count > end {
             return;
         }
@@ -421,14 +421,14 @@ impl CloudSession {
         if ended {
             self.end_path();
             self.truncate(position);
-        } else if let Some(id) = next {
-            if self.tokens.get(position) != Some(&id) {
-                if position < self.tokens.len() {
-                    self.end_path();
-                    self.truncate(position);
-                }
-                self.tokens.push(id);
+        } else if let Some(id) = next
+            && self.tokens.get(position) != Some(&id)
+        {
+            if position < self.tokens.len() {
+                self.end_path();
+                self.truncate(position);
             }
+            self.tokens.push(id);
         }
         if alternatives.iter().all(Vec::is_empty) {
             alternatives.clear();

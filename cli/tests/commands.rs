@@ -1,0 +1,123 @@
+//! Commands that need no running node, as processes: what they print and how they end.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn tandem(args: &[&str]) -> Output {
+    let state = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TANDEM_")) {
+        command.env_remove(name);
+    }
+    command.env("TANDEM_STATE", state.path()).args(args).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn version_and_completions() {
+    let version = tandem(&["--version"]);
+    assert!(version.status.success());
+    assert_eq!(text(&version.stdout).trim(), concat!("tandem ", env!("CARGO_PKG_VERSION")));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = tandem(&["completions", shell]);
+        assert!(script.status.success() && text(&script.stdout).contains("explain"), "{shell}");
+    }
+}
+
+#[test]
+fn config_check_refuses_unknown_keys_by_name() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("tandem.toml");
+    let path = file.to_str().expect("text");
+    std::fs::write(&file, "[edge]\nrequest_max = 3\n").expect("written");
+    let checked = tandem(&["config", "check", "--config", path]);
+    assert_eq!(checked.status.code(), Some(3));
+    let said = text(&checked.stderr);
+    assert!(said.contains("`edge.request_max`") && said.contains("requests_max") && said.contains(path), "{said}");
+    std::fs::write(&file, "[edge]\nrequests_max = 3\n").expect("written");
+    assert!(tandem(&["config", "check", "--config", path]).status.success());
+    let missing = tandem(&["config", "check", "--config", "/nowhere/tandem.toml"]);
+    assert_eq!(missing.status.code(), Some(3));
+}
+
+#[test]
+fn config_show_says_where_values_come_from() {
+    let shown = tandem(&["config", "show", "--json", "--set", "edge.requests_max=3"]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let all: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(all["edge.requests_max"], serde_json::json!({ "value": 3, "source": "--set" }));
+    assert_eq!(all["listen.api"], serde_json::json!({ "value": "127.0.0.1:8080", "source": "default" }));
+    let bad = tandem(&["config", "show", "--set", "edge.requests_max=no"]);
+    assert_eq!(bad.status.code(), Some(3));
+    assert!(text(&bad.stdout).contains("edge.requests_max = \"no\""), "shown all the same");
+}
+
+#[test]
+fn without_a_node_the_error_names_the_next_command() {
+    for command in ["chat hello", "chat", "explain last"] {
+        let mut args: Vec<&str> = command.split(' ').collect();
+        // Port 9 (discard) is closed on any machine that could run this.
+        args.extend(["--url", "http://127.0.0.1:9"]);
+        let ended = tandem(&args);
+        assert_eq!(ended.status.code(), Some(6), "{command}");
+        assert!(text(&ended.stderr).contains("Try: tandem up"), "{command}: {}", text(&ended.stderr));
+    }
+    let json = tandem(&["chat", "hello", "--json", "--url", "http://127.0.0.1:9"]);
+    let error: Value = serde_json::from_slice(&json.stderr).expect("JSON");
+    assert_eq!(error["error"]["code"], "no_node");
+}
+
+#[test]
+fn bench_engine_prints_json() {
+    let args = [
+        "bench",
+        "engine",
+        "--model",
+        "demo-edge",
+        "--threads",
+        "1",
+        "--prompt",
+        "32",
+        "--decode",
+        "4",
+        "--rounds",
+        "1",
+    ];
+    let measured = tandem(&args);
+    assert!(measured.status.success(), "{}", text(&measured.stderr));
+    let report: Value = serde_json::from_slice(&measured.stdout).expect("JSON");
+    assert_eq!((report["threads"].as_u64(), report["prompt_tokens"].as_u64()), (Some(1), Some(32)));
+    assert!(report["median"]["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0));
+    let unknown = tandem(&["bench", "engine", "--model", "gpt-9"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("demo-edge"), "{}", text(&unknown.stderr));
+}
+
+#[test]
+fn a_broken_model_file_is_a_line_and_not_a_panic() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("broken.gguf");
+    std::fs::write(&file, b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff").expect("written");
+    let ended = tandem(&["bench", "engine", "--model", file.to_str().expect("text")]);
+    assert_eq!(ended.status.code(), Some(1));
+    let said = text(&ended.stderr);
+    assert!(said.starts_with("error: ") && said.contains("cannot be loaded"), "{said}");
+}
+
+#[test]
+fn fleet_parts_refuse_what_cannot_work() {
+    let hidden = tandem(&["cloud", "--listen", "0.0.0.0:0", "--router", "127.0.0.1:9"]);
+    assert_eq!(hidden.status.code(), Some(3));
+    assert!(text(&hidden.stderr).contains("--advertise"), "{}", text(&hidden.stderr));
+    let open = tandem(&["router", "--listen", "127.0.0.1:0", "--metrics", "0.0.0.0:0"]);
+    assert_eq!(open.status.code(), Some(4));
+    let name = tandem(&["edge", "--listen", "127.0.0.1:0", "--name", "My Phone"]);
+    assert_eq!(name.status.code(), Some(5));
+    assert!(text(&name.stderr).contains("not a node name"), "{}", text(&name.stderr));
+    let cloud = tandem(&["edge", "--listen", "127.0.0.1:0", "--cloud", "nowhere"]);
+    assert_eq!(cloud.status.code(), Some(3));
+}

@@ -1,0 +1,216 @@
+//! `tandem up` as a person runs it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tandem_tests::process::{Up, ask, cpu_time, run, runs, signal, tandem, until};
+
+const QUESTION: &str = "What is the capital of Peru?";
+
+/// From the first command to an answer, in every form that the README shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn up_answers_and_ends_on_sigterm() -> Result<()> {
+    let mut up = Up::start(&[]).await?;
+    for mode in ["local", "auto", "exact", "cloud"] {
+        let answer = ask(&up.api, QUESTION, mode, async |_| Ok(())).await.context(mode)?;
+        answer.check().context(mode)?;
+        ensure!(answer.text.contains("Lima"), "{mode}: {answer:?}");
+        ensure!(!answer.degraded(), "{mode}: {answer:?}");
+    }
+    let page = reqwest::get(&up.page).await?.error_for_status()?.text().await?;
+    ensure!(page.contains("<html"), "{page}");
+
+    // The other commands find the node through the state folder.
+    let state = up.state.path().to_str().context("state")?.to_owned();
+    let chat = run(&["chat", QUESTION, "--mode", "auto", "--state", &state]).await?;
+    ensure!(chat.code == Some(0) && chat.stdout.contains("Lima"), "{chat:?}");
+    ensure!(chat.stdout.contains("tokens edge") && chat.stdout.contains("ttft"), "{chat:?}");
+    let chat = run(&["chat", QUESTION, "--mode", "local", "--json", "--state", &state]).await?;
+    let value: Value = serde_json::from_str(&chat.stdout)?;
+    ensure!(value["usage"]["tandem"]["bytes_up"] == 0, "local sends nothing: {value}");
+    let explained = run(&["explain", "last", "--state", &state]).await?;
+    ensure!(explained.code == Some(0) && explained.stdout.contains("mode local"), "{explained:?}");
+    ensure!(explained.stdout.contains("reason"), "{explained:?}");
+    let doctor = run(&["doctor", "--state", &state]).await?;
+    ensure!(doctor.code == Some(0), "{doctor:?}");
+    let metrics = reqwest::get(format!("{}metrics", up.page)).await?.error_for_status()?.text().await?;
+    ensure!(metrics.contains("tandem_edge_requests_total"), "{metrics}");
+
+    // A second one on the same folder would share its files.
+    let second = run(&["up", "--listen", "127.0.0.1:0", "--state", &state]).await?;
+    ensure!(second.code == Some(5) && second.stderr.contains("--state"), "{second:?}");
+
+    let children = [up.pid("router")?, up.pid("cloud")?];
+    let status = up.process.signal("TERM").await?;
+    ensure!(status.code() == Some(0), "{status}; {}", up.process.stderr());
+    ensure!(!children.into_iter().any(runs), "children outlive `up`");
+    let gone = run(&["chat", QUESTION, "--state", &state, "--url", &up.api]).await?;
+    ensure!(gone.code == Some(6) && gone.stderr.contains("tandem up"), "{gone:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_ends_on_sigint() -> Result<()> {
+    let mut up = Up::start(&["--no-cloud"]).await?;
+    let answer = ask(&up.api, QUESTION, "auto", async |_| Ok(())).await?;
+    answer.check()?;
+    let status = up.process.signal("INT").await?;
+    ensure!(status.code() == Some(0), "{status}; {}", up.process.stderr());
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn no_child_outlives_an_up_that_is_killed() -> Result<()> {
+    let mut up = Up::start(&[]).await?;
+    let children = [up.pid("router")?, up.pid("cloud")?];
+    ensure!(children.into_iter().all(runs), "the children run");
+    up.process.kill().await?;
+    until("the children to end", async || Ok(!children.into_iter().any(runs))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_dies_is_reported_and_comes_back_while_the_edge_answers() -> Result<()> {
+    let up = Up::start(&[]).await?;
+    signal(up.pid("cloud")?, "KILL").await?;
+    until("the loss to be seen", async || Ok(up.status().await?["cloud_connected"] == false)).await?;
+    let alone = ask(&up.api, QUESTION, "auto", async |_| Ok(())).await?;
+    alone.check()?;
+    until("the cloud to come back", async || Ok(up.status().await?["cloud_connected"] == true)).await?;
+    let again = ask(&up.api, QUESTION, "cloud", async |_| Ok(())).await?;
+    again.check()?;
+    ensure!(!again.degraded(), "{again:?}");
+    let said = up.process.stderr();
+    ensure!(said.contains("cloud") && said.contains("signal 9") && said.contains("is back"), "{said}");
+
+    // Neither does the router's death touch what is under way: the ticket is in the edge's hands.
+    signal(up.pid("router")?, "KILL").await?;
+    let without = ask(&up.api, QUESTION, "cloud", async |_| Ok(())).await?;
+    without.check()?;
+    ensure!(!without.degraded(), "{without:?}");
+    until("the router to come back", async || Ok(up.process.stderr().matches("is back").count() >= 2)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_one_line_that_says_what_to_do() -> Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let state = tempfile::tempdir()?;
+    let state = state.path().to_str().context("state")?;
+    let ended = run(&["up", "--listen", &address, "--state", state]).await?;
+    ensure!(ended.code == Some(4), "{ended:?}");
+    ensure!(ended.stderr.contains(&address) && ended.stderr.contains("--listen"), "{ended:?}");
+    ensure!(ended.stderr.trim_end().lines().count() == 1, "{ended:?}");
+    let ended = run(&["up", "--listen", "127.0.0.1:0", "--router-listen", &address, "--state", state]).await?;
+    ensure!(ended.code == Some(4) && ended.stderr.contains("--router-listen"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unusable_state_folder_is_one_line_that_says_what_to_do() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("file");
+    std::fs::write(&file, "")?;
+    // A path through a file can be written by nobody, root included.
+    let state = file.join("state");
+    let ended = run(&["up", "--listen", "127.0.0.1:0", "--state", state.to_str().context("state")?]).await?;
+    ensure!(ended.code == Some(5) && ended.stderr.contains("--state"), "{ended:?}");
+    ensure!(ended.stderr.trim_end().lines().count() == 1, "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_address_needs_a_key() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let state = state.path().to_str().context("state")?;
+    let ended = run(&["up", "--listen", "0.0.0.0:0", "--state", state]).await?;
+    ensure!(ended.code == Some(4) && ended.stderr.contains("--insecure"), "{ended:?}");
+    Ok(())
+}
+
+/// An idle fleet costs nothing worth speaking of. CPU time, not wall time: a busy machine does not
+/// change it.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_processes_take_less_than_a_hundredth_of_a_core() -> Result<()> {
+    const WATCHED: Duration = Duration::from_secs(5);
+    let up = Up::start(&[]).await?;
+    ask(&up.api, QUESTION, "auto", async |_| Ok(())).await?.check()?;
+    let pids = [up.pid("edge")?, up.pid("router")?, up.pid("cloud")?];
+    let spent = || -> Result<Duration> { pids.into_iter().map(cpu_time).sum::<Result<Duration>>() };
+    let mut shares = Vec::new();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = spent()?;
+        tokio::time::sleep(WATCHED).await;
+        let share = (spent()? - before).as_secs_f64() / WATCHED.as_secs_f64();
+        println!("idle: {:.2} % of a core", share * 100.0);
+        shares.push(share);
+        if share < 0.01 {
+            return Ok(());
+        }
+    }
+    bail!("idle processes take these shares of a core: {shares:?}")
+}
+
+/// Unchanged OpenAI clients, streaming and not. They must be there in CI.
+#[tokio::test(flavor = "multi_thread")]
+async fn real_clients() -> Result<()> {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
+    let python = python(&scripts).await;
+    let node = works("node", &["--input-type=module", "-e", "import 'openai'"], &scripts).await;
+    if std::env::var_os("TANDEM_REQUIRE_CLIENTS").is_some() {
+        ensure!(
+            python.is_some() && node,
+            "tests/clients/README.md says how to install the clients (python {python:?}, node {node})"
+        );
+    }
+    let up = Up::start(&[]).await?;
+    let mut clients = Vec::new();
+    clients.extend(python.map(|python| (python, "openai_client.py")));
+    clients.extend(node.then(|| (PathBuf::from("node"), "openai_client.mjs")));
+    for (program, script) in clients {
+        let output = tokio::process::Command::new(&program).arg(scripts.join(script)).arg(&up.api).output().await?;
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{script}: {}\n{said}", output.status);
+        println!("{script}: {}", said.lines().last().unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// A Python that has the `openai` package: the one of tests/clients/README.md, or the system's.
+async fn python(scripts: &Path) -> Option<PathBuf> {
+    let own = scripts.join("../../target/clients/bin/python");
+    for python in [own, PathBuf::from("python3")] {
+        if works(&python, &["-c", "import openai"], scripts).await {
+            return Some(python);
+        }
+    }
+    None
+}
+
+async fn works(program: impl AsRef<std::ffi::OsStr>, args: &[&str], folder: &Path) -> bool {
+    let run = tokio::process::Command::new(program).args(args).current_dir(folder).output().await;
+    run.is_ok_and(|output| output.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_goes_on_from_line_to_line() -> Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    let up = Up::start(&["--no-cloud"]).await?;
+    let mut chat = tandem(&["chat", "--url", &up.api])?.stdin(std::process::Stdio::piped()).spawn()?;
+    let mut input = chat.stdin.take().context("stdin")?;
+    input.write_all(format!("{QUESTION}\n\n{QUESTION}\n").as_bytes()).await?;
+    drop(input);
+    let output = chat.wait_with_output().await?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success() && said.matches("Lima").count() == 2,
+        "{said} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
