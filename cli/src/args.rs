@@ -72,6 +72,19 @@ pub enum Command {
     Completions(CompletionsArgs),
 }
 
+impl Command {
+    /// True for a process that another one started and listens to.
+    #[must_use]
+    pub fn has_parent(&self) -> bool {
+        match self {
+            Self::Edge(args) => args.identity.lifeline,
+            Self::Cloud(args) => args.identity.lifeline,
+            Self::Router(args) => args.identity.lifeline,
+            _ => false,
+        }
+    }
+}
+
 /// How the API may be reached.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ApiArgs {

@@ -53,10 +53,10 @@ impl Code {
         Self::ALL.iter().find(|(code, _)| *code == self).map_or("failed", |(_, name)| name)
     }
 
-    /// The code that a child process ended with, if it is one of these.
+    /// The code called `name`.
     #[must_use]
-    pub fn from_number(number: i32) -> Option<Self> {
-        Self::ALL.iter().map(|(code, _)| *code).find(|code| i32::from(code.number()) == number)
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(code, _)| *code)
     }
 }
 
@@ -99,11 +99,24 @@ impl Failure {
             return;
         }
         if json {
-            let value = serde_json::json!({ "error": { "message": self.message, "code": self.code.name() } });
-            eprintln!("{value}");
+            eprintln!("{}", self.to_json());
         } else {
             eprintln!("error: {}", self.message);
         }
+    }
+
+    /// The failure as one line of JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::json!({ "error": { "message": self.message, "code": self.code.name() } }).to_string()
+    }
+
+    /// Reads [`Failure::to_json`].
+    #[must_use]
+    pub fn from_json(line: &str) -> Option<Self> {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        let (message, code) = (value["error"]["message"].as_str()?, value["error"]["code"].as_str()?);
+        Some(Self::new(Code::from_name(code)?, message))
     }
 }
 
@@ -127,10 +140,11 @@ mod tests {
     fn codes_are_what_the_readme_says() {
         let table = [1, 2, 3, 4, 5, 6, 7, 8, 130];
         assert_eq!(Code::ALL.map(|(code, _)| code.number()), table);
-        for number in table {
-            assert_eq!(Code::from_number(number.into()).map(Code::number), Some(number));
-        }
-        assert_eq!(Code::from_number(0), None);
         assert_eq!(Code::Listen.name(), "listen");
+        for (code, _) in Code::ALL {
+            let failure = Failure::new(code, "what and \"why\"");
+            assert_eq!(Failure::from_json(&failure.to_json()), Some(failure));
+        }
+        assert_eq!(Failure::from_json("{}"), None);
     }
 }

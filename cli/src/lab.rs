@@ -48,6 +48,7 @@ async fn eval(global: &Global, args: &LabEvalArgs) -> Result<(), Failure> {
     }
     let report = evaluate(&options, &policy(args.policy.as_deref())?).await.or_fail(Code::Failed)?;
     if let Some(dir) = &args.plots {
+        std::fs::create_dir_all(dir).or_fail(Code::State)?;
         for split in report.splits.iter().filter(|split| !split.curves.is_empty()) {
             plot::shares(split, &dir.join(format!("{}.svg", split.split))).or_fail(Code::Failed)?;
         }

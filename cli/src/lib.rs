@@ -44,10 +44,16 @@ use failure::{Code, Failure};
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
+    let child = cli.command.has_parent();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(json);
+            if child {
+                // The parent reads it in place of the ready line, and words it for people.
+                ready::print_line(&failure.to_json());
+            } else {
+                failure.report(json);
+            }
             // A reader that went away (`tandem … | head`) needs no message.
             let _ = std::io::stdout().flush();
             failure.code().into()

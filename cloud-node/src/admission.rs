@@ -117,7 +117,13 @@ mod tests {
 
     #[test]
     fn each_bound_refuses_by_its_own_name() {
-        let bounds = Bounds { sessions_max: 10, sessions_per_device_max: 2, jobs_max: 5, kv_blocks_reserve: 4, ..Bounds::default() };
+        let bounds = Bounds {
+            sessions_max: 10,
+            sessions_per_device_max: 2,
+            jobs_max: 5,
+            kv_blocks_reserve: 4,
+            ..Bounds::default()
+        };
         let quiet = Load { kv_blocks_free: 100, kv_blocks_wanted: 3, ..Load::default() };
         let table = [
             (quiet, Ok(())),

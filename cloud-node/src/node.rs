@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
-use tandem_engine::{EngineError, Model, sampling};
 use tandem_engine::trunk::Trunk;
+use tandem_engine::{EngineError, Model, sampling};
 use tandem_proto::ids::SessionId;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 use tandem_proto::message::ModelCard;
@@ -78,11 +78,8 @@ pub struct CloudNode {
 fn decide(job: &Job, row: RowOutput<'_>) -> Result<Decided, EngineError> {
     let history = job.sequence.get(job.prompt_len..row.position).unwrap_or(&[]);
     let pick = sampling::pick(row.logits, &job.sampling, history, row.position as u32)?;
-    let alternatives = if job.top_logprobs == 0 {
-        Vec::new()
-    } else {
-        sampling::top_alternatives(row.logits, job.top_logprobs)?
-    };
+    let alternatives =
+        if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
     Ok(Decided { id: pick.token, logprob: pick.logprob, alternatives })
 }
 

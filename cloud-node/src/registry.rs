@@ -149,9 +149,18 @@ mod tests {
 
     fn session() -> Box<CloudSession> {
         let open = Open {
-            session: SessionId([1; 16]), epoch: Epoch(1), model: "m".into(), request_id: "r".into(), prompt_tokens: 1,
-            committed_tokens: 0, sampling: SamplingParams::default(), stop_tokens: vec![], answer_tokens_max: 4,
-            trunk_layers: 0, want_prompt_state: false, top_logprobs: 0,
+            session: SessionId([1; 16]),
+            epoch: Epoch(1),
+            model: "m".into(),
+            request_id: "r".into(),
+            prompt_tokens: 1,
+            committed_tokens: 0,
+            sampling: SamplingParams::default(),
+            stop_tokens: vec![],
+            answer_tokens_max: 4,
+            trunk_layers: 0,
+            want_prompt_state: false,
+            top_logprobs: 0,
         };
         Box::new(CloudSession::open(&open, vec![1], 100, 0).expect("a valid session"))
     }

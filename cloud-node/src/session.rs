@@ -90,7 +90,13 @@ pub(crate) async fn run(node: Arc<CloudNode>, link: Arc<Link>, channel: Channel)
     let _ = tx.finish();
 }
 
-async fn serve(node: &Arc<CloudNode>, link: &Arc<Link>, first: Frame, tx: &mut FrameSender, rx: &mut FrameReceiver) -> Ending {
+async fn serve(
+    node: &Arc<CloudNode>,
+    link: &Arc<Link>,
+    first: Frame,
+    tx: &mut FrameSender,
+    rx: &mut FrameReceiver,
+) -> Ending {
     let Message::Open(open) = first.message else {
         return Ending::Refused(RefuseCode::OutOfOrder, "a session begins with Open".into(), 0);
     };
@@ -120,7 +126,10 @@ async fn serve(node: &Arc<CloudNode>, link: &Arc<Link>, first: Frame, tx: &mut F
 async fn claim(node: &CloudNode, device: &str, open: &Open, payload: &Bytes) -> Result<(CloudSession, bool), Ending> {
     let refuse = |code, text: String| Ending::Refused(code, text, 0);
     if open.model != node.settings.model {
-        return Err(refuse(RefuseCode::UnknownModel, format!("no model `{}` here, there is `{}`", open.model, node.settings.model)));
+        return Err(refuse(
+            RefuseCode::UnknownModel,
+            format!("no model `{}` here, there is `{}`", open.model, node.settings.model),
+        ));
     }
     if !payload.len().is_multiple_of(4) {
         return Err(refuse(RefuseCode::Malformed, format!("{} bytes of token ids", payload.len())));
@@ -139,7 +148,8 @@ async fn claim(node: &CloudNode, device: &str, open: &Open, payload: &Bytes) -> 
         }
         Claim::New => {
             let wanted = (open.prompt_tokens as usize + open.answer_tokens_max as usize).min(context);
-            node.admit(device, wanted).map_err(|r| Ending::Refused(RefuseCode::Busy, r.to_string(), r.retry_after_ms()))?;
+            node.admit(device, wanted)
+                .map_err(|r| Ending::Refused(RefuseCode::Busy, r.to_string(), r.retry_after_ms()))?;
             false
         }
         Claim::Foreign => return Err(refuse(RefuseCode::OutOfOrder, "the session belongs to another device".into())),
@@ -205,12 +215,19 @@ impl SessionTask {
         shared.map_or(0, |t| t.layers).min(asked as usize)
     }
 
-    async fn run(&mut self, open: &Open, tx: &mut FrameSender, rx: &mut FrameReceiver, stop: CancellationToken) -> Result<(), Ending> {
+    async fn run(
+        &mut self,
+        open: &Open,
+        tx: &mut FrameSender,
+        rx: &mut FrameReceiver,
+        stop: CancellationToken,
+    ) -> Result<(), Ending> {
         let shared = self.shared_trunk(open.trunk_layers);
         if open.want_prompt_state && shared > 0 && self.session.processed() == 0 {
             self.prompt_state = Some(Vec::new());
         }
-        let opened = Opened { epoch: self.epoch, held_tokens: self.session.processed() as u32, trunk_layers: shared as u32 };
+        let opened =
+            Opened { epoch: self.epoch, held_tokens: self.session.processed() as u32, trunk_layers: shared as u32 };
         tx.send(&Message::Opened(opened), Bytes::new()).await?;
         let idle = Duration::from_millis(self.node.settings.bounds.idle_ms_max);
         let mut quiet_since = tokio::time::Instant::now();
@@ -272,7 +289,8 @@ impl SessionTask {
                 }
             }
             Message::KvAck(ack) => {
-                counter!(m::KV_BLOCKS, "direction" => "sent", "result" => "published").increment(u64::from(ack.published));
+                counter!(m::KV_BLOCKS, "direction" => "sent", "result" => "published")
+                    .increment(u64::from(ack.published));
                 counter!(m::KV_BLOCKS, "direction" => "sent", "result" => "refused").increment(u64::from(ack.refused));
             }
             Message::KvOffer(offer) => {
@@ -300,9 +318,11 @@ impl SessionTask {
             let tokens = job.feed_from;
             let layer_to = self.node.trunk.as_ref().map_or(0, |t| t.layers as u32);
             self.bulk = Some(self.node.bulk.register(self.id));
-            let pull = KvPull { epoch: self.epoch, exchange: self.exchanges, layer_from: 0, layer_to, tokens: tokens as u32 };
+            let pull =
+                KvPull { epoch: self.epoch, exchange: self.exchanges, layer_from: 0, layer_to, tokens: tokens as u32 };
             tx.send(&Message::KvPull(pull), Bytes::new()).await?;
-            self.pull = Some(Pull { job, tokens, incoming: None, deadline: tokio::time::Instant::now() + PULL_TIMEOUT });
+            self.pull =
+                Some(Pull { job, tokens, incoming: None, deadline: tokio::time::Instant::now() + PULL_TIMEOUT });
             return Ok(());
         }
         if lacking > 0 {

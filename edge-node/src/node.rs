@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tandem_engine::Model;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::runner::{Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
-use tandem_engine::Model;
 use tandem_engine::trunk::Trunk;
 use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
@@ -18,10 +18,10 @@ use tandem_router::exchange::Exchange;
 use tandem_router::policy::{Policy, Steering, SteeringConfig};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::generate::draft::{EdgeChoice, choose};
 use crate::generate;
+use crate::generate::draft::{EdgeChoice, choose};
 use crate::pacing::Estimates;
 use crate::request::{
     Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, TokenEvent,
@@ -183,8 +183,9 @@ impl EdgeNode {
             return Err(GenerateError::Engine(format!("the system gives no random numbers: {e}")));
         }
         let (tx, events) = mpsc::channel(EVENTS_MAX);
-        tokio::spawn(generate::run(inner.clone(), request, SessionId(id), tx));
-        Ok(Generation { events })
+        let (wound_down, route) = oneshot::channel();
+        tokio::spawn(generate::run(inner.clone(), request, SessionId(id), tx, wound_down));
+        Ok(Generation { events, route })
     }
 
     /// Tokenizer of the pair.
@@ -230,7 +231,9 @@ impl EdgeNode {
             threshold: dials.threshold.unwrap_or_else(|| inner.policy.threshold()),
             default_mode: dials.default_mode,
             policy: inner.policy.name().to_owned(),
-            trunk_layers: link.as_ref().map_or(0, |l| if inner.shares_trunk(l) { inner.settings.trunk_layers } else { 0 }),
+            trunk_layers: link
+                .as_ref()
+                .map_or(0, |l| if inner.shares_trunk(l) { inner.settings.trunk_layers } else { 0 }),
             active_requests: inner.active.load(Ordering::Relaxed),
             totals: totals.route.clone(),
             answers: totals.answers,
@@ -337,7 +340,13 @@ impl Inner {
     }
 
     /// Books an answer that has ended.
-    pub(crate) fn finished(&self, request: &GenerateRequest, route: &RouteSummary, trace: Vec<TokenEvent>, took: Duration) {
+    pub(crate) fn finished(
+        &self,
+        request: &GenerateRequest,
+        route: &RouteSummary,
+        trace: Vec<TokenEvent>,
+        took: Duration,
+    ) {
         self.active.fetch_sub(1, Ordering::Relaxed);
         {
             let mut totals = lock(&self.totals);

@@ -95,7 +95,8 @@ pub fn plan(c: &Conditions, strategy: ExactStrategy, written: usize) -> Plan {
             Plan::Draft { chunk, window: (frames * chunk).min(run).clamp(chunk, WINDOW_MAX) }
         }
         ExactStrategy::Synchronous => {
-            let chunk = (1..=CHUNK_MAX).min_by(|&a, &b| synchronous_s(c, a).total_cmp(&synchronous_s(c, b))).unwrap_or(1);
+            let chunk =
+                (1..=CHUNK_MAX).min_by(|&a, &b| synchronous_s(c, a).total_cmp(&synchronous_s(c, b))).unwrap_or(1);
             Plan::Draft { chunk, window: chunk }
         }
     }
@@ -198,7 +199,8 @@ impl Estimates {
 mod tests {
     use super::*;
 
-    const BASE: Conditions = Conditions { rtt_s: 0.0005, draft_s: 0.0005, verify_s: 0.002, decode_s: 0.002, acceptance: 0.9 };
+    const BASE: Conditions =
+        Conditions { rtt_s: 0.0005, draft_s: 0.0005, verify_s: 0.002, decode_s: 0.002, acceptance: 0.9 };
 
     #[test]
     fn the_plan_follows_the_link() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tandem_proto::message::{Alternative, SamplingParams};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Who may write the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -194,7 +194,9 @@ pub enum GenerateError {
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     /// `cloud` or `exact` was asked for on a node that has no cloud configured.
-    #[error("mode `{0}` needs a cloud node and this edge has none configured; start one with `tandem up` or use mode `local`")]
+    #[error(
+        "mode `{0}` needs a cloud node and this edge has none configured; start one with `tandem up` or use mode `local`"
+    )]
     NoCloud(&'static str),
     /// The model failed.
     #[error("generation failed: {0}")]
@@ -206,6 +208,9 @@ pub enum GenerateError {
 pub struct Generation {
     /// Tokens in order, then [`Event::Done`] or [`Event::Failed`].
     pub events: mpsc::Receiver<Event>,
+    /// What the answer took, once its work has wound down; also if `events` was closed or dropped
+    /// before the end.
+    pub route: oneshot::Receiver<RouteSummary>,
 }
 
 /// What the page's live strip and `tandem explain` show.

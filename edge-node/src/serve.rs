@@ -25,7 +25,12 @@ impl NodeBackend {
     #[must_use]
     pub fn loading(metrics: Option<PrometheusHandle>) -> Arc<Self> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Arc::new(Self { node: OnceLock::new(), state: Mutex::new(Readiness::Loading("the models are being loaded".into())), metrics, created })
+        Arc::new(Self {
+            node: OnceLock::new(),
+            state: Mutex::new(Readiness::Loading("the models are being loaded".into())),
+            metrics,
+            created,
+        })
     }
 
     fn set(&self, state: Readiness) {
@@ -101,7 +106,8 @@ impl Backend for NodeBackend {
 
     fn models(&self) -> Vec<ModelEntry> {
         let Some(node) = self.node.get() else { return Vec::new() };
-        let entry = |id: &str, mode| ModelEntry { id: id.to_owned(), created: self.created, owned_by: "tandem".into(), mode };
+        let entry =
+            |id: &str, mode| ModelEntry { id: id.to_owned(), created: self.created, owned_by: "tandem".into(), mode };
         let settings = node.settings();
         vec![entry(&settings.model, None), entry(&settings.cloud_model, Some(crate::request::Mode::Cloud))]
     }

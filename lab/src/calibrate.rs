@@ -169,7 +169,12 @@ fn merged(paths: &[&Path]) -> Vec<u32> {
     all
 }
 
-fn fit_on(explorer: &Explorer<'_>, data: &Data<'_>, visited: &[Vec<u32>], options: &CalibrateOptions) -> Result<Fitted, LabError> {
+fn fit_on(
+    explorer: &Explorer<'_>,
+    data: &Data<'_>,
+    visited: &[Vec<u32>],
+    options: &CalibrateOptions,
+) -> Result<Fitted, LabError> {
     let mut samples = Vec::new();
     for (i, nodes) in visited.iter().enumerate().filter(|(i, _)| !data.measured[*i]) {
         let known = explorer.nodes(i);
@@ -183,7 +188,12 @@ fn fit_on(explorer: &Explorer<'_>, data: &Data<'_>, visited: &[Vec<u32>], option
     Ok(fit(&samples, &options.fit)?)
 }
 
-fn scores<'a>(explorer: &'a Explorer<'_>, i: usize, path: &'a Path, policy: &'a dyn Policy) -> impl Iterator<Item = f32> + 'a {
+fn scores<'a>(
+    explorer: &'a Explorer<'_>,
+    i: usize,
+    path: &'a Path,
+    policy: &'a dyn Policy,
+) -> impl Iterator<Item = f32> + 'a {
     path.nodes.iter().map(move |&at| policy.score(&explorer.nodes(i)[at as usize].features()))
 }
 

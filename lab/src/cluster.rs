@@ -18,8 +18,8 @@ use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
 use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::policy::{Policy, PolicyError, PolicyFile, PolicySpec};
 use tandem_transport::bulk::BulkInbox;
-use tandem_transport::proxy::{Faults, ProxyHandle, UdpProxy};
 use tandem_transport::identity::IdentityError;
+use tandem_transport::proxy::{Faults, ProxyHandle, UdpProxy};
 use tandem_transport::{
     Backoff, Connector, DevCa, Redial, Role, Server, Settings as QuicSettings, Target, TransportError,
 };

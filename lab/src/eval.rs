@@ -155,7 +155,8 @@ pub struct EvalReport {
 /// # Errors
 /// Data that cannot be read, nodes that do not start, an answer that fails.
 pub async fn evaluate(options: &EvalOptions, policy: &Arc<PolicyFile>) -> Result<EvalReport, LabError> {
-    let mut cluster = ClusterOptions { threads: options.threads, policy_file: Some(policy.clone()), ..ClusterOptions::default() };
+    let mut cluster =
+        ClusterOptions { threads: options.threads, policy_file: Some(policy.clone()), ..ClusterOptions::default() };
     cluster.policy = tandem_router::policy::PolicySpec::Calibrated { threshold: None };
     cluster.edge.requests_max = options.at_once.max(1);
     let cluster = Cluster::start(cluster).await?;

@@ -218,7 +218,8 @@ fn walk(
     from: usize,
     answer_max: usize,
 ) -> Result<Vec<Path>, LabError> {
-    let start = |t: &Tree| Walk { path: Path::default(), at: (!t.nodes.is_empty()).then_some(0), done: answer_max == 0 };
+    let start =
+        |t: &Tree| Walk { path: Path::default(), at: (!t.nodes.is_empty()).then_some(0), done: answer_max == 0 };
     let mut walks: Vec<Walk> = trees.iter().map(start).collect();
     loop {
         let mut missing = Vec::new();

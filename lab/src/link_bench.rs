@@ -192,7 +192,9 @@ struct Bench<'a> {
 /// Data that cannot be read, nodes that do not start, an answer that fails.
 pub async fn measure(options: &LinkOptions, policy: &Arc<PolicyFile>) -> Result<LinkReport, LabError> {
     if !options.rtts_ms.contains(&0) || options.answers == 0 {
-        return Err(LabError::Empty("the round-trip times need a 0 to compare with, and answers must be at least 1".into()));
+        return Err(LabError::Empty(
+            "the round-trip times need a 0 to compare with, and answers must be at least 1".into(),
+        ));
     }
     let rows = reference_subset(read(&options.data.join(format!("{}.jsonl", SPLITS[0])))?, options.answers + WARM_UP);
     let steps = options.rtts_ms.len() * (WAYS.len() + 8);
@@ -230,7 +232,13 @@ impl Bench<'_> {
     }
 
     /// Answers one after the other; the first [`WARM_UP`] are not counted.
-    async fn answers(&self, cluster: &Cluster, mode: Mode, prompts: &[Vec<u32>], tokens_max: usize) -> Result<Seen, LabError> {
+    async fn answers(
+        &self,
+        cluster: &Cluster,
+        mode: Mode,
+        prompts: &[Vec<u32>],
+        tokens_max: usize,
+    ) -> Result<Seen, LabError> {
         let mut answers = Vec::new();
         let mut before = cluster.cloud.load();
         for (at, prompt) in prompts.iter().enumerate() {
@@ -281,7 +289,9 @@ impl Bench<'_> {
                 round_trips: trips / seen.answers.len().max(1) as f64,
                 bytes: seen.bytes(),
                 rolled_back: seen.mean(|a| f64::from(a.route.rolled_back)),
-                hidden_share: near.filter(|_| drafts && waited > 0.0).map(|n| (1.0 - (seconds - n.seconds) / waited).clamp(0.0, 1.0)),
+                hidden_share: near
+                    .filter(|_| drafts && waited > 0.0)
+                    .map(|n| (1.0 - (seconds - n.seconds) / waited).clamp(0.0, 1.0)),
                 equals_cloud: (way.mode == Mode::Exact).then(|| seen.tokens() == cloud),
             });
         }

@@ -11,7 +11,8 @@ use tandem_edge_node::request::Mode;
 
 const SIZE: (u32, u32) = (840, 520);
 /// Readable on white and for most kinds of colour blindness (Okabe and Ito 2008).
-const COLOURS: [RGBColor; 4] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(120, 120, 120)];
+const COLOURS: [RGBColor; 4] =
+    [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(120, 120, 120)];
 
 fn failed(e: impl std::fmt::Display) -> LabError {
     LabError::Plot(e.to_string())
@@ -69,7 +70,13 @@ pub fn shares(split: &SplitReport, to: &Path) -> Result<(), LabError> {
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
             chart.draw_series(points.iter().skip(1).map(|p| Circle::new(*p, 3, colour.filled()))).map_err(failed)?;
         }
-        let labels = chart.configure_series_labels().position(SeriesLabelPosition::LowerRight).label_font(("sans-serif", 13)).background_style(WHITE).border_style(BLACK.mix(0.3)).draw();
+        let labels = chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .label_font(("sans-serif", 13))
+            .background_style(WHITE)
+            .border_style(BLACK.mix(0.3))
+            .draw();
         labels.map_err(failed)?;
         root.present().map_err(failed)?;
     }

@@ -42,13 +42,19 @@ impl Row {
 pub fn read(path: &Path) -> Result<Vec<Row>, LabError> {
     let bytes = std::fs::metadata(path).map_err(LabError::io(path))?.len();
     if bytes > FILE_BYTES_MAX {
-        return Err(LabError::Empty(format!("{} has {bytes} bytes, at most {FILE_BYTES_MAX} are read", path.display())));
+        return Err(LabError::Empty(format!(
+            "{} has {bytes} bytes, at most {FILE_BYTES_MAX} are read",
+            path.display()
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(LabError::io(path))?;
     let mut rows = Vec::new();
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let row: Row = serde_json::from_str(line)
-            .map_err(|e| LabError::Row { path: path.into(), line: at + 1, problem: e.to_string() })?;
+        let row: Row = serde_json::from_str(line).map_err(|e| LabError::Row {
+            path: path.into(),
+            line: at + 1,
+            problem: e.to_string(),
+        })?;
         rows.push(row);
     }
     rows.retain(|row| !row.prompt.is_empty());
@@ -189,7 +195,13 @@ mod tests {
 
     #[test]
     fn the_subset_is_that_of_the_reference() {
-        let rows = (0..577).map(|i| Row { prompt: i.to_string(), answer: String::new(), category: String::new(), part: String::new(), key: String::new() });
+        let rows = (0..577).map(|i| Row {
+            prompt: i.to_string(),
+            answer: String::new(),
+            category: String::new(),
+            part: String::new(),
+            key: String::new(),
+        });
         let first: Vec<String> = reference_subset(rows.collect(), 6).into_iter().map(|r| r.prompt).collect();
         assert_eq!(first, SHUFFLED_577);
     }
@@ -206,7 +218,13 @@ mod tests {
             part: String::new(),
             key: key.into(),
         };
-        let rows = [row("add", "1+2", "a"), row("add", "1+2", "b"), row("sub", "1+2", "a"), row("add", "", "a"), row("add", "", "a")];
+        let rows = [
+            row("add", "1+2", "a"),
+            row("add", "1+2", "b"),
+            row("sub", "1+2", "a"),
+            row("add", "", "a"),
+            row("add", "", "a"),
+        ];
         assert_eq!(problems(&rows), [0, 0, 1, 2, 2]);
     }
 

@@ -47,7 +47,7 @@ pub const CLOUD: EmbeddedModel = EmbeddedModel {
 pub const TRUNK_LAYERS: usize = 2;
 
 /// Parameters of the calibrated escalation rule fitted for the pair (`policy.json`), if there are any.
-pub const POLICY: Option<&[u8]> = None;
+pub const POLICY: Option<&[u8]> = Some(include_bytes!("../policy.json"));
 
 /// Every embedded model, by name.
 pub const ALL: [EmbeddedModel; 2] = [EDGE, CLOUD];

@@ -37,7 +37,8 @@ impl EmbeddedModel {
         let stop_tokens = stop_tokens(Some(self.generation_config), model.spec())?;
         let spec = model.spec();
         let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default().to_owned();
-        let chat = ChatTemplate::new(self.chat_template, &token(spec.bos_token), &token(spec.eos_tokens.first().copied()))?;
+        let chat =
+            ChatTemplate::new(self.chat_template, &token(spec.bos_token), &token(spec.eos_tokens.first().copied()))?;
         let card = ModelCard {
             name: self.name.to_owned(),
             digest: model.digest(),

@@ -54,11 +54,16 @@ impl StateRun {
     pub fn new(chain: BlockChain, shape: KvShape, tokens: &[u32]) -> Result<Self, ExchangeError> {
         let blocks = tokens.len().div_ceil(KV_BLOCK_TOKENS);
         if blocks > KV_OFFER_BLOCKS_MAX {
-            return Err(ExchangeError::Limit(format!("{blocks} blocks in one offer, at most {KV_OFFER_BLOCKS_MAX} allowed")));
+            return Err(ExchangeError::Limit(format!(
+                "{blocks} blocks in one offer, at most {KV_OFFER_BLOCKS_MAX} allowed"
+            )));
         }
         let run = Self { ids: chain.ids(tokens), tokens: tokens.len(), shape };
         if run.payload_bytes(0) > PAYLOAD_BYTES_MAX {
-            return Err(ExchangeError::Limit(format!("a block of {} bytes, at most {PAYLOAD_BYTES_MAX} allowed", run.payload_bytes(0))));
+            return Err(ExchangeError::Limit(format!(
+                "a block of {} bytes, at most {PAYLOAD_BYTES_MAX} allowed",
+                run.payload_bytes(0)
+            )));
         }
         Ok(run)
     }
@@ -295,7 +300,10 @@ mod tests {
         }
         let (out, mut inc, payloads) = sides();
         inc.accept(&out.block(0, &payloads[0]), payloads[0].clone()).unwrap();
-        assert_eq!(inc.accept(&out.block(0, &payloads[0]), payloads[0].clone()), Err(ExchangeError::Unwanted { index: 0 }));
+        assert_eq!(
+            inc.accept(&out.block(0, &payloads[0]), payloads[0].clone()),
+            Err(ExchangeError::Unwanted { index: 0 })
+        );
     }
 
     #[test]
@@ -321,7 +329,14 @@ mod tests {
 
     #[test]
     fn the_cost_rule_moves_state_only_when_that_is_faster() {
-        let base = CostInputs { tokens: 1000, bytes_per_token: 1664, rtt_s: 0.01, goodput: 10e6, holder_delay_s: 0.0, recompute_rate: 2000.0 };
+        let base = CostInputs {
+            tokens: 1000,
+            bytes_per_token: 1664,
+            rtt_s: 0.01,
+            goodput: 10e6,
+            holder_delay_s: 0.0,
+            recompute_rate: 2000.0,
+        };
         let table = [
             ("fast link, slow device", base, true),
             ("slow link", CostInputs { goodput: 1e6, ..base }, false),

@@ -179,6 +179,11 @@ def stop(client, args):
         expect_equal((answer.choices[0].message.content, answer.choices[0].finish_reason), (wanted, "stop"), mark)
         texts, ends, _, _ = collect(client.chat.completions.create(**LOCAL, stop=mark, stream=True))
         expect_equal((texts[0], ends[0]), (wanted, "stop"), f"{mark} in a stream")
+    if "exact" in args.modes:
+        usage = client.chat.completions.create(**{**LOCAL, "model": "tandem:exact"}, stop=text[1]).usage
+        expect(usage.tandem["bytes_up"] > 0, "what was sent before the stop is counted")
+        tokens = usage.tandem["edge_tokens"] + usage.tandem["accepted"] + usage.tandem["cloud_tokens"]
+        expect_equal(tokens, usage.completion_tokens, "tokens by origin")
 
 
 @check

@@ -68,7 +68,11 @@ pub fn request(edge: &EdgeNode, question: &str, mode: Mode, sampling: &SamplingP
 
 /// Runs a request to its end and checks that indices are 0..n once each. `on_token` is called after
 /// each token.
-pub async fn answer(edge: &EdgeNode, request: GenerateRequest, mut on_token: impl FnMut(&TokenEvent)) -> Result<Answer> {
+pub async fn answer(
+    edge: &EdgeNode,
+    request: GenerateRequest,
+    mut on_token: impl FnMut(&TokenEvent),
+) -> Result<Answer> {
     let mut generation = edge.submit(request)?;
     let mut tokens: Vec<TokenEvent> = Vec::new();
     while let Some(event) = generation.events.recv().await {
@@ -88,7 +92,13 @@ pub async fn answer(edge: &EdgeNode, request: GenerateRequest, mut on_token: imp
 }
 
 /// Answers all questions, at most `at_once` at a time, in order.
-pub async fn answers(edge: &EdgeNode, questions: &[String], mode: Mode, sampling: &SamplingParams, at_once: usize) -> Result<Vec<Answer>> {
+pub async fn answers(
+    edge: &EdgeNode,
+    questions: &[String],
+    mode: Mode,
+    sampling: &SamplingParams,
+    at_once: usize,
+) -> Result<Vec<Answer>> {
     let gate = Arc::new(Semaphore::new(at_once));
     let mut tasks = Vec::new();
     for question in questions {

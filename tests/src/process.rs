@@ -96,12 +96,12 @@ impl Process {
         let said = || stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match heard {
             Err(_) => bail!("the process did not serve within {} s; it said: {}", WAIT_MAX.as_secs(), said()),
-            Ok(read) if read? == 0 => {
+            Ok(Ok(0)) => {
                 let status = child.wait().await?;
                 tokio::time::sleep(LOOK_EVERY).await;
                 bail!("the process ended ({status}) before it served; it said: {}", said())
             }
-            Ok(_) => {}
+            Ok(read) => drop(read?),
         }
         let ready = serde_json::from_str(&line).with_context(|| format!("not a ready line: {line:?}"))?;
         // Keep the pipe empty, or the process blocks once it is full.

@@ -88,8 +88,20 @@ async fn exact_equals_cloud_wherever_state_comes_from() -> Result<()> {
         ("hidden states from the edge", ExactStrategy::Draft, Exchange::Always, Exchange::Never, Exchange::Never),
         ("prompt state from the cloud", ExactStrategy::Draft, Exchange::Never, Exchange::Always, Exchange::Never),
         ("both", ExactStrategy::Synchronous, Exchange::Always, Exchange::Always, Exchange::Never),
-        ("the cloud takes over and pulls", ExactStrategy::Handover, Exchange::Always, Exchange::Always, Exchange::Always),
-        ("the cloud takes over and recomputes", ExactStrategy::Handover, Exchange::Always, Exchange::Never, Exchange::Never),
+        (
+            "the cloud takes over and pulls",
+            ExactStrategy::Handover,
+            Exchange::Always,
+            Exchange::Always,
+            Exchange::Always,
+        ),
+        (
+            "the cloud takes over and recomputes",
+            ExactStrategy::Handover,
+            Exchange::Always,
+            Exchange::Never,
+            Exchange::Never,
+        ),
         ("left to the rules", ExactStrategy::Auto, Exchange::Auto, Exchange::Auto, Exchange::Auto),
     ];
     for (name, strategy, hidden, fetch, pull) in table {

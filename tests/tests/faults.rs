@@ -28,7 +28,9 @@ async fn connected(cluster: &Cluster) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_cut_at_any_token_and_restored_changes_nothing() -> Result<()> {
-    for (mode, strategy) in [(Mode::Exact, ExactStrategy::Draft), (Mode::Exact, ExactStrategy::Stream), (Mode::Cloud, ExactStrategy::Auto)] {
+    for (mode, strategy) in
+        [(Mode::Exact, ExactStrategy::Draft), (Mode::Exact, ExactStrategy::Stream), (Mode::Cloud, ExactStrategy::Auto)]
+    {
         let mut o = ClusterOptions::default();
         o.edge.exact = strategy;
         o.edge.reconnect_ms_max = 30_000;
@@ -99,7 +101,9 @@ async fn without_the_cloud_the_edge_ends_the_answer_and_says_so() -> Result<()> 
 async fn local_answers_leave_nothing_on_the_wire() -> Result<()> {
     let cluster = Cluster::start(ClusterOptions::default()).await?;
     for question in questions(12)? {
-        let a = answer(&cluster.edge, request(&cluster.edge, &question, Mode::Local, &SamplingParams::default())?, |_| {}).await?;
+        let a =
+            answer(&cluster.edge, request(&cluster.edge, &question, Mode::Local, &SamplingParams::default())?, |_| {})
+                .await?;
         assert_eq!((a.route.bytes_up, a.route.bytes_down, a.route.round_trips), (0, 0, 0));
         assert_eq!(a.route.edge_tokens as usize, a.tokens.len());
     }
@@ -112,7 +116,8 @@ async fn a_client_that_goes_away_stops_the_cloud_within_a_second() -> Result<()>
     let mut o = ClusterOptions::default();
     o.edge.exact = ExactStrategy::Stream;
     let cluster = Cluster::start(o).await?;
-    let mut generation = cluster.edge.submit(request(&cluster.edge, QUESTION, Mode::Cloud, &SamplingParams::default())?)?;
+    let mut generation =
+        cluster.edge.submit(request(&cluster.edge, QUESTION, Mode::Cloud, &SamplingParams::default())?)?;
     assert!(generation.events.recv().await.is_some());
     drop(generation);
     tokio::time::timeout(Duration::from_secs(1), async {

@@ -106,6 +106,7 @@ async fn a_taken_port_is_one_line_that_says_what_to_do() -> Result<()> {
     ensure!(ended.stderr.trim_end().lines().count() == 1, "{ended:?}");
     let ended = run(&["up", "--listen", "127.0.0.1:0", "--router-listen", &address, "--state", state]).await?;
     ensure!(ended.code == Some(4) && ended.stderr.contains("--router-listen"), "{ended:?}");
+    ensure!(ended.stderr.trim_end().lines().count() == 1, "{ended:?}");
     Ok(())
 }
 

@@ -73,7 +73,7 @@ struct Running {
 /// to it through `changed`.
 ///
 /// # Errors
-/// The first start failed; the child has said why on standard error.
+/// The first start failed; in the child's own words, if it found some.
 pub(crate) async fn supervise(
     mut spec: ChildSpec,
     changed: impl Fn(&'static str, Change) + Send + Sync + 'static,
@@ -137,7 +137,9 @@ async fn end(running: Running) {
 
 async fn start(spec: &ChildSpec) -> Result<Running, Failure> {
     let role = spec.role;
-    let failed = |what: String| Failure::new(Code::Failed, format!("the {role} does not start: {what}"));
+    let failed_as =
+        |code, what: &dyn std::fmt::Display| Failure::new(code, format!("the {role} does not start: {what}"));
+    let failed = |what: String| failed_as(Code::Failed, &what);
     let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
     let mut child = Command::new(program)
         .arg(role)
@@ -158,15 +160,13 @@ async fn start(spec: &ChildSpec) -> Result<Running, Failure> {
         Err(_) => return Err(failed(format!("it did not serve within {READY_S_MAX} s"))),
         Ok(Err(e)) => return Err(failed(e.to_string())),
         Ok(Ok(0)) => {
-            // It has said why on standard error, which is ours.
             let status = child.wait().await.map_err(|e| failed(e.to_string()))?;
-            let code = status.code().and_then(Code::from_number).unwrap_or(Code::Failed);
-            return Err(Failure::new(
-                code,
-                format!("the {role} does not start ({}); its own message stands above", describe(status)),
-            ));
+            return Err(failed(describe(status)));
         }
         Ok(Ok(_)) => {}
+    }
+    if let Some(failure) = Failure::from_json(&line) {
+        return Err(failed_as(failure.code(), &failure));
     }
     let ready = serde_json::from_str(&line).map_err(|e| failed(format!("it said {line:?} ({e})")))?;
     // Nothing more is expected; what comes is dropped, so that the pipe never fills up.

@@ -1,12 +1,15 @@
 //! The choices of one request under way: their events, interleaved as they come, turned into text
 //! that can be sent, and counted.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_engine::tokenizer::StreamDecoder;
+use tokio::sync::oneshot;
+use tokio::time::{Timeout, timeout};
 
 use super::backend::Backend;
 use super::meter::Meter;
@@ -15,6 +18,10 @@ use super::reply::Usage;
 use crate::request::{
     Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary, TokenEvent,
 };
+
+/// Longest wait for what an answer took after a stop string ended it, milliseconds. Beyond it the
+/// tokens counted here are reported, without bytes and round trips.
+const WIND_DOWN_MS_MAX: u64 = 1000;
 
 /// What happens next in a request.
 #[derive(Debug)]
@@ -29,6 +36,24 @@ pub(crate) enum Update {
     End { choice: usize, finish: FinishReason, route: RouteSummary },
     /// The request has failed; nothing follows.
     Failed(GenerateError),
+}
+
+/// Where a choice stands.
+enum State {
+    /// Tokens come.
+    Open(Generation),
+    /// A stop string has ended it; the node says what it took.
+    WindingDown(Pin<Box<Timeout<oneshot::Receiver<RouteSummary>>>>),
+    /// Over.
+    Ended,
+}
+
+/// What a choice says next.
+enum Said {
+    /// An event; `None` if the node has gone silent for good.
+    Event(Option<Event>),
+    /// What it took until the stop string, if the node said so in time.
+    WoundDown(Option<RouteSummary>),
 }
 
 /// The choices of one request. Dropping it stops those that still run.
@@ -46,9 +71,7 @@ pub(crate) struct Answers {
 }
 
 struct Running {
-    request_id: String,
-    /// `None` once the choice has ended.
-    generation: Option<Generation>,
+    state: State,
     decoder: StreamDecoder,
     assembler: Assembler,
     /// Tokens by origin, for an answer that a stop string ends.
@@ -67,10 +90,8 @@ impl Answers {
     ) -> Result<Self, GenerateError> {
         let mut choices = Vec::with_capacity(requests.len());
         for request in requests {
-            let request_id = request.request_id.clone();
             choices.push(Running {
-                request_id,
-                generation: Some(backend.submit(request)?),
+                state: State::Open(backend.submit(request)?),
                 decoder: backend.tokenizer().stream(),
                 assembler: Assembler::new(stops),
                 counted: RouteSummary::default(),
@@ -93,15 +114,18 @@ impl Answers {
             return Some(update);
         }
         loop {
-            let (choice, event) = poll_fn(|cx| self.poll_event(cx)).await?;
-            let updates = match event {
-                Some(Event::Token(event)) => self.on_token(choice, event),
-                Some(Event::Done(done)) => self.on_end(choice, done.finish, done.route),
-                Some(Event::Failed(error)) => Some(self.on_failure(error)),
-                None => Some(self.on_failure(GenerateError::Engine("the answer ended without a result".into()))),
+            let (choice, said) = poll_fn(|cx| self.poll_choices(cx)).await?;
+            let update = match said {
+                Said::Event(Some(Event::Token(event))) => self.on_token(choice, event),
+                Said::Event(Some(Event::Done(done))) => Some(self.on_end(choice, done.finish, done.route)),
+                Said::Event(Some(Event::Failed(error))) => Some(self.on_failure(error)),
+                Said::Event(None) => {
+                    Some(self.on_failure(GenerateError::Engine("the answer ended without a result".into())))
+                }
+                Said::WoundDown(route) => Some(self.on_wound_down(choice, route)),
             };
-            if updates.is_some() {
-                return updates;
+            if update.is_some() {
+                return update;
             }
         }
     }
@@ -116,17 +140,23 @@ impl Answers {
         }
     }
 
-    /// The next event of any running choice; ready with `None` if no choice runs.
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Option<Event>)>> {
+    /// What any choice says next; ready with `None` if all have ended.
+    fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Said)>> {
         let count = self.choices.len();
         let mut running = false;
         for offset in 0..count {
             let choice = (self.turn + offset) % count;
-            let Some(generation) = &mut self.choices[choice].generation else { continue };
+            let said = match &mut self.choices[choice].state {
+                State::Open(generation) => generation.events.poll_recv(cx).map(Said::Event),
+                State::WindingDown(route) => {
+                    route.as_mut().poll(cx).map(|route| Said::WoundDown(route.ok().and_then(Result::ok)))
+                }
+                State::Ended => continue,
+            };
             running = true;
-            if let Poll::Ready(event) = generation.events.poll_recv(cx) {
+            if let Poll::Ready(said) = said {
                 self.turn = (choice + 1) % count;
-                return Poll::Ready(Some((choice, event)));
+                return Poll::Ready(Some((choice, said)));
             }
         }
         if running { Poll::Pending } else { Poll::Ready(None) }
@@ -147,24 +177,34 @@ impl Answers {
         };
         let (piece, stopped) = running.assembler.push(event, &text);
         if stopped {
-            let route = self.backend.route_so_far(&running.request_id).unwrap_or_else(|| running.counted.clone());
-            let end = self.end(choice, FinishReason::Stop, route);
-            return Some(self.with_last_piece(choice, piece, end));
+            running.state.wind_down();
         }
         (!piece.is_empty()).then_some(Update::Piece { choice, piece })
     }
 
-    fn on_end(&mut self, choice: usize, finish: FinishReason, route: RouteSummary) -> Option<Update> {
+    fn on_end(&mut self, choice: usize, finish: FinishReason, route: RouteSummary) -> Update {
         let running = &mut self.choices[choice];
         let rest = running.decoder.finish();
         let piece = running.assembler.finish(&rest);
         let end = self.end(choice, finish, route);
-        Some(self.with_last_piece(choice, piece, end))
+        if piece.is_empty() {
+            return end;
+        }
+        self.ended = Some(end);
+        Update::Piece { choice, piece }
+    }
+
+    fn on_wound_down(&mut self, choice: usize, route: Option<RouteSummary>) -> Update {
+        let counted = &self.choices[choice].counted;
+        // The node may have been ahead of the stop string; those tokens are not in the answer.
+        let RouteSummary { edge_tokens, accepted, cloud_tokens, .. } = *counted;
+        let route = RouteSummary { edge_tokens, accepted, cloud_tokens, ..route.unwrap_or_default() };
+        self.end(choice, FinishReason::Stop, route)
     }
 
     fn on_failure(&mut self, error: GenerateError) -> Update {
-        for choice in &mut self.choices {
-            if choice.generation.take().is_some() {
+        for running in &mut self.choices {
+            if !matches!(std::mem::replace(&mut running.state, State::Ended), State::Ended) {
                 self.meter.end("error", None);
             }
         }
@@ -172,44 +212,31 @@ impl Answers {
     }
 
     fn end(&mut self, choice: usize, finish: FinishReason, route: RouteSummary) -> Update {
-        self.choices[choice].generation = None;
+        self.choices[choice].state = State::Ended;
         let outcome = match finish {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         };
         self.meter.end(outcome, Some(&route));
-        add(&mut self.route, &route);
+        self.route.add(&route);
         Update::End { choice, finish, route }
     }
+}
 
-    fn with_last_piece(&mut self, choice: usize, piece: Piece, end: Update) -> Update {
-        if piece.is_empty() {
-            return end;
+impl State {
+    /// Stops the work and waits for what it took.
+    fn wind_down(&mut self) {
+        if let Self::Open(Generation { route, .. }) = std::mem::replace(self, Self::Ended) {
+            let most = Duration::from_millis(WIND_DOWN_MS_MAX);
+            *self = Self::WindingDown(Box::pin(timeout(most, route)));
         }
-        self.ended = Some(end);
-        Update::Piece { choice, piece }
     }
 }
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        for _ in self.choices.iter().filter(|choice| choice.generation.is_some()) {
+        for _ in self.choices.iter().filter(|running| !matches!(running.state, State::Ended)) {
             self.meter.end("gone", None);
         }
-    }
-}
-
-/// Adds what one choice took to the sum.
-fn add(sum: &mut RouteSummary, one: &RouteSummary) {
-    sum.edge_tokens = sum.edge_tokens.saturating_add(one.edge_tokens);
-    sum.accepted = sum.accepted.saturating_add(one.accepted);
-    sum.cloud_tokens = sum.cloud_tokens.saturating_add(one.cloud_tokens);
-    sum.round_trips = sum.round_trips.saturating_add(one.round_trips);
-    sum.bytes_up = sum.bytes_up.saturating_add(one.bytes_up);
-    sum.bytes_down = sum.bytes_down.saturating_add(one.bytes_down);
-    sum.rolled_back = sum.rolled_back.saturating_add(one.rolled_back);
-    sum.degraded |= one.degraded;
-    if sum.degraded_reason.is_none() {
-        sum.degraded_reason.clone_from(&one.degraded_reason);
     }
 }

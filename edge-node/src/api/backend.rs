@@ -8,7 +8,7 @@ use tandem_engine::chat::ChatTemplate;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::SamplingParams;
 
-use crate::request::{Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary};
+use crate::request::{Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus};
 
 /// A node that answers prompts. Calls return at once; work happens behind [`Generation`].
 pub trait Backend: Send + Sync + 'static {
@@ -54,14 +54,6 @@ pub trait Backend: Send + Sync + 'static {
     /// The embedded pair has `do_sample: false`, hence greedy, unlike OpenAI's temperature 1.
     fn sampling_defaults(&self) -> SamplingParams {
         SamplingParams::default()
-    }
-
-    /// What the running answer with this request id has taken so far. Asked when a stop string
-    /// ends an answer before the model does, just before its [`Generation`] is dropped. `None`
-    /// makes the API report its own count of tokens by origin, without bytes and round trips.
-    fn route_so_far(&self, request_id: &str) -> Option<RouteSummary> {
-        let _ = request_id;
-        None
     }
 }
 

@@ -135,13 +135,7 @@ impl Answer {
         let tokens = pull.tokens as usize;
         let have = self.drafter.fed() >= tokens && self.trunk_shared;
         let run = self.run_of(tokens, false).filter(|_| have);
-        let empty = KvOffer {
-            epoch: pull.epoch,
-            exchange: pull.exchange,
-            shape,
-            ids: Vec::new(),
-            tokens: 0,
-        };
+        let empty = KvOffer { epoch: pull.epoch, exchange: pull.exchange, shape, ids: Vec::new(), tokens: 0 };
         let offer = match run {
             Some(run) => match self.drafter.export_trunk(tokens).await {
                 Ok(state) => {

@@ -14,23 +14,25 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tandem_engine::runner::RunnerError;
+use tandem_proto::exchange::Outgoing;
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::SessionId;
-use tandem_proto::exchange::Outgoing;
 use tandem_proto::message::{Alternative, KvPull, RefuseCode, SamplingParams};
 use tandem_proto::session::SessionError;
 use tandem_proto::session::edge::{Committed, Decider, EdgeSession, FrameRule, PathChange};
 use tandem_router::policy::{Features, Steering};
 use tandem_transport::error::TransportError;
 use tandem_transport::link::Link;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::draft::{Drafter, EdgeChoice, Step};
 use self::exchange::PromptFetch;
 use self::uplink::Uplink;
 use crate::node::Inner;
 use crate::pacing::{self, CHUNK_MAX, Plan};
-use crate::request::{Done, Event, FinishReason, GenerateError, GenerateRequest, Mode, Origin, RouteSummary, TokenEvent};
+use crate::request::{
+    Done, Event, FinishReason, GenerateError, GenerateRequest, Mode, Origin, RouteSummary, TokenEvent,
+};
 
 /// Steps of at least this many rows tell how fast the edge prefills.
 const PREFILL_ROWS_MIN: usize = 8;
@@ -102,7 +104,13 @@ pub(crate) struct Answer {
 }
 
 /// Runs an answer to its end and tells the node what it took.
-pub(crate) async fn run(node: Arc<Inner>, request: GenerateRequest, session: SessionId, events: mpsc::Sender<Event>) {
+pub(crate) async fn run(
+    node: Arc<Inner>,
+    request: GenerateRequest,
+    session: SessionId,
+    events: mpsc::Sender<Event>,
+    wound_down: oneshot::Sender<RouteSummary>,
+) {
     let begun = Instant::now();
     let mut answer = Answer::new(node.clone(), request, session, events);
     let result = answer.run().await;
@@ -114,6 +122,8 @@ pub(crate) async fn run(node: Arc<Inner>, request: GenerateRequest, session: Ses
         Err(Halt::Cancelled) => None,
     };
     node.finished(&answer.request, &answer.summary, std::mem::take(&mut answer.trace), begun.elapsed());
+    // Nobody has to wait for it.
+    let _ = wound_down.send(answer.summary.clone());
     if let Some(event) = last {
         // A client that has gone needs no end.
         let _ = answer.events.send(event).await;
@@ -314,7 +324,8 @@ impl Answer {
         if self.uplink.is_none() || self.fetch.is_some() {
             return;
         }
-        let streams = self.request.mode == Mode::Cloud || (self.request.mode == Mode::Exact && self.plan() == Plan::Stream);
+        let streams =
+            self.request.mode == Mode::Cloud || (self.request.mode == Mode::Exact && self.plan() == Plan::Stream);
         if streams {
             // Drafts under way are let go: the cloud decodes from the last final token.
             if let Some(g) = self.session.next_span(usize::MAX) {
@@ -347,7 +358,9 @@ impl Answer {
     fn frame_rule(&self) -> FrameRule {
         match (self.request.mode, self.plan()) {
             // The bonus row's hidden state does not exist yet when the frame goes out.
-            (Mode::Exact, Plan::Draft { chunk, .. }) => FrameRule { chunk_min: chunk, chunk_max: CHUNK_MAX, bonus: !self.send_hidden },
+            (Mode::Exact, Plan::Draft { chunk, .. }) => {
+                FrameRule { chunk_min: chunk, chunk_max: CHUNK_MAX, bonus: !self.send_hidden }
+            }
             _ => FrameRule { chunk_min: 1, chunk_max: CHUNK_MAX, bonus: false },
         }
     }
@@ -363,13 +376,18 @@ impl Answer {
     /// True while the edge model must not write: the cloud streams, or may still come back.
     fn holds_back(&self) -> bool {
         let streaming = self.session.is_streaming() || self.fetch.is_some();
-        let waits = self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_some();
+        let waits =
+            self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_some();
         streaming || waits
     }
 
     /// Starts the next draft, if one is due.
     fn draft(&mut self) -> Result<(), Halt> {
-        if self.drafter.is_running() || self.holds_back() || !self.session.can_draft() || self.session.pending() >= self.window() {
+        if self.drafter.is_running()
+            || self.holds_back()
+            || !self.session.can_draft()
+            || self.session.pending() >= self.window()
+        {
             return Ok(());
         }
         if self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() {
@@ -494,7 +512,8 @@ impl Answer {
                 }
                 let reason = format!("the cloud refused ({:?}): {}", r.code, r.message);
                 self.on_link_lost(&reason);
-                self.retry_at = Some(Instant::now() + RETRY_AFTER.max(Duration::from_millis(u64::from(r.retry_after_ms))));
+                self.retry_at =
+                    Some(Instant::now() + RETRY_AFTER.max(Duration::from_millis(u64::from(r.retry_after_ms))));
                 if self.cloud == Cloud::Refused {
                     self.go_alone(&reason);
                 }

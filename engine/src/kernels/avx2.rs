@@ -196,6 +196,7 @@ unsafe fn broadcast4(p: *const i8) -> __m256i {
 unsafe fn quant_tile<const MR: usize, const T: u8>(task: &Task<'_>, p: usize, r: usize) {
     let w = task.w;
     let Some(a) = task.quantized else { return };
+    let sums_of = if T == Q4_1 { &a.m } else { &a.s };
     let blocks = w.steps();
     let step = if T == Q8_0 { BLOCK * QUANT_PANEL } else { BLOCK / 2 * QUANT_PANEL };
     let scales = if T == Q4_1 { 2 * QUANT_PANEL } else { QUANT_PANEL };
@@ -259,7 +260,7 @@ unsafe fn quant_tile<const MR: usize, const T: u8>(task: &Task<'_>, p: usize, r:
                 let da = _mm256_broadcast_ss(&*a.d.as_ptr().add(at));
                 acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[j]), _mm256_mul_ps(d, da), acc[j]);
                 if T != Q8_0 {
-                    acc[j] = _mm256_fmadd_ps(offset, _mm256_broadcast_ss(&*a.s.as_ptr().add(at)), acc[j]);
+                    acc[j] = _mm256_fmadd_ps(offset, _mm256_broadcast_ss(&*sums_of.as_ptr().add(at)), acc[j]);
                 }
             }
         }

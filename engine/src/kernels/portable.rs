@@ -63,7 +63,8 @@ fn quant_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; FLOAT_PANEL]) 
         let scales = &w.scales.bytes()[at * sc * 2..(at + 1) * sc * 2];
         let scale = |i: usize| f16::from_le_bytes([scales[2 * i], scales[2 * i + 1]]).to_f32();
         let x = &a.q[r * w.k + b * BLOCK..][..BLOCK];
-        let (da, s) = (a.d[r * blocks + b], a.s[r * blocks + b]);
+        let at = r * blocks + b;
+        let da = a.d[at];
         for (c, acc) in acc[..QUANT_PANEL].iter_mut().enumerate() {
             let byte = |e: usize| q[(e / 4 * QUANT_PANEL + c) * 4 + e % 4];
             let sum: i32 = x
@@ -81,8 +82,8 @@ fn quant_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; FLOAT_PANEL]) 
             let d = scale(c);
             *acc = (sum as f32).mul_add(d * da, *acc);
             match w.kind {
-                Kind::Q4_0 => *acc = (d * -8.0).mul_add(s, *acc),
-                Kind::Q4_1 => *acc = scale(QUANT_PANEL + c).mul_add(s, *acc),
+                Kind::Q4_0 => *acc = (d * -8.0).mul_add(a.s[at], *acc),
+                Kind::Q4_1 => *acc = scale(QUANT_PANEL + c).mul_add(a.m[at], *acc),
                 _ => {}
             }
         }

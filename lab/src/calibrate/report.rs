@@ -40,7 +40,8 @@ impl Measured {
         paths: impl Iterator<Item = (usize, &'p Path)>,
         policy: &dyn Policy,
     ) -> Self {
-        let nodes: Vec<&Node> = paths.flat_map(|(i, p)| p.nodes.iter().map(move |&at| &explorer.nodes(i)[at as usize])).collect();
+        let nodes: Vec<&Node> =
+            paths.flat_map(|(i, p)| p.nodes.iter().map(move |&at| &explorer.nodes(i)[at as usize])).collect();
         let by = |score: &dyn Fn(&Node) -> f32| nodes.iter().map(|n| (score(n), n.differs())).collect::<Vec<_>>();
         let risk = by(&|n| policy.score(&n.features()));
         Self {
@@ -142,17 +143,25 @@ impl CalibrateReport {
         );
         let _ = writeln!(out, "| score | AUC | ECE | Brier |\n|---|---|---|---|");
         let _ = writeln!(out, "| calibrated | {:.4} | {:.4} | {:.4} |", m.auc, m.calibration_error, m.brier);
-        let _ = writeln!(out, "| entropy | {:.4} | | |\n| 1 − top-1 probability | {:.4} | | |\n", m.auc_entropy, m.auc_top1);
+        let _ = writeln!(
+            out,
+            "| entropy | {:.4} | | |\n| 1 − top-1 probability | {:.4} | | |\n",
+            m.auc_entropy, m.auc_top1
+        );
         let _ = writeln!(out, "| τ | tokens decided by the cloud | answers equal to the cloud's |\n|---|---|---|");
         for t in &self.tried {
             let mark = if t.threshold.to_bits() == self.threshold.to_bits() { " (chosen)" } else { "" };
             let (share, equal) = (100.0 * t.share, 100.0 * t.equals_cloud);
             let _ = writeln!(out, "| {:.4}{mark} | {share:.1} % | {equal:.1} % |", t.threshold);
         }
-        let _ = writeln!(out, "\n| part | rows | edge | cloud | auto | tokens decided by the cloud |\n|---|---|---|---|---|---|");
+        let _ = writeln!(
+            out,
+            "\n| part | rows | edge | cloud | auto | tokens decided by the cloud |\n|---|---|---|---|---|---|"
+        );
         for p in &self.parts {
             let [edge, cloud, auto, share] = [p.edge, p.cloud, p.auto, p.share].map(|x| 100.0 * x);
-            let _ = writeln!(out, "| {} | {} | {edge:.1} % | {cloud:.1} % | {auto:.1} % | {share:.1} % |", p.part, p.rows);
+            let _ =
+                writeln!(out, "| {} | {} | {edge:.1} % | {cloud:.1} % | {auto:.1} % | {share:.1} % |", p.part, p.rows);
         }
         out
     }

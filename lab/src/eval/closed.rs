@@ -116,7 +116,13 @@ pub(crate) fn prompt(edge: &EdgeNode, question: &str) -> Result<Vec<u32>, LabErr
 }
 
 /// Answers of one mode, in the order of the prompts.
-async fn answers(edge: &EdgeNode, prompts: &[Vec<u32>], mode: Mode, at_once: usize, progress: &Progress) -> Result<Vec<Answer>, LabError> {
+async fn answers(
+    edge: &EdgeNode,
+    prompts: &[Vec<u32>],
+    mode: Mode,
+    at_once: usize,
+    progress: &Progress,
+) -> Result<Vec<Answer>, LabError> {
     let mut running = JoinSet::new();
     let mut out = vec![Answer::default(); prompts.len()];
     let mut next = 0;
@@ -137,7 +143,12 @@ async fn answers(edge: &EdgeNode, prompts: &[Vec<u32>], mode: Mode, at_once: usi
 }
 
 /// Evaluates all modes on one split.
-pub(super) async fn split(cluster: &Cluster, name: &str, rows: &[Row], options: &EvalOptions) -> Result<SplitReport, LabError> {
+pub(super) async fn split(
+    cluster: &Cluster,
+    name: &str,
+    rows: &[Row],
+    options: &EvalOptions,
+) -> Result<SplitReport, LabError> {
     let edge = &cluster.edge;
     let prompts = rows.iter().map(|r| prompt(edge, &r.prompt)).collect::<Result<Vec<_>, _>>()?;
     let progress = Progress::new(name, (rows.len() * options.modes.len()) as u64);
@@ -163,7 +174,8 @@ pub(super) async fn split(cluster: &Cluster, name: &str, rows: &[Row], options: 
         curves: Vec::new(),
     };
     let match_of = |mode| report.total(mode).map(|t| t.exact_match);
-    if let (Some(local), Some(auto), Some(cloud)) = (match_of(Mode::Local), match_of(Mode::Auto), match_of(Mode::Cloud)) {
+    if let (Some(local), Some(auto), Some(cloud)) = (match_of(Mode::Local), match_of(Mode::Auto), match_of(Mode::Cloud))
+    {
         report.recovered = (cloud > local).then(|| (auto - local) / (cloud - local));
     }
     if let (Some(exact), Some(cloud)) = (tokens.get(Mode::Exact.name()), tokens.get(Mode::Cloud.name())) {
@@ -180,11 +192,18 @@ fn report(mode: Mode, rows: &[Row], answers: &[Answer], right: &[bool], one_by_o
     }
     let all: Vec<usize> = (0..rows.len()).collect();
     let groups = std::iter::once((TOTAL, &all)).chain(members.iter().map(|(c, m)| (*c, m)));
-    let categories = groups.map(|(category, members)| category_report(category, members, answers, right, one_by_one)).collect();
+    let categories =
+        groups.map(|(category, members)| category_report(category, members, answers, right, one_by_one)).collect();
     ModeReport { mode, degraded: answers.iter().filter(|a| a.route.degraded).count(), categories }
 }
 
-fn category_report(category: &str, members: &[usize], answers: &[Answer], right: &[bool], one_by_one: bool) -> CategoryReport {
+fn category_report(
+    category: &str,
+    members: &[usize],
+    answers: &[Answer],
+    right: &[bool],
+    one_by_one: bool,
+) -> CategoryReport {
     let n = members.len().max(1) as f64;
     let hits: Vec<bool> = members.iter().map(|&i| right[i]).collect();
     let sum = |of: &dyn Fn(&Answer) -> f64| members.iter().map(|&i| of(&answers[i])).sum::<f64>();

@@ -99,5 +99,12 @@ fn categories(out: &mut String, split: &SplitReport) {
 
 fn cost(auto: Option<&ModeReport>, at: usize) -> String {
     let Some(c) = auto.and_then(|m| m.categories.get(at)) else { return " – | – | – | – |".into() };
-    format!(" {} | {:.2} | {:.0} + {:.0} | {} |", percent(c.cloud_share), c.round_trips, c.bytes_up, c.bytes_down, speed(c))
+    format!(
+        " {} | {:.2} | {:.0} + {:.0} | {} |",
+        percent(c.cloud_share),
+        c.round_trips,
+        c.bytes_up,
+        c.bytes_down,
+        speed(c)
+    )
 }

@@ -45,7 +45,8 @@ impl Group {
         let trunk = KvPool::new(&pair.cloud, 0..pair.trunk, blocks)?;
         let edge = KvPool::new(&pair.edge, pair.trunk..pair.edge.spec().layers, blocks)?;
         let cloud = KvPool::new(&pair.cloud, pair.trunk..pair.cloud.spec().layers, blocks)?;
-        let state = |_| State { fed: Vec::new(), trunk: trunk.sequence(), edge: edge.sequence(), cloud: cloud.sequence() };
+        let state =
+            |_| State { fed: Vec::new(), trunk: trunk.sequence(), edge: edge.sequence(), cloud: cloud.sequence() };
         let states = lengths.map(state).collect();
         Ok(Self { trunk, edge, cloud, states })
     }
@@ -98,7 +99,13 @@ impl Group {
         let below_edge = if pair.trunk > 0 { shared.clone() } else { pair.edge.embed(&tokens)? };
         let edge = upper(&pair.edge, &mut self.edge, edge, below_edge)?;
         let cloud = upper(&pair.cloud, &mut self.cloud, cloud, shared)?;
-        let last: Vec<usize> = counts.iter().scan(0, |end, rows| { *end += rows; Some(*end - 1) }).collect();
+        let last: Vec<usize> = counts
+            .iter()
+            .scan(0, |end, rows| {
+                *end += rows;
+                Some(*end - 1)
+            })
+            .collect();
         let (edge_logits, cloud_logits) = (pair.edge.head(&edge, &last)?, pair.cloud.head(&cloud, &last)?);
         let mut nodes = Vec::with_capacity(contexts.len());
         for (at, row) in last.into_iter().enumerate() {

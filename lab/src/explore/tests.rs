@@ -46,12 +46,8 @@ fn known_contexts_change_no_path() {
     let pair = Pair::embedded(1).unwrap();
     let prompts: Vec<Vec<u32>> = recorded().into_iter().take(6).map(|r| r.prompt_ids).collect();
     let top1 = PolicySpec::Top1 { probability: 0.9 }.build(None).unwrap();
-    let rules = [
-        Rule::Policy(top1.clone(), top1.threshold()),
-        Rule::Random { share: 0.3, seed: 7 },
-        Rule::Cloud,
-        Rule::Edge,
-    ];
+    let rules =
+        [Rule::Policy(top1.clone(), top1.threshold()), Rule::Random { share: 0.3, seed: 7 }, Rule::Cloud, Rule::Edge];
     let together = Explorer::new(&pair, prompts.clone()).run(&rules, &Progress::silent()).unwrap();
     let mut reversed = rules.clone();
     reversed.reverse();

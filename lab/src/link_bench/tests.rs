@@ -12,12 +12,18 @@ async fn texts_do_not_depend_on_link_strategy_or_exchange() {
     assert_eq!(report.speeds.len(), 2 * WAYS.len());
     for row in &report.speeds {
         assert!(row.tokens > 0 && row.equals_cloud != Some(false), "{row:?}");
-        assert_eq!(row.hidden_share.is_some(), row.rtt_ms > 0 && row.round_trips > 0.0 && row.way != WAYS[2] && row.way != WAYS[6], "{row:?}");
+        assert_eq!(
+            row.hidden_share.is_some(),
+            row.rtt_ms > 0 && row.round_trips > 0.0 && row.way != WAYS[2] && row.way != WAYS[6],
+            "{row:?}"
+        );
     }
     for row in &report.exchanges {
         assert!(row.same_text, "{row:?}");
     }
-    let fetched = |on| report.exchanges.iter().find(|r| r.exchange.contains("long prompt") && r.on == on).map_or(0.0, |r| r.bytes[1]);
+    let fetched = |on| {
+        report.exchanges.iter().find(|r| r.exchange.contains("long prompt") && r.on == on).map_or(0.0, |r| r.bytes[1])
+    };
     assert!(fetched(true) > 100.0 * fetched(false), "{} {}", fetched(true), fetched(false));
     assert!(report.markdown().contains("exact (draft)"));
     let json = serde_json::to_string(&report).unwrap();

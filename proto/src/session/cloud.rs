@@ -9,12 +9,12 @@ use alloc::{collections::VecDeque, format, vec::Vec};
 use bytes::Bytes;
 
 use super::{Decided, SessionError, StreamHash, check_epoch, check_limit};
+use crate::frame::Message;
 use crate::ids::{Epoch, Round};
 use crate::limits::{
     DRAFT_TOKENS_MAX, DRAFTS_IN_FLIGHT_MAX, LOGIT_BIAS_MAX, NAME_BYTES_MAX, SESSION_TOKENS_MAX, STOP_TOKENS_MAX,
     TOP_LOGPROBS_MAX,
 };
-use crate::frame::Message;
 use crate::message::{Draft, End, Generate, Open, Token, Verdict};
 
 /// Work for the target model.
@@ -101,7 +101,12 @@ pub struct CloudSession {
 impl CloudSession {
     /// Opens a session from its first frame and the tokens of its payload. `context_tokens` is the
     /// model's context length; `hidden_row_bytes` the size of one hidden state.
-    pub fn open(open: &Open, tokens: Vec<u32>, context_tokens: usize, hidden_row_bytes: usize) -> Result<Self, SessionError> {
+    pub fn open(
+        open: &Open,
+        tokens: Vec<u32>,
+        context_tokens: usize,
+        hidden_row_bytes: usize,
+    ) -> Result<Self, SessionError> {
         let (prompt, committed) = (open.prompt_tokens as usize, open.committed_tokens as usize);
         check_limit("model", open.model.len(), NAME_BYTES_MAX)?;
         check_limit("request_id", open.request_id.len(), NAME_BYTES_MAX)?;
@@ -217,7 +222,10 @@ impl CloudSession {
             return Ok(());
         }
         if start != self.tokens.len() {
-            return Err(SessionError::OutOfOrder(format!("asked for position {start}, the sequence has {}", self.tokens.len())));
+            return Err(SessionError::OutOfOrder(format!(
+                "asked for position {start}, the sequence has {}",
+                self.tokens.len()
+            )));
         }
         self.span = Some(Span { remaining: g.tokens_max, hash: StreamHash::default() });
         Ok(())
@@ -291,8 +299,9 @@ impl CloudSession {
     fn hidden_for(&self, from: usize, to: usize) -> Option<Bytes> {
         let row = self.hidden_row_bytes;
         let have_to = self.hidden_from + self.hidden.len().checked_div(row)?;
-        (from >= self.hidden_from && to <= have_to && from < to)
-            .then(|| Bytes::copy_from_slice(&self.hidden[(from - self.hidden_from) * row..(to - self.hidden_from) * row]))
+        (from >= self.hidden_from && to <= have_to && from < to).then(|| {
+            Bytes::copy_from_slice(&self.hidden[(from - self.hidden_from) * row..(to - self.hidden_from) * row])
+        })
     }
 
     fn pick_at(&self, position: usize) -> Option<&Decided> {
@@ -341,7 +350,11 @@ impl CloudSession {
             return Err(SessionError::OutOfOrder("no job is running".into()));
         };
         if picks.len() != running.end + 1 - running.picks_from {
-            return Err(SessionError::Malformed(format!("{} choices for {} positions", picks.len(), running.end + 1 - running.picks_from)));
+            return Err(SessionError::Malformed(format!(
+                "{} choices for {} positions",
+                picks.len(),
+                running.end + 1 - running.picks_from
+            )));
         }
         self.processed = running.valid_to;
         let row = self.hidden_row_bytes;
@@ -395,8 +408,7 @@ impl CloudSession {
         let mut alternatives = Vec::new();
         let tail = q.start..q.judge_from;
         let tail_tokens = tail.clone().filter(|&p| self.pick_at(p).is_some()).count() as u32;
-        let tail_agreed =
-            tail.filter(|&p| self.pick_at(p).is_some_and(|d| d.id == self.tokens[p])).count() as u32;
+        let tail_agreed = tail.filter(|&p| self.pick_at(p).is_some_and(|d| d.id == self.tokens[p])).count() as u32;
         let mut position = q.judge_from;
         let mut next = None;
         while position <= q.end {

@@ -243,7 +243,14 @@ impl<I> EdgeSession<I> {
             SlotState::Final(d) => d,
             SlotState::Sure | SlotState::Asked => Decider::Edge,
         };
-        Some(Committed { position, token, decider, info: slot.info, logprob: slot.logprob, alternatives: slot.alternatives })
+        Some(Committed {
+            position,
+            token,
+            decider,
+            info: slot.info,
+            logprob: slot.logprob,
+            alternatives: slot.alternatives,
+        })
     }
 
     /// The frame that opens the session at a node, or opens it again after a broken link. Every
@@ -448,7 +455,12 @@ impl<I> EdgeSession<I> {
         let info = self.slots.get_mut(position.wrapping_sub(self.committed)).and_then(|s| s.info.take());
         let change = if position < self.tokens.len() { self.cut(position) } else { PathChange::Kept };
         self.tokens.push(next);
-        self.slots.push_back(Slot { state: SlotState::Final(Decider::Cloud), info, logprob: Some(logprob), alternatives });
+        self.slots.push_back(Slot {
+            state: SlotState::Final(Decider::Cloud),
+            info,
+            logprob: Some(logprob),
+            alternatives,
+        });
         self.sent_to = position + 1;
         self.asked_to = self.asked_to.max(position + 1);
         Ok(change)
@@ -515,7 +527,11 @@ impl<I> EdgeSession<I> {
             return Err(SessionError::OutOfOrder("an end and no tokens were asked for".into()));
         };
         if span.count() != e.count || span.digest() != e.hash {
-            return Err(SessionError::Damaged(format!("{} tokens arrived, {} were sent, or their hash differs", span.count(), e.count)));
+            return Err(SessionError::Damaged(format!(
+                "{} tokens arrived, {} were sent, or their hash differs",
+                span.count(),
+                e.count
+            )));
         }
         Ok(PathChange::Kept)
     }

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use super::cloud::{CloudSession, Job, JobTimes};
 use super::edge::{Decider, EdgeSession, FrameRule, PathChange};
 use super::{Decided, SessionError};
-use crate::ids::{Epoch, Round, SessionId};
 use crate::frame::Message;
+use crate::ids::{Epoch, Round, SessionId};
 use crate::message::{Draft, Generate, Open, SamplingParams, Verdict};
 
 const EOS: u32 = 0;
@@ -89,7 +89,15 @@ impl World {
     }
     fn open(&mut self) {
         self.epoch += u64::from(self.rng.chance(50)) + u64::from(self.epoch == 0);
-        let (open, tokens) = self.edge.open(Epoch(self.epoch), String::from("m"), String::from("r"), SamplingParams::default(), 0, false, 0);
+        let (open, tokens) = self.edge.open(
+            Epoch(self.epoch),
+            String::from("m"),
+            String::from("r"),
+            SamplingParams::default(),
+            0,
+            false,
+            0,
+        );
         let at = self.later();
         self.up.push_back((at, Message::Open(open), tokens, Bytes::new()));
     }
@@ -228,8 +236,21 @@ fn run(seed: u64) {
     let expected = reference(mode, agree, &prompt, most);
     let window = window.max(rule.chunk_min);
     let mut w = World {
-        rng, mode, agree, rule, window, edge, cloud: None, job: None, up: VecDeque::new(), down: VecDeque::new(),
-        clock: 0, epoch: 0, out: Vec::new(), hidden, linked: false,
+        rng,
+        mode,
+        agree,
+        rule,
+        window,
+        edge,
+        cloud: None,
+        job: None,
+        up: VecDeque::new(),
+        down: VecDeque::new(),
+        clock: 0,
+        epoch: 0,
+        out: Vec::new(),
+        hidden,
+        linked: false,
     };
     let mut cuts_left = 20;
     while !w.edge.is_finished() {
@@ -265,7 +286,13 @@ fn opened() -> CloudSession {
 }
 fn draft(epoch: u64, round: u32, start: u32, judge_from: u32, tokens: &[u32]) -> Message {
     Message::Draft(Draft {
-        epoch: Epoch(epoch), round: Round(round), start, judge_from, tokens: tokens.to_vec(), hidden_from: start, hidden_rows: 0,
+        epoch: Epoch(epoch),
+        round: Round(round),
+        start,
+        judge_from,
+        tokens: tokens.to_vec(),
+        hidden_from: start,
+        hidden_rows: 0,
     })
 }
 
@@ -280,8 +307,12 @@ fn frames_that_do_not_fit_are_refused_by_name() {
     assert!(matches!(c.handle(&draft(3, 1, 3, 9, &[1]), &none), Err(SessionError::Malformed(_))));
     assert!(matches!(c.handle(&draft(3, 1, 3, 3, &[1; 2000]), &none), Err(SessionError::Limit { .. })));
     assert!(matches!(c.handle(&draft(3, 1, 3, 3, &[1; 100]), &none), Err(SessionError::Limit { .. })));
-    assert!(matches!(c.handle(&draft(3, 1, 3, 3, &[1]), &Bytes::from_static(&[0; 8])), Err(SessionError::Malformed(_))));
-    let generate = Message::Generate(Generate { epoch: Epoch(3), round: Round(1), start: 1, tail: vec![1, 2], tokens_max: 4 });
+    assert!(matches!(
+        c.handle(&draft(3, 1, 3, 3, &[1]), &Bytes::from_static(&[0; 8])),
+        Err(SessionError::Malformed(_))
+    ));
+    let generate =
+        Message::Generate(Generate { epoch: Epoch(3), round: Round(1), start: 1, tail: vec![1, 2], tokens_max: 4 });
     assert!(matches!(c.handle(&generate, &none), Err(SessionError::Malformed(_))));
 }
 
@@ -299,9 +330,18 @@ fn the_number_of_frames_in_flight_is_bounded() {
 #[test]
 fn an_open_that_lies_about_its_tokens_is_refused() {
     let open = Open {
-        session: SessionId([0; 16]), epoch: Epoch(1), model: "m".into(), request_id: "r".into(), prompt_tokens: u32::MAX,
-        committed_tokens: 5, sampling: SamplingParams::default(), stop_tokens: vec![], answer_tokens_max: 1,
-        trunk_layers: 0, want_prompt_state: false, top_logprobs: 0,
+        session: SessionId([0; 16]),
+        epoch: Epoch(1),
+        model: "m".into(),
+        request_id: "r".into(),
+        prompt_tokens: u32::MAX,
+        committed_tokens: 5,
+        sampling: SamplingParams::default(),
+        stop_tokens: vec![],
+        answer_tokens_max: 1,
+        trunk_layers: 0,
+        want_prompt_state: false,
+        top_logprobs: 0,
     };
     assert!(matches!(CloudSession::open(&open, vec![1; 4], CONTEXT, 0), Err(SessionError::Malformed(_))));
     assert!(matches!(CloudSession::open(&open, vec![1; CONTEXT + 1], CONTEXT, 0), Err(SessionError::Limit { .. })));
@@ -321,8 +361,18 @@ fn a_verdict_that_lies_is_refused() {
     let (mut e, f) = make();
     assert_eq!((f.start, f.judge_from, f.tokens.len()), (3, 3, 3));
     let good = Verdict {
-        epoch: Epoch(3), round: f.round, from: 3, accepted: 3, next: Some(9), rejected: false, tail_agreed: 0, tail_tokens: 0,
-        logprobs: vec![0.0; 4], alternatives: vec![], compute_us: 0, queue_us: 0,
+        epoch: Epoch(3),
+        round: f.round,
+        from: 3,
+        accepted: 3,
+        next: Some(9),
+        rejected: false,
+        tail_agreed: 0,
+        tail_tokens: 0,
+        logprobs: vec![0.0; 4],
+        alternatives: vec![],
+        compute_us: 0,
+        queue_us: 0,
     };
     assert_eq!(e.on_verdict(&good), Ok(PathChange::Kept));
     assert_eq!(core::iter::from_fn(|| e.commit()).map(|c| c.token).collect::<Vec<_>>(), [1, 2, 3, 9]);
@@ -337,7 +387,10 @@ fn a_verdict_that_lies_is_refused() {
     ] {
         assert!(matches!(make().0.on_verdict(&bad), Err(SessionError::Malformed(_))), "{bad:?}");
     }
-    assert!(matches!(make().0.on_verdict(&Verdict { epoch: Epoch(2), ..good.clone() }), Err(SessionError::StaleEpoch { .. })));
+    assert!(matches!(
+        make().0.on_verdict(&Verdict { epoch: Epoch(2), ..good.clone() }),
+        Err(SessionError::StaleEpoch { .. })
+    ));
     assert_eq!(make().0.on_verdict(&Verdict { round: Round(77), ..good }), Ok(PathChange::Stale));
 }
 

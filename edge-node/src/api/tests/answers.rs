@@ -8,7 +8,7 @@ use tandem_proto::message::SamplingParams;
 
 use super::replay::Replay;
 use super::*;
-use crate::request::Mode;
+use crate::request::{Mode, RouteSummary};
 
 const ANSWER: &str = "Lima is the capital of Peru.";
 
@@ -220,12 +220,16 @@ async fn stop_strings_span_tokens_and_are_not_in_the_text() {
 #[tokio::test]
 async fn a_stop_string_ends_the_work_and_reports_what_the_node_says() {
     let mut replay = Replay::of(&ANSWER.repeat(4));
-    replay.knows_route = true;
+    replay.route_when_cut_short =
+        Some(RouteSummary { edge_tokens: 7, round_trips: 3, bytes_up: 99, ..RouteSummary::default() });
     let node = Arc::new(replay);
     let body = post(app(&node), CHAT, &chat(&json!({ "stop": "Lima" }))).await.json();
     assert_eq!(body["choices"][0]["message"]["content"], "");
-    assert_eq!(body["usage"]["tandem"]["edge_tokens"], json!(7));
-    assert_eq!(body["usage"]["tandem"]["round_trips"], json!(3));
+    let route = &body["usage"]["tandem"];
+    assert_eq!([&route["round_trips"], &route["bytes_up"]], [&json!(3), &json!(99)]);
+    // Only tokens up to the stop string count, though the node was ahead of it.
+    let by_origin = ["edge_tokens", "accepted", "cloud_tokens"].map(|name| route[name].as_u64().unwrap());
+    assert_eq!(json!(by_origin.iter().sum::<u64>()), body["usage"]["completion_tokens"]);
     while node.abandoned.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }

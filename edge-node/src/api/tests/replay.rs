@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::Alternative;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
 use crate::request::{
@@ -43,7 +43,8 @@ pub(crate) struct Replay {
     /// Pause before each token.
     pub(crate) pause: Duration,
     pub(crate) route: RouteSummary,
-    pub(crate) knows_route: bool,
+    /// What an answer took that was cut short, if the replay says so.
+    pub(crate) route_when_cut_short: Option<RouteSummary>,
     pub(crate) status: Mutex<NodeStatus>,
     /// What was asked for.
     pub(crate) requests: Mutex<Vec<GenerateRequest>>,
@@ -66,7 +67,7 @@ impl Replay {
             context_tokens: 256,
             pause: Duration::ZERO,
             route: RouteSummary { round_trips: 2, bytes_up: 120, bytes_down: 80, ..RouteSummary::default() },
-            knows_route: false,
+            route_when_cut_short: None,
             status: Mutex::new(NodeStatus {
                 cloud_connected: true,
                 policy: "calibrated@1".into(),
@@ -149,6 +150,8 @@ impl Backend for Replay {
         let events = self.events(&request);
         self.requests.lock().unwrap().push(request);
         let (sender, receiver) = mpsc::channel(2);
+        let (wound_down, route) = oneshot::channel();
+        let cut_short = self.route_when_cut_short.clone();
         let (pause, abandoned) = (self.pause, Arc::clone(&self.abandoned));
         tokio::spawn(async move {
             for event in events {
@@ -157,11 +160,14 @@ impl Backend for Replay {
                 }
                 if sender.send(event).await.is_err() {
                     abandoned.fetch_add(1, Ordering::SeqCst);
+                    if let Some(route) = cut_short {
+                        let _ = wound_down.send(route);
+                    }
                     return;
                 }
             }
         });
-        Ok(Generation { events: receiver })
+        Ok(Generation { events: receiver, route })
     }
 
     fn status(&self) -> NodeStatus {
@@ -213,9 +219,5 @@ impl Backend for Replay {
 
     fn render_metrics(&self) -> String {
         "# TYPE tandem_edge_requests_total counter\n".into()
-    }
-
-    fn route_so_far(&self, _request_id: &str) -> Option<RouteSummary> {
-        self.knows_route.then(|| RouteSummary { edge_tokens: 7, round_trips: 3, ..RouteSummary::default() })
     }
 }
