@@ -134,7 +134,7 @@ pub(crate) async fn start(
     let hello = pair::hello(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
     let bulk = BulkInbox::default();
     let uplinks =
-        uplink::start(&settings.peers, &settings.edge.cloud_model, identity, settings.link.quic(), hello, &bulk)?;
+        uplink::start(&settings.peers, &settings.edge.cloud_model, identity, &settings.link.quic(), &hello, &bulk)?;
     let links = uplinks.links();
     let parts = EdgeParts {
         model: loaded.model,

@@ -32,8 +32,8 @@ pub(crate) fn start(
     peers: &PeerSettings,
     cloud_model: &str,
     identity: &Identity,
-    quic: QuicSettings,
-    hello: Hello,
+    quic: &QuicSettings,
+    hello: &Hello,
     bulk: &BulkInbox,
 ) -> Result<Uplinks, Failure> {
     let connector =
@@ -93,7 +93,7 @@ impl Places {
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         let last = self.last_node.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut place = place_for(&self.model);
-        if attempt >= ATTEMPTS_PER_NODE && attempt % ATTEMPTS_PER_NODE == 0 {
+        if attempt >= ATTEMPTS_PER_NODE && attempt.is_multiple_of(ATTEMPTS_PER_NODE) {
             // The node may run at another address by now: what is cached is not to be trusted.
             self.source.forget(&self.model);
             place.avoid.extend(last);
@@ -134,7 +134,7 @@ fn named_address(text: &str) -> Result<(String, String), Failure> {
     }
     let host = host.trim_start_matches('[').trim_end_matches(']');
     // Certificates carry names: every node's has `localhost`, which stands for any address here.
-    let name = name.map_or_else(|| if host.parse::<std::net::IpAddr>().is_ok() { "localhost" } else { host }, |n| n);
+    let name = name.unwrap_or_else(|| if host.parse::<std::net::IpAddr>().is_ok() { "localhost" } else { host });
     Ok((name.to_owned(), address.to_owned()))
 }
 

@@ -282,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_block_that_is_not_what_it_says_is_never_used() {
-        let cases: [(&str, fn(&mut KvBlock, &mut Vec<u8>)); 6] = [
+        type Damage = fn(&mut KvBlock, &mut Vec<u8>);
+        let cases: [(&str, Damage); 6] = [
             ("flipped", |_, p| p[5] ^= 1),
             ("truncated", |_, p| p.truncate(10)),
             ("other id", |b, _| b.id = Digest::of(b"x")),

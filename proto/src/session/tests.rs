@@ -44,7 +44,7 @@ fn digest(prefix: &[u32], salt: u64) -> u64 {
 /// What the target model says after `prefix`.
 fn target(prefix: &[u32]) -> u32 {
     let h = digest(prefix, 1);
-    if h % 23 == 0 { EOS } else { 1 + (h % 9) as u32 }
+    if h.is_multiple_of(23) { EOS } else { 1 + (h % 9) as u32 }
 }
 /// What the edge model says after `prefix`: mostly the same.
 fn drafter(prefix: &[u32], agree_percent: u64) -> u32 {
@@ -52,7 +52,7 @@ fn drafter(prefix: &[u32], agree_percent: u64) -> u32 {
 }
 /// Whether the edge is unsure after `prefix`.
 fn unsure(prefix: &[u32]) -> bool {
-    digest(prefix, 4) % 4 == 0
+    digest(prefix, 4).is_multiple_of(4)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
