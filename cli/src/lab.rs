@@ -58,10 +58,10 @@ async fn eval(global: &Global, args: &LabEvalArgs) -> Result<(), Failure> {
 
 async fn calibrated(global: &Global, args: &LabCalibrateArgs) -> Result<(), Failure> {
     let mut options = CalibrateOptions::default();
-    options.share = args.share.unwrap_or(options.share);
+    options.share_max = args.share.unwrap_or(options.share_max);
     options.fit.seed = args.seed.unwrap_or(options.fit.seed);
-    if !(0.0..1.0).contains(&options.share) {
-        return Err(Failure::new(Code::Usage, format!("--share is {}; give a number from 0 to 1", options.share)));
+    if !(0.0..1.0).contains(&options.share_max) {
+        return Err(Failure::new(Code::Usage, format!("--share is {}; give a number from 0 to 1", options.share_max)));
     }
     let (data, out, threads) = (args.data.clone(), args.out.clone(), args.threads);
     let work = tokio::task::spawn_blocking(move || {

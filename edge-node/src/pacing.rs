@@ -91,7 +91,7 @@ pub fn plan(c: &Conditions, strategy: ExactStrategy, written: usize) -> Plan {
             let chunk = ((c.verify_s / draft).ceil() as usize).clamp(1, CHUNK_MAX);
             let frames = ((c.rtt_s + c.verify_s) / (chunk as f64 * draft)).ceil() as usize + 1;
             // Beyond the expected run of accepted drafts more of them are waste.
-            let run = (4.0 / (1.0 - c.acceptance).max(0.01)).ceil() as usize;
+            let run = (4.0 / (1.0 - c.acceptance).max(0.01)).round() as usize;
             Plan::Draft { chunk, window: (frames * chunk).min(run).clamp(chunk, WINDOW_MAX) }
         }
         ExactStrategy::Synchronous => {

@@ -12,10 +12,13 @@ mod tests;
 use std::sync::Arc;
 
 use tandem_router::policy::fit::{FitConfig, Fitted, Provenance, Sample, ScoredRequest, fit, operating_points};
-use tandem_router::policy::{Calibrated, FeatureName, HiddenState, Policy, PolicyFile, PolicySpec, Quality};
+use tandem_router::policy::{
+    Calibrated, Entropy, FeatureName, HiddenState, Policy, PolicyFile, PolicySpec, Quality, Top1,
+};
 
-pub use report::{CalibrateReport, Measured, PartReport, TriedThreshold};
+pub use report::{CalibrateReport, Measured, PartReport, Rival, TriedThreshold};
 
+use crate::equal_share::{at_share, quantile, scores};
 use crate::error::LabError;
 use crate::explore::{Explorer, Path, Rule, cloud_share};
 use crate::pair::Pair;
@@ -25,15 +28,18 @@ use crate::rows::{Row, problems};
 /// Rows of the table of operating points in the file.
 const TABLE_ROWS: usize = 65;
 /// Thresholds that are tried in the closed loop.
-const TRIED: usize = 16;
+const TRIED: usize = 24;
 /// Part of the data whose mix the share is promised for.
 const PROMISED_PART: &str = "fresh";
 
 /// How to calibrate.
 #[derive(Clone, Debug)]
 pub struct CalibrateOptions {
-    /// Largest share of tokens that the cloud may decide at the default threshold, on fresh problems.
-    pub share: f64,
+    /// Least share of answers that must equal the cloud's at the default threshold, on fresh
+    /// problems: the cheapest threshold that does it is taken,
+    pub equals_cloud_min: f64,
+    /// unless the cloud then decides more than this share of the tokens.
+    pub share_max: f64,
     /// Probability under which the confidence rule of the first round asks the cloud.
     pub teacher: f32,
     /// Rounds; each after the first adds the paths of the rule fitted before it.
@@ -54,12 +60,12 @@ impl Default for CalibrateOptions {
             // What the edge node passes to the policy.
             hidden: Some(HiddenState::Raw),
             units: Some(32),
-            epochs: 12,
-            weight_decay: 0.1,
+            epochs: 8,
+            weight_decay: 1.0,
             seed: 1,
             ..FitConfig::default()
         };
-        Self { share: 0.125, teacher: 0.9, rounds: 2, measured_share: 0.25, fit }
+        Self { equals_cloud_min: 0.95, share_max: 0.15, teacher: 0.9, rounds: 2, measured_share: 0.25, fit }
     }
 }
 
@@ -114,8 +120,8 @@ pub fn calibrate(
     for _ in 1..options.rounds.max(1) {
         let rule = Arc::new(draft_file(pair, &fitted)?);
         let policy: Arc<dyn Policy> = Arc::new(Calibrated::new(rule, None)?);
-        let fitting = (0..rows.len()).filter(|&i| !data.measured[i]);
-        let threshold = quantile(fitting.flat_map(|i| scores(&explorer, i, &cloud[i], &*policy)), options.share);
+        let fitting: Vec<usize> = (0..rows.len()).filter(|&i| !data.measured[i]).collect();
+        let threshold = quantile(&mut scores(&explorer, &fitting, &cloud, &*policy), options.share_max);
         let more = explorer.run(&[Rule::Policy(policy, threshold)], progress)?;
         for (seen, path) in visited.iter_mut().zip(&more[0]) {
             seen.extend(&path.nodes);
@@ -126,7 +132,7 @@ pub fn calibrate(
     }
 
     let policy: Arc<dyn Policy> = Arc::new(Calibrated::new(Arc::new(draft_file(pair, &fitted)?), None)?);
-    let (threshold, tried) = choose_threshold(&mut explorer, &data, &policy, &cloud, options.share, progress)?;
+    let (threshold, tried) = choose_threshold(&mut explorer, &data, &policy, &cloud, options, progress)?;
     let requests: Vec<ScoredRequest> = data.measured().map(|i| scored(&explorer, i, &cloud[i], &*policy)).collect();
     let quality = operating_points(&requests, TABLE_ROWS);
     let chosen = explorer.run(&[Rule::Policy(policy.clone(), threshold)], progress)?;
@@ -138,6 +144,7 @@ pub fn calibrate(
         threshold,
         tried,
         measured: Measured::all(&explorer, data.measured().map(|i| (i, &cloud[i])), &*policy),
+        rivals: rivals(pair, &mut explorer, &data, (threshold, &chosen[0]), &cloud, progress)?,
         parts: PartReport::all(pair, &data, [&edge, &cloud, &chosen[0]])?,
     };
     let fitted_on = format!(
@@ -188,60 +195,73 @@ fn fit_on(
     Ok(fit(&samples, &options.fit)?)
 }
 
-fn scores<'a>(
-    explorer: &'a Explorer<'_>,
-    i: usize,
-    path: &'a Path,
-    policy: &'a dyn Policy,
-) -> impl Iterator<Item = f32> + 'a {
-    path.nodes.iter().map(move |&at| policy.score(&explorer.nodes(i)[at as usize].features()))
-}
-
 fn scored(explorer: &Explorer<'_>, i: usize, path: &Path, policy: &dyn Policy) -> ScoredRequest {
     let known = explorer.nodes(i);
     let token = |&at: &u32| (policy.score(&known[at as usize].features()), known[at as usize].differs());
     ScoredRequest { tokens: path.nodes.iter().map(token).collect() }
 }
 
-/// The score that a share of `share` of the scores is above.
-pub(crate) fn quantile(scores: impl Iterator<Item = f32>, share: f64) -> f32 {
-    let mut scores: Vec<f32> = scores.collect();
-    scores.sort_by(f32::total_cmp);
-    let at = ((1.0 - share.clamp(0.0, 1.0)) * scores.len() as f64) as usize;
-    scores.get(at.min(scores.len().saturating_sub(1))).copied().unwrap_or(1.0)
-}
-
-/// Tries thresholds in the closed loop on held-back problems and takes the lowest whose share is
-/// within the bound: quality can only gain from asking more.
+/// Tries thresholds in the closed loop on held-back problems and takes the highest that is good
+/// enough, or the lowest that is cheap enough if that one is cheaper.
 fn choose_threshold(
     explorer: &mut Explorer<'_>,
     data: &Data<'_>,
     policy: &Arc<dyn Policy>,
     cloud: &[Path],
-    share: f64,
+    options: &CalibrateOptions,
     progress: &Progress,
 ) -> Result<(f32, Vec<TriedThreshold>), LabError> {
     let promised = data.promised();
-    let replayed: Vec<f32> = promised.iter().flat_map(|&i| scores(explorer, i, &cloud[i], &**policy)).collect();
+    let mut replayed = scores(explorer, &promised, cloud, &**policy);
     // Replayed shares are close to, not equal to, those of the closed loop.
-    let at = |step: usize| share * (0.6 + 0.8 * step as f64 / (TRIED - 1) as f64);
-    let mut thresholds: Vec<f32> = (0..TRIED).map(|step| quantile(replayed.iter().copied(), at(step))).collect();
+    let at = |step: usize| options.share_max * (0.3 + 0.9 * step as f64 / (TRIED - 1) as f64);
+    let mut thresholds: Vec<f32> = (0..TRIED).map(|step| quantile(&mut replayed, at(step))).collect();
     thresholds.dedup();
     let rules: Vec<Rule> = thresholds.iter().map(|&t| Rule::Policy(policy.clone(), t)).collect();
     let paths = explorer.run(&rules, progress)?;
     let tried: Vec<TriedThreshold> = thresholds
         .iter()
         .zip(&paths)
-        .map(|(&threshold, paths)| {
-            let equal = promised.iter().filter(|&&i| paths[i].tokens == cloud[i].tokens).count();
-            TriedThreshold {
-                threshold,
-                share: cloud_share(promised.iter().map(|&i| &paths[i])),
-                equals_cloud: equal as f64 / promised.len().max(1) as f64,
-            }
+        .map(|(&threshold, paths)| TriedThreshold {
+            threshold,
+            share: cloud_share(promised.iter().map(|&i| &paths[i])),
+            equals_cloud: equal_share_of(&promised, paths, cloud),
         })
         .collect();
-    let within = tried.iter().filter(|t| t.share <= share).min_by(|a, b| a.threshold.total_cmp(&b.threshold));
-    let threshold = within.map_or_else(|| thresholds.first().copied().unwrap_or(1.0), |t| t.threshold);
-    Ok((threshold, tried))
+    // Largest thresholds first, as their shares rise.
+    let good = tried.iter().find(|t| t.equals_cloud >= options.equals_cloud_min);
+    let cheap = tried.iter().rev().find(|t| t.share <= options.share_max);
+    let chosen = match (good, cheap) {
+        (Some(good), Some(cheap)) => good.threshold.max(cheap.threshold),
+        (None, Some(cheap)) => cheap.threshold,
+        (_, None) => thresholds.first().copied().unwrap_or(1.0),
+    };
+    Ok((chosen, tried))
+}
+
+/// Share of the answers to `members` that equal the cloud's, 0 … 1.
+fn equal_share_of(members: &[usize], paths: &[Path], cloud: &[Path]) -> f64 {
+    let equal = members.iter().filter(|&&i| paths[i].tokens == cloud[i].tokens).count();
+    equal as f64 / members.len().max(1) as f64
+}
+
+/// The fitted rule and the baselines at its share, on held-back problems of the promised part.
+fn rivals(
+    pair: &Pair,
+    explorer: &mut Explorer<'_>,
+    data: &Data<'_>,
+    fitted: (f32, &[Path]),
+    cloud: &[Path],
+    progress: &Progress,
+) -> Result<Vec<Rival>, LabError> {
+    let promised = data.promised();
+    let share = cloud_share(promised.iter().map(|&i| &fitted.1[i]));
+    let mut out = vec![Rival::of("calibrated", fitted.0, pair, data, &promised, fitted.1, cloud)?];
+    let others: [(&str, Arc<dyn Policy>); 2] =
+        [("entropy", Arc::new(Entropy::new(0.0)?)), ("top1", Arc::new(Top1::new(1.0)?))];
+    for (name, policy) in others {
+        let (threshold, paths) = at_share(explorer, &promised, &policy, cloud, share, progress)?;
+        out.push(Rival::of(name, threshold, pair, data, &promised, &paths, cloud)?);
+    }
+    Ok(out)
 }

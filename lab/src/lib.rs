@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod cluster;
+mod equal_share;
 pub mod error;
 pub mod eval;
 pub mod explore;

@@ -30,8 +30,10 @@ const WARM_UP: usize = 3;
 const LONG_PROMPT_TOKENS: usize = 700;
 /// Tokens of an answer to the long prompt.
 const LONG_ANSWER_TOKENS: usize = 32;
-/// After this many tokens the link gets slow in the measurement of the pulled trunk.
+/// After this many tokens the link gets slow in the measurement of the pulled trunk,
 const PULL_AFTER_TOKENS: usize = 4;
+/// at least this slow, so that the edge stops drafting.
+const PULL_RTT_MS: u64 = 100;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -215,7 +217,7 @@ pub async fn measure(options: &LinkOptions, policy: &Arc<PolicyFile>) -> Result<
         exchanges.extend(rows);
         long_prompt_tokens = tokens;
     }
-    exchanges.extend(bench.pull(rtts.last().copied().unwrap_or(0)).await?);
+    exchanges.extend(bench.pull(rtts.last().copied().unwrap_or(0).max(PULL_RTT_MS)).await?);
     bench.progress.finish();
     Ok(LinkReport { threads: options.threads, answers: options.answers, speeds, exchanges, long_prompt_tokens })
 }
@@ -278,7 +280,12 @@ impl Bench<'_> {
             let trips: f64 = seen.answers.iter().map(|a| f64::from(a.route.round_trips)).sum();
             let near = nearer.iter().find(|r| r.rtt_ms == 0 && r.way == way);
             let waited = trips * rtt_ms as f64 / 1000.0;
-            let drafts = way.mode == Mode::Auto || (way.mode == Mode::Exact && way.strategy != ExactStrategy::Stream);
+            // `exact` by itself may stream on one link and draft on another: no difference to speak of.
+            let drafts = match way.mode {
+                Mode::Auto => true,
+                Mode::Exact => matches!(way.strategy, ExactStrategy::Draft | ExactStrategy::Synchronous),
+                Mode::Local | Mode::Cloud => false,
+            };
             out.push(SpeedRow {
                 way,
                 rtt_ms,

@@ -2,7 +2,9 @@
 //!
 //! `cargo bench -p tandem-transport --bench congestion` moves the same KV blocks over each path and
 //! prints the goodput as a share of the path's rate. `TANDEM_BENCH_SECONDS` (default 25) bounds a
-//! transfer.
+//! transfer. The last column is how late timers of 1 ms fired during the transfer (99th percentile):
+//! where that is not far below the path's round-trip time, the row measured a busy machine, not the
+//! controller, and is to be repeated.
 
 use std::{
     sync::Arc,
@@ -52,6 +54,21 @@ struct Outcome {
     lost: u64,
     /// Round trips of a small frame while the transfer runs: median and worst.
     waits: Vec<Duration>,
+    /// How late a timer of the same runtime fired, 99th percentile.
+    late: Duration,
+}
+
+/// Lateness of timers until told to stop.
+async fn lateness(mut stop: tokio::sync::oneshot::Receiver<()>) -> Vec<Duration> {
+    let nominal = Duration::from_millis(1);
+    let mut late = vec![];
+    while stop.try_recv().is_err() {
+        let asked = Instant::now();
+        tokio::time::sleep(nominal).await;
+        late.push(asked.elapsed().saturating_sub(nominal));
+    }
+    late.sort();
+    late
 }
 
 async fn transfer(congestion: Congestion, faults: Faults, patience: Duration) -> Outcome {
@@ -69,6 +86,8 @@ async fn transfer(congestion: Congestion, faults: Faults, patience: Duration) ->
     let payload = Bytes::from(vec![0x5a; BLOCK_BYTES]);
     // The cloud ships a prompt's state to the edge, the direction that matters.
     let sender = Arc::clone(&cloud);
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let watching = tokio::spawn(lateness(stopped));
     let start = Instant::now();
     let sending = tokio::spawn(async move {
         for index in 0..BLOCKS {
@@ -105,7 +124,10 @@ async fn transfer(congestion: Congestion, faults: Faults, patience: Duration) ->
     sending.abort();
     echoing.abort();
     waits.sort();
-    Outcome { bytes, took, lost: cloud.stats().lost_packets, waits }
+    let _ = stop.send(());
+    let late = watching.await.expect("the watcher");
+    let late = late.get(late.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default();
+    Outcome { bytes, took, lost: cloud.stats().lost_packets, waits, late }
 }
 
 fn main() {
@@ -133,7 +155,7 @@ fn main() {
                 out.waits.get((last * share) as usize).copied().unwrap_or_default().as_millis()
             };
             println!(
-                "{rtt_ms:3} ms {mbit:4} Mbit/s {:4.1} % loss  {congestion:?}: {:5.2} MiB of {} in {:5.2} s = {:5.2} MiB/s, {:3.0} % of the rate; lost {:5}; token RTT p50 {} ms, max {} ms",
+                "{rtt_ms:3} ms {mbit:4} Mbit/s {:4.1} % loss  {congestion:?}: {:5.2} MiB of {} in {:5.2} s = {:5.2} MiB/s, {:3.0} % of the rate; lost {:5}; token RTT p50 {} ms, max {} ms; timers late by {} ms",
                 loss * 100.0,
                 out.bytes as f64 / 1_048_576.0,
                 (BLOCKS as usize * BLOCK_BYTES) >> 20,
@@ -143,6 +165,7 @@ fn main() {
                 out.lost,
                 at(0.5),
                 at(1.0),
+                out.late.as_millis(),
             );
         }
     }

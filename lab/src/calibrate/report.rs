@@ -67,6 +67,45 @@ pub struct TriedThreshold {
     pub equals_cloud: f64,
 }
 
+/// A rule at the share of the fitted one, on held-back fresh problems.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rival {
+    /// The rule.
+    pub rule: String,
+    /// Its threshold.
+    pub threshold: f32,
+    /// Share of tokens that the cloud decided, 0 … 1.
+    pub share: f64,
+    /// Share of answers equal to the cloud's, 0 … 1.
+    pub equals_cloud: f64,
+    /// Exact match, 0 … 1.
+    pub exact_match: f64,
+}
+
+impl Rival {
+    pub(super) fn of(
+        rule: &str,
+        threshold: f32,
+        pair: &Pair,
+        data: &Data<'_>,
+        members: &[usize],
+        paths: &[Path],
+        cloud: &[Path],
+    ) -> Result<Self, LabError> {
+        let mut right = 0;
+        for &i in members {
+            right += usize::from(data.rows[i].is_right(&pair.text(&paths[i].tokens)?));
+        }
+        Ok(Self {
+            rule: rule.to_owned(),
+            threshold,
+            share: cloud_share(members.iter().map(|&i| &paths[i])),
+            equals_cloud: super::equal_share_of(members, paths, cloud),
+            exact_match: right as f64 / members.len().max(1) as f64,
+        })
+    }
+}
+
 /// Exact match on the held-back problems of one part of the data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartReport {
@@ -124,6 +163,8 @@ pub struct CalibrateReport {
     pub tried: Vec<TriedThreshold>,
     /// Ranking and calibration.
     pub measured: Measured,
+    /// The rule and the baselines at its share.
+    pub rivals: Vec<Rival>,
     /// Exact match by part of the data.
     pub parts: Vec<PartReport>,
 }
@@ -153,6 +194,14 @@ impl CalibrateReport {
             let mark = if t.threshold.to_bits() == self.threshold.to_bits() { " (chosen)" } else { "" };
             let (share, equal) = (100.0 * t.share, 100.0 * t.equals_cloud);
             let _ = writeln!(out, "| {:.4}{mark} | {share:.1} % | {equal:.1} % |", t.threshold);
+        }
+        let _ = writeln!(
+            out,
+            "\n| rule at equal share | τ | tokens decided by the cloud | answers equal to the cloud's | exact match |\n|---|---|---|---|---|"
+        );
+        for r in &self.rivals {
+            let [share, equal, hit] = [r.share, r.equals_cloud, r.exact_match].map(|x| 100.0 * x);
+            let _ = writeln!(out, "| {} | {:.4} | {share:.1} % | {equal:.1} % | {hit:.1} % |", r.rule, r.threshold);
         }
         let _ = writeln!(
             out,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tandem_router::policy::{Calibrated, Entropy, Policy, PolicyFile, Top1};
 
 use super::Interval;
-use crate::calibrate::quantile;
+use crate::equal_share::{HALVINGS, at_share, quantile, scores};
 use crate::error::LabError;
 use crate::explore::{Explorer, Path, Rule, cloud_share};
 use crate::pair::Pair;
@@ -17,8 +17,6 @@ use crate::rows::Row;
 /// Shares at which the curves are measured, roughly: a threshold is set by replay and its share is
 /// then measured.
 const SHARES: [f64; 9] = [0.02, 0.04, 0.06, 0.08, 0.10, 0.125, 0.15, 0.20, 0.30];
-/// Halvings of the interval in which a baseline's threshold for an equal share lies.
-const HALVINGS: usize = 9;
 /// Coins of the random baseline: its exact match is their mean.
 const COINS: u64 = 3;
 /// Passes over the prompts, about, for a progress bar.
@@ -35,6 +33,8 @@ pub struct Baseline {
     pub share: f64,
     /// Exact match, 0 … 1.
     pub exact_match: f64,
+    /// Share of answers equal to the cloud's token for token, 0 … 1.
+    pub equals_cloud: f64,
     /// Its 95 % bootstrap interval; for `random`, that of the first coin.
     pub interval: Interval,
 }
@@ -57,12 +57,16 @@ pub struct CurvePoint {
     pub share: f64,
     /// Exact match, 0 … 1.
     pub exact_match: f64,
+    /// Share of answers equal to the cloud's token for token, 0 … 1.
+    pub equals_cloud: f64,
 }
 
 struct Bench<'a> {
     pair: &'a Pair,
     rows: &'a [Row],
     explorer: Explorer<'a>,
+    /// The cloud's own paths.
+    cloud: Vec<Path>,
     progress: &'a Progress,
 }
 
@@ -78,35 +82,9 @@ impl Bench<'_> {
     fn point(&self, threshold: f64, paths: &[Path]) -> Result<CurvePoint, LabError> {
         let right = self.right(paths)?;
         let exact_match = right.iter().filter(|r| **r).count() as f64 / right.len().max(1) as f64;
-        Ok(CurvePoint { threshold, share: cloud_share(paths), exact_match })
-    }
-
-    /// Scores of a policy over the cloud's own paths.
-    fn scores(&self, cloud: &[Path], policy: &dyn Policy) -> Vec<f32> {
-        let nodes = cloud.iter().enumerate().flat_map(|(i, p)| p.nodes.iter().map(move |&at| (i, at as usize)));
-        nodes.map(|(i, at)| policy.score(&self.explorer.nodes(i)[at].features())).collect()
-    }
-
-    /// The threshold at which a policy's share comes closest to `share` from below, with its paths.
-    fn at_share(&mut self, policy: &Arc<dyn Policy>, cloud: &[Path], share: f64) -> Result<(f32, Vec<Path>), LabError> {
-        let scores = self.scores(cloud, &**policy);
-        let (mut least, mut most) = (share * 0.5, (share * 1.6).min(1.0));
-        let mut best: Option<(f32, Vec<Path>)> = None;
-        for _ in 0..HALVINGS {
-            let asked = f64::midpoint(least, most);
-            let threshold = quantile(scores.iter().copied(), asked);
-            let paths = self.run(&[Rule::Policy(policy.clone(), threshold)])?.pop().unwrap_or_default();
-            if cloud_share(&paths) <= share {
-                least = asked;
-                best = Some((threshold, paths));
-            } else {
-                most = asked;
-            }
-        }
-        match best {
-            Some(found) => Ok(found),
-            None => Ok((f32::INFINITY, self.run(&[Rule::Edge])?.pop().unwrap_or_default())),
-        }
+        let equal = paths.iter().zip(&self.cloud).filter(|(a, b)| a.tokens == b.tokens).count();
+        let equals_cloud = equal as f64 / paths.len().max(1) as f64;
+        Ok(CurvePoint { threshold, share: cloud_share(paths), exact_match, equals_cloud })
     }
 }
 
@@ -118,7 +96,8 @@ pub(super) fn compare(
     progress: &Progress,
 ) -> Result<(Vec<Baseline>, Vec<Curve>), LabError> {
     let prompts = rows.iter().map(|r| pair.prompt(&r.prompt)).collect::<Result<_, _>>()?;
-    let mut bench = Bench { pair, rows, explorer: Explorer::new(pair, prompts), progress };
+    let mut bench = Bench { pair, rows, explorer: Explorer::new(pair, prompts), cloud: Vec::new(), progress };
+    let members: Vec<usize> = (0..rows.len()).collect();
     let calibrated: Arc<dyn Policy> = Arc::new(Calibrated::new(file.clone(), None)?);
     let policies: [(&str, Arc<dyn Policy>); 3] = [
         ("calibrated", calibrated.clone()),
@@ -127,20 +106,21 @@ pub(super) fn compare(
     ];
     let own = Rule::Policy(calibrated.clone(), calibrated.threshold());
     let mut paths = bench.run(&[own, Rule::Edge, Rule::Cloud])?;
-    let (cloud, _, auto) = (paths.pop().unwrap_or_default(), paths.pop(), paths.pop().unwrap_or_default());
+    bench.cloud = paths.pop().unwrap_or_default();
+    let auto = paths.swap_remove(0);
     let share = cloud_share(&auto);
 
     let mut baselines = vec![baseline(&bench, "calibrated", f64::from(calibrated.threshold()), &auto)?];
     for (name, policy) in &policies[1..] {
-        let (threshold, paths) = bench.at_share(policy, &cloud, share)?;
+        let (threshold, paths) = at_share(&mut bench.explorer, &members, policy, &bench.cloud, share, progress)?;
         baselines.push(baseline(&bench, name, f64::from(threshold), &paths)?);
     }
     baselines.push(random_baseline(&mut bench, share)?);
 
     let mut curves = Vec::new();
     for (name, policy) in &policies {
-        let scores = bench.scores(&cloud, &**policy);
-        let thresholds = SHARES.map(|share| quantile(scores.iter().copied(), share));
+        let mut scores = scores(&bench.explorer, &members, &bench.cloud, &**policy);
+        let thresholds = SHARES.map(|share| quantile(&mut scores, share));
         let rules = thresholds.map(|t| Rule::Policy(policy.clone(), t));
         curves.push(curve(&mut bench, name, &thresholds.map(f64::from), &rules)?);
     }
@@ -152,7 +132,8 @@ pub(super) fn compare(
 fn baseline(bench: &Bench<'_>, rule: &str, threshold: f64, paths: &[Path]) -> Result<Baseline, LabError> {
     let point = bench.point(threshold, paths)?;
     let interval = Interval::of(&bench.right(paths)?);
-    Ok(Baseline { rule: rule.to_owned(), threshold, share: point.share, exact_match: point.exact_match, interval })
+    let CurvePoint { share, exact_match, equals_cloud, .. } = point;
+    Ok(Baseline { rule: rule.to_owned(), threshold, share, exact_match, equals_cloud, interval })
 }
 
 fn random_baseline(bench: &mut Bench<'_>, share: f64) -> Result<Baseline, LabError> {
@@ -163,9 +144,14 @@ fn random_baseline(bench: &mut Bench<'_>, share: f64) -> Result<Baseline, LabErr
         of_coins.push(baseline(bench, "random", share, paths)?);
     }
     let mean = |of: &dyn Fn(&Baseline) -> f64| of_coins.iter().map(of).sum::<f64>() / of_coins.len().max(1) as f64;
-    let (share_seen, exact_match) = (mean(&|b| b.share), mean(&|b| b.exact_match));
-    let interval = of_coins.first().map(|b| b.interval).unwrap_or_default();
-    Ok(Baseline { rule: "random".into(), threshold: share, share: share_seen, exact_match, interval })
+    Ok(Baseline {
+        rule: "random".into(),
+        threshold: share,
+        share: mean(&|b| b.share),
+        exact_match: mean(&|b| b.exact_match),
+        equals_cloud: mean(&|b| b.equals_cloud),
+        interval: of_coins.first().map(|b| b.interval).unwrap_or_default(),
+    })
 }
 
 fn curve(bench: &mut Bench<'_>, rule: &str, thresholds: &[f64], rules: &[Rule]) -> Result<Curve, LabError> {

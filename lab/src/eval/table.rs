@@ -67,11 +67,17 @@ fn baselines(out: &mut String, split: &SplitReport) {
     if split.baselines.is_empty() {
         return;
     }
-    out.push_str("| rule at equal share | threshold | tokens decided by the cloud | exact match | 95 % interval |\n|---|---|---|---|---|\n");
+    out.push_str("| rule at equal share | threshold | tokens decided by the cloud | exact match | 95 % interval | answers equal to the cloud's |\n|---|---|---|---|---|---|\n");
     for b in &split.baselines {
         let (share, hit) = (percent(b.share), percent(b.exact_match));
         let (low, high) = (percent(b.interval.low), percent(b.interval.high));
-        let _ = writeln!(out, "| {} | {:.4} | {share} | {hit} | {low} – {high} |", b.rule, b.threshold);
+        let _ = writeln!(
+            out,
+            "| {} | {:.4} | {share} | {hit} | {low} – {high} | {} |",
+            b.rule,
+            b.threshold,
+            percent(b.equals_cloud)
+        );
     }
     out.push('\n');
 }

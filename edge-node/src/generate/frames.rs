@@ -1,0 +1,156 @@
+//! What the cloud says to one answer, and what becomes of the stream it says it on.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tandem_proto::frame::{Frame, Message};
+use tandem_proto::message::RefuseCode;
+use tandem_proto::session::SessionError;
+use tandem_proto::session::edge::PathChange;
+use tandem_transport::error::TransportError;
+
+use super::uplink::Uplink;
+use super::{Answer, Cloud, RETRY_AFTER};
+use crate::request::Mode;
+
+/// The next frame of the stream, if there is one. Cancel-safe.
+pub(super) async fn next_frame(uplink: &mut Option<Uplink>) -> Result<Option<Frame>, TransportError> {
+    match uplink {
+        Some(u) => u.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Answer {
+    pub(super) async fn on_frame(&mut self, frame: Result<Option<Frame>, TransportError>) {
+        let frame = match frame {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return self.on_link_lost("the cloud ended the session"),
+            Err(e) => {
+                tracing::debug!("the cloud session broke: {e}");
+                return self.on_link_lost("the link to the cloud broke");
+            }
+        };
+        match self.take(frame).await {
+            Ok(PathChange::Cut(len)) => self.drafter.cut(len),
+            Ok(PathChange::Kept | PathChange::Stale) => {}
+            Err(e) => {
+                tracing::warn!("the cloud sent a frame that does not fit: {e}");
+                self.on_link_lost("the cloud sent a frame that does not fit");
+            }
+        }
+        self.summary.round_trips = self.session.round_trips;
+        self.summary.rolled_back = self.session.rolled_back;
+    }
+
+    async fn take(&mut self, frame: Frame) -> Result<PathChange, SessionError> {
+        match frame.message {
+            Message::Opened(o) => {
+                if o.trunk_layers == 0 {
+                    self.send_hidden = false;
+                }
+                // State that the cloud already has is not offered again.
+                if o.trunk_layers == 0 || o.held_tokens > 0 {
+                    self.fetch = None;
+                }
+                Ok(PathChange::Kept)
+            }
+            Message::Verdict(v) => {
+                let judged = v.accepted as usize + usize::from(v.rejected);
+                let seconds = f64::from(v.compute_us + v.queue_us) / 1e6;
+                let change = self.session.on_verdict(&v)?;
+                if change != PathChange::Stale {
+                    self.node.learn(|e| {
+                        e.saw_verdict(judged, v.accepted as usize);
+                        e.saw_verify(seconds, judged.max(1));
+                    });
+                    self.node.count_tail(v.tail_tokens, v.tail_agreed);
+                }
+                Ok(change)
+            }
+            Message::Token(t) => {
+                let now = Instant::now();
+                if let Some(last) = self.last_token_at.replace(now) {
+                    self.node.learn(|e| e.saw_stream_gap(now.duration_since(last).as_secs_f64()));
+                }
+                self.session.on_token(&t)
+            }
+            Message::End(e) => self.session.on_end(&e),
+            Message::Refuse(r) => {
+                if r.code != RefuseCode::ShuttingDown && r.code != RefuseCode::StaleEpoch {
+                    self.cloud = Cloud::Refused;
+                }
+                let reason = format!("the cloud refused ({:?}): {}", r.code, r.message);
+                self.on_link_lost(&reason);
+                self.retry_at =
+                    Some(Instant::now() + RETRY_AFTER.max(Duration::from_millis(u64::from(r.retry_after_ms))));
+                if self.cloud == Cloud::Refused {
+                    self.go_alone(&reason);
+                }
+                Ok(PathChange::Kept)
+            }
+            Message::KvOffer(offer) => {
+                self.on_offer(&offer).await;
+                Ok(PathChange::Kept)
+            }
+            Message::KvPull(pull) => {
+                self.pull = Some(pull);
+                Ok(PathChange::Kept)
+            }
+            Message::KvWant(want) => {
+                self.on_want(&want).await;
+                Ok(PathChange::Kept)
+            }
+            Message::KvAck(_) => Ok(PathChange::Kept),
+            other => Err(SessionError::OutOfOrder(format!("{} is not for an edge", other.frame_type().name()))),
+        }
+    }
+
+    /// Sends a frame; false if the link broke under it.
+    pub(super) async fn send(&mut self, message: Message, payload: Bytes) -> bool {
+        let Some(uplink) = &mut self.uplink else { return false };
+        if let Err(e) = uplink.send(message, payload).await {
+            tracing::debug!("the cloud session broke: {e}");
+            self.on_link_lost("the link to the cloud broke");
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn on_link_change(&mut self) {
+        let gone = self.uplink.as_ref().is_some_and(|u| u.link.is_closed());
+        if gone || (self.uplink.is_some() && self.links.borrow().is_none()) {
+            self.on_link_lost("the link to the cloud broke");
+        }
+    }
+
+    fn on_link_lost(&mut self, why: &str) {
+        self.drop_uplink();
+        // `auto` does not wait: its own drafts stand. The stricter modes hope for a while.
+        if self.request.mode == Mode::Auto {
+            self.go_alone(why);
+        }
+    }
+
+    pub(super) fn drop_uplink(&mut self) {
+        if let Some(uplink) = self.uplink.take() {
+            let (up, down) = uplink.bytes();
+            self.summary.bytes_up += up;
+            self.summary.bytes_down += down;
+        }
+        self.session.link_lost();
+        self.fetch = None;
+        self.pull = None;
+        self.lent = None;
+        self.asked_at = None;
+        self.lost_at.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) async fn close_uplink(&mut self, cancelled: bool) {
+        if let Some(uplink) = self.uplink.take() {
+            let (up, down) = uplink.close(cancelled).await;
+            self.summary.bytes_up += up;
+            self.summary.bytes_down += down;
+        }
+    }
+}
