@@ -18,9 +18,9 @@ DATA = os.path.join(HERE, '..', 'data')
 OUT = os.path.join(DATA, 'calibration.jsonl')
 SEED = 20250611
 # Rows per category; where a category has too few keys, each of them in up to WORDINGS wordings.
-FRESH = dict(add=500, sub=500, mul=600, date=600, sort=500, string=500, compare=500, convert=150)
+FRESH = dict(add=1600, sub=1600, mul=1000, date=1100, sort=1600, string=1400, compare=1400, convert=150)
 WORDINGS = 4
-DEVICE = 900
+DEVICE = 1200
 TRAIN_PROBLEMS, TRAIN_FACTS, TRAIN_DIALOGUES = 75, 60, 25      # per category
 FACTS = 'definition kind_of antonym capital capital_of continent currency language city element example unit'.split()
 DIALOGUES = 'timer alarm climate home music nav reminder list message smalltalk followup'.split()
@@ -69,14 +69,16 @@ def build():
     def take(part, category, prompt, answer, key):
         if normal(prompt) in held_prompts or normal(prompt) in seen: return False
         seen.add(normal(prompt))
-        rows.append(dict(prompt=prompt, answer=answer, category=category, part=part, key=key))
+        row = dict(prompt=prompt, answer=answer, category=category, part=part)
+        # Wordings of one problem share the key; elsewhere the answer says as much.
+        rows.append(dict(row, key=key) if part == 'fresh' else row)
         return True
 
     # Fresh problems. Tries are bounded: some categories have few keys in the split.
     gens = dict(add='g_add', sub='g_sub', mul='g_mul', convert='g_conv', date='g_date', sort='g_sort', string='g_string', compare='g_compare')
     for category, wanted in FRESH.items():
         used, spare, n = collections.Counter(), [], 0
-        for _ in range(wanted * 4000):
+        for _ in range(wanted * 400):
             if n >= wanted: break
             c, key, q, a, _ = g[gens[category]](r)
             if c != category or key.endswith('train') or g['hsplit'](key) != 'hidden': continue

@@ -58,7 +58,7 @@ pub struct FitConfig {
     pub epochs: usize,
     /// Samples per step.
     pub batch: usize,
-    /// Adam's step.
+    /// Adam's step at the start; it falls to 0 over the epochs.
     pub learning_rate: f32,
     /// Decoupled weight decay per step, times the learning rate.
     pub weight_decay: f32,

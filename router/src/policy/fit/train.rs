@@ -134,6 +134,9 @@ struct Adam {
     first: Vec<f32>,
     second: Vec<f32>,
     step: i32,
+    /// Steps of the whole training: the rate falls to 0 over them along a half cosine (Loshchilov
+    /// and Hutter 2017), so that the last epochs settle instead of wandering.
+    steps: i32,
 }
 
 impl Adam {
@@ -142,9 +145,11 @@ impl Adam {
         const BETA2: f32 = 0.999;
         const EPSILON: f32 = 1e-8;
         self.step = self.step.saturating_add(1);
-        let rate = config.learning_rate * (1.0 - BETA2.powi(self.step)).sqrt() / (1.0 - BETA1.powi(self.step));
+        let done = self.step as f32 / self.steps.max(1) as f32;
+        let learning_rate = config.learning_rate * 0.5 * (1.0 + (std::f32::consts::PI * done.min(1.0)).cos());
+        let rate = learning_rate * (1.0 - BETA2.powi(self.step)).sqrt() / (1.0 - BETA1.powi(self.step));
         let decaying = parameters.decaying();
-        let decay = 1.0 - config.learning_rate * config.weight_decay;
+        let decay = 1.0 - learning_rate * config.weight_decay;
         parameters.values[..decaying].iter_mut().for_each(|value| *value *= decay);
         let moments = self.first.iter_mut().zip(&mut self.second);
         for ((value, gradient), (first, second)) in parameters.values.iter_mut().zip(gradient).zip(moments) {
@@ -179,7 +184,9 @@ pub(super) fn train(
     let mut stream = Stream { key: splitmix64(config.seed), next: 0 };
     let mut parameters = Parameters::start(config.units, inputs.columns, &mut stream);
     let size = parameters.values.len();
-    let mut adam = Adam { first: vec![0.0; size], second: vec![0.0; size], step: 0 };
+    let steps = config.epochs.saturating_mul(labels.len().div_ceil(config.batch.max(1)));
+    let steps = i32::try_from(steps).unwrap_or(i32::MAX);
+    let mut adam = Adam { first: vec![0.0; size], second: vec![0.0; size], step: 0, steps };
     let mut gradient = vec![0.0; size];
     let mut hidden = vec![0.0; config.units.unwrap_or(0)];
     let mut order: Vec<u32> = (0..labels.len() as u32).collect();
