@@ -27,21 +27,24 @@ pub(crate) fn bulk_priority(n: u32) -> i32 {
 /// Congestion controller of the sending side.
 ///
 /// Measured with `benches/congestion.rs` (8 MiB of KV blocks, drop-tail queue of 200 ms, one token
-/// round trip after the other beside it), share of the path's rate and median token round trip:
+/// round trip after the other beside it) on a shared two-core machine, one to four runs each; rows
+/// whose timers were late by more than 10 ms are left out for both. Share of the path's rate and
+/// median token round trip:
 ///
 /// | path | CUBIC | BBR |
 /// |---|---|---|
-/// | 80 ms, 20 Mbit/s, 1 % loss | 7 % (half of it after 25 s), 160 ms | 73 %, 141 ms |
-/// | 80 ms, 20 Mbit/s, 0.1 % | 49 %, 86 ms | 60 %, 138 ms |
-/// | 80 ms, 20 Mbit/s, 0 % | 62 %, 128 ms | 69 %, 150 ms |
-/// | 20 ms, 50 Mbit/s, 1 % | 12 %, 35 ms | 77 %, 39 ms |
-/// | 20 ms, 50 Mbit/s, 0 % | 83 %, 63 ms | 82 %, 47 ms |
-/// | 10 ms, 200 Mbit/s, 0 % | 43 %, 22 ms | 46 %, 22 ms |
+/// | 80 ms, 20 Mbit/s, 1 % loss | 9–10 % (5.5 of 8 MiB after 25 s), 102 ms | 86–88 %, 168 ms |
+/// | 80 ms, 20 Mbit/s, 0.1 % | 51 %, 87 ms | 95 %, 210 ms |
+/// | 80 ms, 20 Mbit/s, 0 % | 61–90 %, 219 ms | 89–93 %, 222 ms |
+/// | 20 ms, 50 Mbit/s, 1 % | 12 %, 33 ms | 83–94 %, 62 ms |
+/// | 20 ms, 50 Mbit/s, 0 % | 90–91 %, 126 ms | 87–96 %, 101 ms |
+/// | 10 ms, 200 Mbit/s, 0 % | 73 %, 26 ms | 55–73 %, 20 ms |
 ///
-/// Devices sit on radio links, where loss is not congestion: there BBR is up to eleven times as
-/// fast and nowhere clearly worse, so [`Settings::edge`] uses it although quinn marks its BBR
-/// experimental (it loses more packets to a full queue). Cloud nodes talk over lossless paths,
-/// where nothing is gained: [`Settings::cloud_peer`] stays with CUBIC.
+/// Devices sit on radio links, where loss is not congestion: there BBR moves a prompt's state up to
+/// nine times as fast, so [`Settings::edge`] uses it although quinn marks its BBR experimental. The
+/// price: it fills the queue that CUBIC leaves empty, so tokens take up to 2.4 times as long while
+/// blocks are under way. Cloud nodes talk over lossless paths, where nothing is gained:
+/// [`Settings::cloud_peer`] stays with CUBIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Congestion {
     /// RFC 9438; halves on loss, so it starves on lossy long paths.
