@@ -292,7 +292,7 @@ pub struct BenchArgs {
 /// What `bench` can measure.
 #[derive(Clone, Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Prefill and decode tokens per second of one model; prints JSON.
+    /// Prefill, decode and verification speed of one model, also against other engines; prints JSON.
     Engine(BenchEngineArgs),
 }
 
@@ -311,16 +311,16 @@ pub struct BenchEngineArgs {
     /// Tokens to decode.
     #[arg(long, default_value_t = 64)]
     pub decode: usize,
-    /// Tokens of one verification pass.
-    #[arg(long, default_value_t = 8)]
-    pub verify: usize,
+    /// Tokens of the verification passes.
+    #[arg(long, default_values_t = [4, 8], value_delimiter = ',', value_name = "N")]
+    pub verify: Vec<usize>,
     /// Rounds; the medians count.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// A program that measures another engine on the same GGUF file (see bench/candle-peer); its
-    /// rounds take turns with ours.
+    /// A program that measures another engine on the same GGUF file (bench/llama-peer,
+    /// bench/candle-peer); its rounds take turns with ours. May be given more than once.
     #[arg(long, value_name = "PROGRAM")]
-    pub peer: Option<PathBuf>,
+    pub peer: Vec<PathBuf>,
 }
 
 /// Options of `lab`.

@@ -92,6 +92,8 @@ fn bench_engine_prints_json() {
     let report: Value = serde_json::from_slice(&measured.stdout).expect("JSON");
     assert_eq!((report["threads"].as_u64(), report["prompt_tokens"].as_u64()), (Some(1), Some(32)));
     assert!(report["median"]["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0));
+    let verify = report["median"]["verify"].as_array().expect("a list");
+    assert_eq!(verify.iter().map(|v| v["tokens"].as_u64()).collect::<Vec<_>>(), [Some(4), Some(8)]);
     let unknown = tandem(&["bench", "engine", "--model", "gpt-9"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(text(&unknown.stderr).contains("demo-edge"), "{}", text(&unknown.stderr));

@@ -14,67 +14,80 @@ use tandem_proto::limits::KV_BLOCK_TOKENS;
 /// Most rounds of one report.
 pub const ROUNDS_MAX: usize = 1000;
 
-/// What to measure.
-#[derive(Clone, Copy, Debug)]
+/// What to measure. Also the line that asks a peer for a round.
+#[derive(Clone, Debug, Serialize)]
 pub struct BenchOptions {
     /// Tokens of the prompt, prefilled in one pass.
     pub prompt_tokens: usize,
     /// Tokens decoded one by one behind a prompt of 32 tokens.
     pub decode_tokens: usize,
-    /// Tokens of one verification pass.
-    pub verify_tokens: usize,
+    /// Tokens of the verification passes, logits for each token; one figure per entry.
+    pub verify_tokens: Vec<usize>,
     /// Rounds; the report has their medians. One more runs before them to warm up.
+    #[serde(skip)]
     pub rounds: usize,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { prompt_tokens: 512, decode_tokens: 64, verify_tokens: 8, rounds: 5 }
+        Self { prompt_tokens: 512, decode_tokens: 64, verify_tokens: vec![4, 8], rounds: 5 }
     }
 }
 
 impl BenchOptions {
     /// The same, cut to what the model's context and one call can hold.
-    fn fitted(&self, model: &Model) -> Self {
+    #[must_use]
+    pub fn fitted(&self, model: &Model) -> Self {
         let room = model.spec().context_tokens.saturating_sub(DECODE_PROMPT_TOKENS).max(1);
         Self {
             prompt_tokens: self.prompt_tokens.clamp(1, model.spec().context_tokens.min(ROWS_MAX)),
             decode_tokens: self.decode_tokens.clamp(1, room),
-            verify_tokens: self.verify_tokens.clamp(1, room),
+            verify_tokens: self.verify_tokens.iter().map(|n| (*n).clamp(1, room.min(ROWS_MAX))).collect(),
             rounds: self.rounds.clamp(1, ROUNDS_MAX),
         }
     }
 }
 
-/// Figures of one round, tokens per second.
+/// Speed of verification passes of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifySpeed {
+    /// Tokens of a pass.
+    pub tokens: usize,
+    /// Verified tokens per second.
+    pub tokens_per_s: f64,
+}
+
+/// Figures of one round, tokens per second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchRound {
     /// Prompt tokens per second.
     pub prefill_tokens_per_s: f64,
     /// Decoded tokens per second, one sequence.
     pub decode_tokens_per_s: f64,
-    /// Verified tokens per second, one pass of `verify_tokens` with logits for each; none from a peer
-    /// that cannot.
-    pub verify_tokens_per_s: Option<f64>,
+    /// Verification passes, in the order asked for; none from a peer that cannot give logits for each
+    /// token.
+    pub verify: Vec<VerifySpeed>,
 }
 
-/// Medians over the rounds, and the rounds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BenchReport {
-    /// Who was measured: the arithmetic in use.
-    pub engine: String,
-    /// Threads of a step.
-    pub threads: usize,
-    /// Tokens of the prompt (shortened if the model's context is shorter).
-    pub prompt_tokens: usize,
-    /// Tokens decoded.
-    pub decode_tokens: usize,
-    /// Tokens of a verification pass.
-    pub verify_tokens: usize,
-    /// Median of the rounds.
-    pub median: BenchRound,
-    /// Every round.
-    pub rounds: Vec<BenchRound>,
+impl BenchRound {
+    /// Medians, figure by figure; `None` without rounds. Verification sizes are those of the first.
+    #[must_use]
+    pub fn median(rounds: &[Self]) -> Option<Self> {
+        let median = |f: &dyn Fn(&Self) -> Option<f64>| {
+            let mut v: Vec<f64> = rounds.iter().filter_map(f).collect();
+            v.sort_by(f64::total_cmp);
+            v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        let verify = rounds.first()?.verify.iter().enumerate().map(|(i, v)| VerifySpeed {
+            tokens: v.tokens,
+            tokens_per_s: median(&|r| r.verify.get(i).map(|v| v.tokens_per_s)),
+        });
+        Some(Self {
+            prefill_tokens_per_s: median(&|r| Some(r.prefill_tokens_per_s)),
+            decode_tokens_per_s: median(&|r| Some(r.decode_tokens_per_s)),
+            verify: verify.collect(),
+        })
+    }
 }
 
 /// Tokens before the decoded ones.
@@ -128,50 +141,18 @@ pub fn bench_round(model: &Model, options: &BenchOptions) -> Result<BenchRound, 
     }
     let decode_tokens_per_s = per_s(o.decode_tokens, from);
 
-    let mut lane = Lane::new(model, DECODE_PROMPT_TOKENS + o.verify_tokens)?;
-    lane.pass(&tokens(DECODE_PROMPT_TOKENS), 1)?;
-    let drafts = tokens(o.verify_tokens);
-    let passes = o.decode_tokens.div_ceil(o.verify_tokens);
-    let from = Instant::now();
-    for _ in 0..passes {
-        lane.pass(&drafts, drafts.len())?;
-        lane.seq.truncate(DECODE_PROMPT_TOKENS);
+    let mut verify = Vec::with_capacity(o.verify_tokens.len());
+    for n in o.verify_tokens {
+        let mut lane = Lane::new(model, DECODE_PROMPT_TOKENS + n)?;
+        lane.pass(&tokens(DECODE_PROMPT_TOKENS), 1)?;
+        let drafts = tokens(n);
+        let passes = o.decode_tokens.div_ceil(n);
+        let from = Instant::now();
+        for _ in 0..passes {
+            lane.pass(&drafts, n)?;
+            lane.seq.truncate(DECODE_PROMPT_TOKENS);
+        }
+        verify.push(VerifySpeed { tokens: n, tokens_per_s: per_s(passes * n, from) });
     }
-    let verify_tokens_per_s = Some(per_s(passes * drafts.len(), from));
-    Ok(BenchRound { prefill_tokens_per_s, decode_tokens_per_s, verify_tokens_per_s })
-}
-
-/// Measures `options.rounds` rounds after one that warms up.
-///
-/// # Errors
-/// As [`bench_round`].
-pub fn bench_model(model: &Model, options: &BenchOptions) -> Result<BenchReport, EngineError> {
-    let o = options.fitted(model);
-    bench_round(model, &o)?;
-    let rounds = (0..o.rounds).map(|_| bench_round(model, &o)).collect::<Result<Vec<_>, _>>()?;
-    Ok(report(model, &o, rounds))
-}
-
-/// The report of rounds measured by [`bench_round`].
-#[must_use]
-pub fn report(model: &Model, options: &BenchOptions, rounds: Vec<BenchRound>) -> BenchReport {
-    let o = options.fitted(model);
-    let median = |f: fn(&BenchRound) -> f64| {
-        let mut v: Vec<f64> = rounds.iter().map(f).collect();
-        v.sort_by(f64::total_cmp);
-        v.get(v.len() / 2).copied().unwrap_or(0.0)
-    };
-    BenchReport {
-        engine: model.numerics().to_owned(),
-        threads: model.threads(),
-        prompt_tokens: o.prompt_tokens,
-        decode_tokens: o.decode_tokens,
-        verify_tokens: o.verify_tokens,
-        median: BenchRound {
-            prefill_tokens_per_s: median(|r| r.prefill_tokens_per_s),
-            decode_tokens_per_s: median(|r| r.decode_tokens_per_s),
-            verify_tokens_per_s: Some(median(|r| r.verify_tokens_per_s.unwrap_or(0.0))),
-        },
-        rounds,
-    }
+    Ok(BenchRound { prefill_tokens_per_s, decode_tokens_per_s, verify })
 }

@@ -1,0 +1,148 @@
+//! `tandem bench`: measurements of one machine. Always prints JSON.
+
+mod peer;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tandem_engine::bench::{BenchOptions, BenchRound, ROUNDS_MAX, bench_round};
+use tandem_engine::{LoadOptions, Model, ModelFiles};
+
+use crate::args::{BenchArgs, BenchCommand, BenchEngineArgs};
+use crate::failure::{Code, Failure, OrFail as _};
+use crate::ready::print_line;
+use peer::Peer;
+
+/// Measures and prints.
+pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    match &args.command {
+        BenchCommand::Engine(args) => engine(args),
+    }
+}
+
+/// What `bench engine` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    /// The arithmetic in use.
+    engine: &'a str,
+    threads: usize,
+    #[serde(flatten)]
+    options: &'a BenchOptions,
+    median: BenchRound,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    peers: Vec<PeerReport>,
+    rounds: Vec<BenchRound>,
+}
+
+/// Another engine's figures, and ours as multiples of them.
+#[derive(Debug, Serialize)]
+struct PeerReport {
+    engine: String,
+    median: BenchRound,
+    ratio: Ratio,
+    rounds: Vec<BenchRound>,
+}
+
+/// Our median over the peer's: above 1 we are faster.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    prefill: f64,
+    decode: f64,
+    verify: Vec<VerifyRatio>,
+}
+
+#[derive(Debug, Serialize)]
+struct VerifyRatio {
+    tokens: usize,
+    ratio: f64,
+}
+
+impl Ratio {
+    fn new(ours: &BenchRound, theirs: &BenchRound) -> Self {
+        let verify = ours.verify.iter().zip(&theirs.verify);
+        Self {
+            prefill: ours.prefill_tokens_per_s / theirs.prefill_tokens_per_s,
+            decode: ours.decode_tokens_per_s / theirs.decode_tokens_per_s,
+            verify: verify
+                .map(|(a, b)| VerifyRatio { tokens: a.tokens, ratio: a.tokens_per_s / b.tokens_per_s })
+                .collect(),
+        }
+    }
+}
+
+fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
+    let files = files(&args.model)?;
+    let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
+    let model = Model::load(&files, &load)
+        .map_err(|e| Failure::new(Code::Failed, format!("{} cannot be loaded: {e}", args.model)))?;
+    let options = BenchOptions {
+        prompt_tokens: args.prompt,
+        decode_tokens: args.decode,
+        verify_tokens: args.verify.clone(),
+        rounds: args.rounds.clamp(1, ROUNDS_MAX),
+    }
+    .fitted(&model);
+    let mut peers = match (&args.peer[..], &files) {
+        ([], _) => Vec::new(),
+        (programs, ModelFiles::Gguf(path)) => {
+            programs.iter().map(|program| Peer::start(program, path, model.threads())).collect::<Result<Vec<_>, _>>()?
+        }
+        (_, _) => return Err(Failure::new(Code::Usage, "--peer needs a GGUF file as --model")),
+    };
+    // One round each to warm up; then rounds take turns, and so does who goes first.
+    let mut ours = Vec::new();
+    let mut theirs = vec![Vec::new(); peers.len()];
+    for round in 0..=options.rounds {
+        let ours_first = round % 2 == 0;
+        if ours_first {
+            ours.push(bench_round(&model, &options).or_fail(Code::Failed)?);
+        }
+        for (peer, rounds) in peers.iter_mut().zip(&mut theirs) {
+            rounds.push(peer.round(&options)?);
+        }
+        if !ours_first {
+            ours.push(bench_round(&model, &options).or_fail(Code::Failed)?);
+        }
+    }
+    let measured = |mut rounds: Vec<BenchRound>| -> Result<(BenchRound, Vec<BenchRound>), Failure> {
+        rounds.remove(0);
+        let median = BenchRound::median(&rounds).ok_or_else(|| Failure::new(Code::Failed, "no round was measured"))?;
+        Ok((median, rounds))
+    };
+    let (median, rounds) = measured(ours)?;
+    let mut reports = Vec::with_capacity(peers.len());
+    for (peer, theirs) in peers.iter().zip(theirs) {
+        let (theirs, rounds) = measured(theirs)?;
+        let ratio = Ratio::new(&median, &theirs);
+        reports.push(PeerReport { engine: peer.engine.clone(), median: theirs, ratio, rounds });
+    }
+    let report = Report {
+        model: &args.model,
+        engine: model.numerics(),
+        threads: model.threads(),
+        options: &options,
+        median,
+        peers: reports,
+        rounds,
+    };
+    print_line(&serde_json::to_string_pretty(&report).or_fail(Code::Failed)?);
+    Ok(())
+}
+
+/// The model's files by the name or path that was typed.
+fn files(model: &str) -> Result<ModelFiles, Failure> {
+    if let Some(embedded) = tandem_models::find(model) {
+        return Ok(ModelFiles::Embedded { config: embedded.config, weights: embedded.weights });
+    }
+    let path = PathBuf::from(model);
+    if path.is_dir() {
+        return Ok(ModelFiles::HfDir(path));
+    }
+    if path.is_file() {
+        return Ok(ModelFiles::Gguf(path));
+    }
+    let known = tandem_models::ALL.map(|model| model.name).join(", ");
+    let message = format!("model `{model}` is no file or folder, nor in this binary ({known}); check the path");
+    Err(Failure::new(Code::Usage, message))
+}
