@@ -2,12 +2,11 @@
 
 use std::cell::RefCell;
 
-use half::f16;
-
 use super::{Backend, LatentWeights, LayerKv, Mlp};
 use crate::error::EngineError;
+use crate::kernels::arena::Arena;
 use crate::kernels::matmul::{Input, Job, matmul};
-use crate::kernels::packed::{Kind, Packed};
+use crate::kernels::packed::{Grain, Kind, Packed};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantize::Quantized;
 use crate::kernels::{Level, attention, lanes};
@@ -51,6 +50,7 @@ struct Inner {
 pub(crate) struct Cpu {
     level: Level,
     pool: Pool,
+    arena: Arena,
     quantized: Quantized,
     inner: Inner,
 }
@@ -59,7 +59,13 @@ impl Cpu {
     pub(crate) fn new(threads: usize) -> Result<Self, EngineError> {
         let pool =
             Pool::new(threads).map_err(|source| EngineError::Io { path: "engine worker thread".into(), source })?;
-        Ok(Self { level: Level::detect(), pool, quantized: Quantized::default(), inner: Inner::default() })
+        Ok(Self {
+            level: Level::detect(),
+            pool,
+            arena: Arena::default(),
+            quantized: Quantized::default(),
+            inner: Inner::default(),
+        })
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -67,15 +73,47 @@ impl Cpu {
     }
 }
 
-/// Quantises rows if one of the matrices wants that.
+/// The layout of a stored number format.
+fn kind(stored: Stored) -> Kind {
+    match stored {
+        Stored::F32 => Kind::F32,
+        Stored::F16 => Kind::F16,
+        Stored::Bf16 => Kind::Bf16,
+        Stored::Q8_0 => Kind::Q8_0,
+        Stored::Q4_0 => Kind::Q4_0,
+        Stored::Q4_1 => Kind::Q4_1,
+        Stored::Q5_0 => Kind::Q5_0,
+        Stored::Q5_1 => Kind::Q5_1,
+        Stored::Q2K => Kind::Q2K,
+        Stored::Q3K => Kind::Q3K,
+        Stored::Q4K => Kind::Q4K,
+        Stored::Q5K => Kind::Q5K,
+        Stored::Q6K => Kind::Q6K,
+    }
+}
+
+/// Quantises rows as the matrices want them.
 fn quantized<'a, 'w>(
     level: Level,
-    mut weights: impl Iterator<Item = &'w Packed>,
+    pool: &mut Pool,
+    weights: impl Iterator<Item = &'w Packed>,
     x: &[f32],
     buffer: &'a mut Quantized,
 ) -> Option<(&'a Quantized, usize)> {
-    let w = weights.find(|w| w.kind.quantised())?;
-    buffer.fill(level, x, w.k);
+    let mut grains = [Grain::None; 2];
+    let mut width = 0;
+    for w in weights {
+        match w.kind.grain() {
+            Grain::None => continue,
+            Grain::Fine => grains[0] = Grain::Fine,
+            Grain::Coarse => grains[1] = Grain::Coarse,
+        }
+        width = w.k;
+    }
+    if width == 0 {
+        return None;
+    }
+    buffer.fill(level, pool, x, width, &grains);
     Some((buffer, 0))
 }
 
@@ -114,25 +152,15 @@ impl Backend for Cpu {
 
     fn matrix(&self, t: &RawTensor<'_>) -> Result<Packed, EngineError> {
         let (n, k) = t.rows_columns()?;
-        let kind = match t.stored {
-            Stored::F32 => Kind::F32,
-            Stored::F16 => Kind::F16,
-            Stored::Bf16 => Kind::Bf16,
-            Stored::Q8_0 => Kind::Q8_0,
-            Stored::Q4_0 => Kind::Q4_0,
-            Stored::Q4_1 => Kind::Q4_1,
-            Stored::Other(_) => {
-                let bytes: Vec<u8> = t.to_f32()?.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
-                return Ok(Packed::pack(Kind::F16, n, k, &bytes));
-            }
-        };
+        let kind = kind(t.stored);
         if kind.row_bytes(k).and_then(|b| b.checked_mul(n)) != Some(t.bytes.len()) {
             return Err(EngineError::tensor(
                 t.name.clone(),
                 format!("shape [{n}, {k}] does not fit its {} bytes", t.bytes.len()),
             ));
         }
-        Ok(Packed::pack(kind, n, k, t.bytes))
+        Packed::pack(&self.arena, kind, [n, k], t.bytes, self.pool.threads())
+            .map_err(|source| EngineError::Io { path: format!("memory for {}", t.name).into(), source })
     }
 
     fn vector(&self, t: &RawTensor<'_>) -> Result<Vec<f32>, EngineError> {
@@ -180,7 +208,7 @@ impl Backend for Cpu {
     }
 
     fn linear<const N: usize>(&mut self, x: &Rows, w: [&Packed; N], out: [&mut Rows; N]) -> Result<(), EngineError> {
-        let input = quantized(self.level, w.iter().copied(), &x.data, &mut self.quantized);
+        let input = quantized(self.level, &mut self.pool, w.iter().copied(), &x.data, &mut self.quantized);
         let rows = x.rows();
         let mut jobs: Vec<Job<'_>> = w
             .into_iter()
@@ -225,8 +253,9 @@ impl Backend for Cpu {
         up.resize(inner, 0.0);
         {
             let chosen = plan.groups.iter().flat_map(|g| [&experts[g.expert].gate, &experts[g.expert].up]);
-            let routed_in = quantized(level, chosen, gathered, routed);
-            let common_in = quantized(level, shared.iter().flat_map(|s| [&s.gate, &s.up]), &x.data, common);
+            let routed_in = quantized(level, &mut self.pool, chosen, gathered, routed);
+            let common_in =
+                quantized(level, &mut self.pool, shared.iter().flat_map(|s| [&s.gate, &s.up]), &x.data, common);
             let mut jobs = Vec::new();
             let (mut g_rest, mut u_rest) = (&mut gate[..], &mut up[..]);
             for g in &plan.groups {
@@ -257,8 +286,8 @@ impl Backend for Cpu {
         out.reshape(rows, d);
         {
             let chosen = plan.groups.iter().map(|g| &experts[g.expert].down);
-            let routed_in = quantized(level, chosen, routed_x, routed);
-            let common_in = quantized(level, shared.iter().map(|s| &s.down), shared_x, common);
+            let routed_in = quantized(level, &mut self.pool, chosen, routed_x, routed);
+            let common_in = quantized(level, &mut self.pool, shared.iter().map(|s| &s.down), shared_x, common);
             let mut jobs = Vec::new();
             let mut rest = &mut down[..];
             for g in &plan.groups {

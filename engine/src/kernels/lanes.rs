@@ -7,7 +7,7 @@ use super::Level;
 /// Lanes of every horizontal sum.
 pub(crate) const LANES: usize = 8;
 
-/// Compiles the body for the portable level and for AVX2, and picks by `level`.
+/// Compiles the body for the portable level and for AVX2 (which AVX-512 machines have too), and picks by `level`.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -20,8 +20,8 @@ macro_rules! multiversion {
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                if level == Level::Avx2 {
-                    // SAFETY: `Level::Avx2` is made only by `Level::detect`, which has seen these features.
+                if level != Level::Portable {
+                    // SAFETY: the other levels are made only by `Level::all`, which has seen these features.
                     return unsafe { with_avx2($($arg),*) };
                 }
             }

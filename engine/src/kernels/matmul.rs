@@ -1,6 +1,7 @@
 //! Matrix products: rows of activations times packed matrices, cut into panels for the threads.
 
 use super::Level;
+use super::layout::{Grain, PANEL};
 use super::packed::Packed;
 use super::pool::Pool;
 use super::portable;
@@ -11,7 +12,7 @@ const CHUNK_WORK_MIN: usize = 48 * 1024;
 /// Chunks per thread, so that a late thread does not stretch the step.
 const CHUNKS_PER_THREAD: usize = 4;
 /// Panels per chunk are a multiple of this, as single rows take several panels at once.
-const CHUNK_PANELS: usize = 4;
+const CHUNK_PANELS: usize = 2;
 
 /// Input rows of a product.
 #[derive(Clone, Copy)]
@@ -61,11 +62,9 @@ pub(crate) fn matmul(level: Level, pool: &mut Pool, jobs: &mut [Job<'_>]) {
             let rows = j.input.x.len() / w.k;
             assert_eq!(j.input.x.len(), rows * w.k, "input width differs from the matrix");
             assert_eq!(j.out.len(), rows * w.n, "output size differs from the matrix");
-            if w.kind.quantised() {
-                let fits = j.input.quantized.is_some_and(|(q, first)| q.k == w.k && first + rows <= q.rows);
-                assert!(fits, "a quantised matrix needs its input quantised");
-            }
-            let panel_work = (rows * w.k * w.kind.panel()).max(1);
+            let fits = j.input.quantized.is_some_and(|(q, first)| q.fits(w.kind.grain(), w.k, first + rows));
+            assert!(fits || w.kind.grain() == Grain::None, "a quantised matrix needs its input quantised");
+            let panel_work = (rows * w.k * PANEL).max(1);
             let chunk_panels = (chunk_work / panel_work).next_multiple_of(CHUNK_PANELS).max(CHUNK_PANELS);
             Task {
                 rows,
@@ -99,5 +98,8 @@ fn run_panels(level: Level, task: &Task<'_>, from: usize, to: usize) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above, and `Level::Avx2` exists only if the machine has the features.
         Level::Avx2 => unsafe { super::avx2::run_panels(task, from, to) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above, and `Level::Avx512` exists only if the machine has the features.
+        Level::Avx512 => unsafe { super::avx512::run_panels(task, from, to) },
     }
 }

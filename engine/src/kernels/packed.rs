@@ -1,161 +1,96 @@
-//! Weight matrices in the layout the kernels read: panels of neighbouring output rows, interleaved
-//! along `k`, so that one vector load serves all rows of a panel and no horizontal sum is needed.
+//! Weight matrices in the layout the kernels read: panels of 16 neighbouring output rows, interleaved
+//! along `k`, so that one vector load serves all rows of a panel and no horizontal sum is needed. The
+//! bits per weight are those of the file (k-quants: sub-scales of 6 bit take 8).
 
 use half::{bf16, f16};
 
-/// Values per quantisation block.
-pub(crate) const BLOCK: usize = 32;
-/// Output rows of a panel of float weights.
-pub(crate) const FLOAT_PANEL: usize = 16;
-/// Output rows of a panel of quantised weights.
-pub(crate) const QUANT_PANEL: usize = 8;
+use super::arena::{Arena, Piece};
+use super::layout::{self, BLOCK, PANEL, PLANE};
 
-/// How the numbers of a matrix are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// Brain float.
-    Bf16,
-    /// GGUF Q8_0: 32 × i8, one f16 scale.
-    Q8_0,
-    /// GGUF Q4_0: 32 × 4 bit minus 8, one f16 scale.
-    Q4_0,
-    /// GGUF Q4_1: 32 × 4 bit, f16 scale and f16 minimum.
-    Q4_1,
-}
+pub(crate) use super::layout::{Grain, Kind};
 
-impl Kind {
-    /// Whether products with it are taken on quantised activations.
-    pub(crate) fn quantised(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q4_0 | Self::Q4_1)
-    }
-
-    /// Output rows per panel.
-    pub(crate) fn panel(self) -> usize {
-        if self.quantised() { QUANT_PANEL } else { FLOAT_PANEL }
-    }
-
-    /// Bytes of `k` values of one row as stored in a file; `None` if `k` does not fit the blocks
-    /// or the size overflows.
-    pub(crate) fn row_bytes(self, k: usize) -> Option<usize> {
-        match self {
-            Self::F32 => k.checked_mul(4),
-            Self::F16 | Self::Bf16 => k.checked_mul(2),
-            _ if !k.is_multiple_of(BLOCK) => None,
-            Self::Q8_0 => (k / BLOCK).checked_mul(34),
-            Self::Q4_0 => (k / BLOCK).checked_mul(18),
-            Self::Q4_1 => (k / BLOCK).checked_mul(20),
-        }
-    }
-
-    /// Bytes of numbers per panel and step along `k` (a step is one value, or one block).
-    pub(super) fn step_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4 * FLOAT_PANEL,
-            Self::F16 | Self::Bf16 => 2 * FLOAT_PANEL,
-            Self::Q8_0 => BLOCK * QUANT_PANEL,
-            Self::Q4_0 | Self::Q4_1 => BLOCK / 2 * QUANT_PANEL,
-        }
-    }
-
-    /// f16 scales (and minima) per panel and block.
-    pub(super) fn step_scales(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 0,
-            Self::Q8_0 | Self::Q4_0 => QUANT_PANEL,
-            Self::Q4_1 => 2 * QUANT_PANEL,
-        }
-    }
-}
-
-/// One cache line; gives the buffers their alignment.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// Zeroed bytes, 64-byte aligned.
-pub(crate) struct AlignedBytes {
-    lines: Vec<Line>,
-    len: usize,
-}
-
-impl AlignedBytes {
-    fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: `lines` owns at least `len` initialised bytes (`Line` has no padding).
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast::<u8>(), self.len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; the exclusive borrow of `self` makes it unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.len) }
-    }
-}
+/// Weights below which packing on several threads does not pay.
+const PARALLEL_WEIGHTS_MIN: usize = 1 << 18;
 
 /// A matrix `[n, k]` (n outputs of k inputs), packed.
 pub(crate) struct Packed {
     pub(crate) kind: Kind,
     pub(crate) n: usize,
     pub(crate) k: usize,
-    /// Floats: `[panel][k][16]`. Q8_0: `[panel][block][8 groups][8 rows][4]`.
-    /// Q4: `[panel][block][4 groups][8 rows][4]`, low nibble = values 0..16, high = 16..32.
-    pub(super) data: AlignedBytes,
-    /// f16, `[panel][block][8 scales]`, for Q4_1 followed by 8 minima.
-    pub(super) scales: AlignedBytes,
+    /// Floats: `[panel][k][16]`; codes: `[panel][k/32]` blocks of planes, see [`layout`].
+    pub(super) codes: Piece,
+    /// `[panel][k/block]`, see [`Kind::scale_bytes`].
+    pub(super) scales: Piece,
 }
 
 impl Packed {
-    /// Packs `n` rows of `k` values from their file layout (row-major, little-endian, GGUF blocks).
+    /// Packs `n` rows of `k` values from their file layout (row-major, little-endian, GGUF blocks) on
+    /// up to `threads` threads.
+    ///
+    /// # Errors
+    /// If the system has no memory for it.
     ///
     /// # Panics
     /// If `raw` is not `n · row_bytes(k)` long: callers have checked the file.
-    pub(crate) fn pack(kind: Kind, n: usize, k: usize, raw: &[u8]) -> Self {
+    pub(crate) fn pack(
+        arena: &Arena,
+        kind: Kind,
+        [n, k]: [usize; 2],
+        raw: &[u8],
+        threads: usize,
+    ) -> std::io::Result<Self> {
         let row_bytes = kind.row_bytes(k).unwrap_or(usize::MAX);
         assert_eq!(Some(raw.len()), row_bytes.checked_mul(n), "raw matrix has the wrong size");
-        let panel = kind.panel();
-        let panels = n.div_ceil(panel);
-        let steps = if kind.quantised() { k / BLOCK } else { k };
-        let mut data = AlignedBytes::zeroed(panels * steps * kind.step_bytes());
-        let mut scales = AlignedBytes::zeroed(panels * steps * kind.step_scales() * 2);
-        let (step, sc) = (kind.step_bytes(), kind.step_scales() * 2);
-        for row in 0..n {
-            let (p, r) = (row / panel, row % panel);
-            let src = &raw[row * row_bytes..(row + 1) * row_bytes];
-            let dst = &mut data.bytes_mut()[p * steps * step..(p + 1) * steps * step];
-            match kind {
-                Kind::F32 => scatter::<4>(src, dst, step, r),
-                Kind::F16 | Kind::Bf16 => scatter::<2>(src, dst, step, r),
-                Kind::Q8_0 | Kind::Q4_0 | Kind::Q4_1 => {
-                    let head = if kind == Kind::Q4_1 { 4 } else { 2 };
-                    let dst_scales = &mut scales.bytes_mut()[p * steps * sc..(p + 1) * steps * sc];
-                    for (b, block) in src.chunks_exact(row_bytes / steps).enumerate() {
-                        for (g, four) in block[head..].chunks_exact(4).enumerate() {
-                            dst[b * step + (g * QUANT_PANEL + r) * 4..][..4].copy_from_slice(four);
-                        }
-                        for (i, half) in block[..head].chunks_exact(2).enumerate() {
-                            dst_scales[b * sc + (i * QUANT_PANEL + r) * 2..][..2].copy_from_slice(half);
-                        }
+        let panels = n.div_ceil(PANEL);
+        let (code_bytes, scale_bytes) =
+            (code_steps(kind, k) * kind.code_bytes(), k / kind.block() * kind.scale_bytes());
+        let mut codes = arena.take(panels * code_bytes)?;
+        let mut scales = arena.take(panels * scale_bytes)?;
+        let threads = if n * k < PARALLEL_WEIGHTS_MIN { 1 } else { threads.clamp(1, panels) };
+        let each = panels.div_ceil(threads).max(1);
+        std::thread::scope(|scope| {
+            let parts = raw.chunks((each * PANEL * row_bytes).max(1));
+            let mut left = (codes.bytes_mut(), scales.bytes_mut());
+            for part in parts {
+                let held = part.len().checked_div(row_bytes).unwrap_or(0).div_ceil(PANEL);
+                let (c, c_rest) = std::mem::take(&mut left.0).split_at_mut(held * code_bytes);
+                let (s, s_rest) = std::mem::take(&mut left.1).split_at_mut(held * scale_bytes);
+                left = (c_rest, s_rest);
+                let mut work = move || {
+                    for (i, row) in part.chunks_exact(row_bytes).enumerate() {
+                        let (p, r) = (i / PANEL, i % PANEL);
+                        pack_row(
+                            kind,
+                            row,
+                            r,
+                            &mut c[p * code_bytes..(p + 1) * code_bytes],
+                            &mut s[p * scale_bytes..(p + 1) * scale_bytes],
+                        );
                     }
+                };
+                if threads == 1 {
+                    work();
+                } else {
+                    scope.spawn(work);
                 }
             }
-        }
-        Self { kind, n, k, data, scales }
+        });
+        Ok(Self { kind, n, k, codes, scales })
     }
 
     /// Number of panels; the last may hold fewer rows than the others.
     pub(crate) fn panels(&self) -> usize {
-        self.n.div_ceil(self.kind.panel())
+        self.n.div_ceil(PANEL)
     }
 
-    /// Steps along `k` (values, or blocks of quantised weights).
-    pub(super) fn steps(&self) -> usize {
-        if self.kind.quantised() { self.k / BLOCK } else { self.k }
+    /// Bytes of codes per panel.
+    pub(super) fn panel_codes(&self) -> usize {
+        code_steps(self.kind, self.k) * self.kind.code_bytes()
+    }
+
+    /// Bytes of scales per panel.
+    pub(super) fn panel_scales(&self) -> usize {
+        self.k / self.kind.block() * self.kind.scale_bytes()
     }
 
     /// Row `row` as floats (embedding lookup).
@@ -164,37 +99,215 @@ impl Packed {
     /// If `row ≥ n` or `out` is not `k` long.
     pub(crate) fn unpack_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.n && out.len() == self.k, "row outside the matrix");
-        let panel = self.kind.panel();
-        let (p, r) = (row / panel, row % panel);
-        let (step, sc, steps) = (self.kind.step_bytes(), self.kind.step_scales() * 2, self.steps());
-        let data = &self.data.bytes()[p * steps * step..(p + 1) * steps * step];
-        let scales = &self.scales.bytes()[p * steps * sc..(p + 1) * steps * sc];
-        match self.kind {
-            Kind::F32 => gather::<4>(data, step, r, out, f32::from_le_bytes),
-            Kind::F16 => gather::<2>(data, step, r, out, |b| f16::from_le_bytes(b).to_f32()),
-            Kind::Bf16 => gather::<2>(data, step, r, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Kind::Q8_0 | Kind::Q4_0 | Kind::Q4_1 => {
-                for (b, o) in out.chunks_exact_mut(BLOCK).enumerate() {
-                    let q = &data[b * step..(b + 1) * step];
-                    let scale = |i: usize| {
-                        let at = b * sc + (i * QUANT_PANEL + r) * 2;
-                        f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32()
-                    };
-                    let d = scale(0);
+        let (p, r) = (row / PANEL, row % PANEL);
+        let codes = &self.codes.bytes()[p * self.panel_codes()..(p + 1) * self.panel_codes()];
+        let scales = &self.scales.bytes()[p * self.panel_scales()..(p + 1) * self.panel_scales()];
+        let kind = self.kind;
+        let step = kind.code_bytes();
+        match kind {
+            Kind::F32 => gather::<4>(codes, step, r, out, f32::from_le_bytes),
+            Kind::F16 => gather::<2>(codes, step, r, out, |b| f16::from_le_bytes(b).to_f32()),
+            Kind::Bf16 => gather::<2>(codes, step, r, out, |b| bf16::from_le_bytes(b).to_f32()),
+            _ => {
+                let per = kind.block() / BLOCK;
+                let mut all = [0; 8 * PLANE];
+                for (b, (o, planes)) in out.chunks_exact_mut(BLOCK).zip(codes.chunks_exact(step)).enumerate() {
+                    layout::unpack(kind, planes, &mut all);
+                    let scales = &scales[b / per * kind.scale_bytes()..][..kind.scale_bytes()];
                     for (e, o) in o.iter_mut().enumerate() {
-                        let byte = |e: usize| q[(e / 4 * QUANT_PANEL + r) * 4 + e % 4];
-                        let nibble = |e: usize| {
-                            let v = byte(e % 16);
-                            f32::from(if e < 16 { v & 15 } else { v >> 4 })
-                        };
-                        *o = match self.kind {
-                            Kind::Q8_0 => d * f32::from(byte(e).cast_signed()),
-                            Kind::Q4_0 => d * (nibble(e) - 8.0),
-                            _ => d.mul_add(nibble(e), scale(1)),
-                        };
+                        let code = f32::from(all[e / 4 * PLANE + 4 * r + e % 4]) - kind.offset() as f32;
+                        let sub = (b % per * BLOCK + e) / kind.sub_block();
+                        let (scale, minimum) = scale_of(kind, scales, r, sub);
+                        *o = if kind.minimum() { scale.mul_add(code, minimum) } else { scale * code };
                     }
                 }
             }
+        }
+    }
+}
+
+/// Steps along `k`: values of floats, blocks of 32 codes.
+pub(super) fn code_steps(kind: Kind, k: usize) -> usize {
+    if kind.grain() == Grain::None { k } else { k / BLOCK }
+}
+
+/// The f16 at index `i`.
+#[inline(always)]
+pub(super) fn half_at(bytes: &[u8], i: usize) -> f32 {
+    f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+}
+
+/// Sub-scale and sub-minimum of a k-quant's row and sub-block, as integers.
+#[inline(always)]
+pub(super) fn sub_scales(kind: Kind, scales: &[u8], r: usize, sub: usize) -> (i32, i32) {
+    let at = |from: usize| scales[from + sub / 2 * 2 * PANEL + 2 * r + sub % 2];
+    match kind {
+        Kind::Q4K | Kind::Q5K => (i32::from(at(4 * PANEL)), i32::from(at(12 * PANEL))),
+        Kind::Q2K => (i32::from(at(4 * PANEL) & 15), i32::from(at(4 * PANEL) >> 4)),
+        _ => (i32::from(at(2 * PANEL).cast_signed()), 0),
+    }
+}
+
+/// Scale and minimum of a row's sub-block.
+fn scale_of(kind: Kind, scales: &[u8], r: usize, sub: usize) -> (f32, f32) {
+    let d = half_at(scales, r);
+    let m = if kind.minimum() { half_at(scales, PANEL + r) } else { 0.0 };
+    if kind.grain() == Grain::Coarse {
+        let (sc, mn) = sub_scales(kind, scales, r, sub);
+        (d * sc as f32, -(m * mn as f32))
+    } else {
+        (d, m)
+    }
+}
+
+/// Writes one row into its panel.
+fn pack_row(kind: Kind, row: &[u8], r: usize, codes: &mut [u8], scales: &mut [u8]) {
+    let step = kind.code_bytes();
+    match kind {
+        Kind::F32 => return scatter::<4>(row, codes, step, r),
+        Kind::F16 | Kind::Bf16 => return scatter::<2>(row, codes, step, r),
+        _ => {}
+    }
+    let per = kind.block() / BLOCK;
+    let mut block = FileBlock::default();
+    for (b, raw) in row.chunks_exact(kind.file_bytes()).enumerate() {
+        block.read(kind, raw);
+        for (i, c) in block.codes[..per * BLOCK].as_chunks::<BLOCK>().0.iter().enumerate() {
+            layout::put(kind, &mut codes[(b * per + i) * step..][..step], r, c);
+        }
+        let scales = &mut scales[b * kind.scale_bytes()..][..kind.scale_bytes()];
+        scales[2 * r..2 * r + 2].copy_from_slice(&block.scale);
+        if kind.minimum() {
+            scales[2 * PANEL + 2 * r..][..2].copy_from_slice(&block.minimum);
+        }
+        let subs = if kind.grain() == Grain::Coarse { kind.block() / kind.sub_block() } else { 0 };
+        let first = if kind.minimum() { 4 * PANEL } else { 2 * PANEL };
+        for sub in 0..subs {
+            let at = first + sub / 2 * 2 * PANEL + 2 * r + sub % 2;
+            let (sc, mn) = (block.sub_scales[sub], block.sub_minima[sub]);
+            match kind {
+                Kind::Q2K => scales[at] = sc | mn << 4,
+                Kind::Q4K | Kind::Q5K => {
+                    scales[at] = sc;
+                    scales[at + 8 * PANEL] = mn;
+                }
+                _ => scales[at] = sc,
+            }
+        }
+    }
+}
+
+/// One block of a row, taken apart.
+struct FileBlock {
+    codes: [u8; layout::SUPER],
+    scale: [u8; 2],
+    minimum: [u8; 2],
+    sub_scales: [u8; 16],
+    sub_minima: [u8; 16],
+}
+
+impl Default for FileBlock {
+    fn default() -> Self {
+        Self { codes: [0; layout::SUPER], scale: [0; 2], minimum: [0; 2], sub_scales: [0; 16], sub_minima: [0; 16] }
+    }
+}
+
+impl FileBlock {
+    /// Reads a block of the GGUF formats, laid out as in ggml's `ggml-common.h`.
+    fn read(&mut self, kind: Kind, raw: &[u8]) {
+        let two = |at: usize| [raw[at], raw[at + 1]];
+        self.scale = two(0);
+        match kind {
+            Kind::F32 | Kind::F16 | Kind::Bf16 => {}
+            Kind::Q8_0 => {
+                for (c, v) in self.codes.iter_mut().zip(&raw[2..]) {
+                    *c = v ^ 0x80;
+                }
+            }
+            Kind::Q4_0 => self.nibbles(&raw[2..]),
+            Kind::Q4_1 => {
+                self.minimum = two(2);
+                self.nibbles(&raw[4..]);
+            }
+            Kind::Q5_0 => {
+                self.nibbles(&raw[6..]);
+                self.fifth_bits(&raw[2..6]);
+            }
+            Kind::Q5_1 => {
+                self.minimum = two(2);
+                self.nibbles(&raw[8..]);
+                self.fifth_bits(&raw[4..8]);
+            }
+            Kind::Q4K | Kind::Q5K => {
+                self.minimum = two(2);
+                let s = &raw[4..16];
+                for j in 0..4 {
+                    self.sub_scales[j] = s[j] & 63;
+                    self.sub_minima[j] = s[j + 4] & 63;
+                    self.sub_scales[j + 4] = (s[j + 8] & 15) | s[j] >> 6 << 4;
+                    self.sub_minima[j + 4] = s[j + 8] >> 4 | s[j + 4] >> 6 << 4;
+                }
+                let (high, low) = if kind == Kind::Q5K { raw[16..].split_at(32) } else { (&raw[..0], &raw[16..]) };
+                for (c, bytes) in low.chunks_exact(32).enumerate() {
+                    for (l, v) in bytes.iter().enumerate() {
+                        let h = high.get(l).map_or(0, |h| h >> (2 * c));
+                        self.codes[64 * c + l] = (v & 15) | (h & 1) << 4;
+                        self.codes[64 * c + 32 + l] = v >> 4 | (h >> 1 & 1) << 4;
+                    }
+                }
+            }
+            Kind::Q6K => {
+                self.scale = two(208);
+                self.sub_scales.copy_from_slice(&raw[192..208]);
+                for half in 0..2 {
+                    let (low, high) = (&raw[64 * half..][..64], &raw[128 + 32 * half..][..32]);
+                    for l in 0..32 {
+                        for q in 0..4 {
+                            let v = low[l + 32 * (q % 2)] >> (q / 2 * 4) & 15;
+                            self.codes[128 * half + 32 * q + l] = v | (high[l] >> (2 * q) & 3) << 4;
+                        }
+                    }
+                }
+            }
+            Kind::Q2K => {
+                (self.scale, self.minimum) = (two(80), two(82));
+                for j in 0..16 {
+                    self.sub_scales[j] = raw[j] & 15;
+                    self.sub_minima[j] = raw[j] >> 4;
+                }
+                self.pairs(&raw[16..80]);
+            }
+            Kind::Q3K => {
+                self.scale = two(108);
+                let s = &raw[96..108];
+                for j in 0..16 {
+                    let low = s[j % 8] >> (j / 8 * 4) & 15;
+                    self.sub_scales[j] = (low | (s[8 + j % 4] >> (j / 4 * 2) & 3) << 4).wrapping_sub(32);
+                }
+                self.pairs(&raw[32..96]);
+                for (e, c) in self.codes.iter_mut().enumerate() {
+                    *c |= (raw[e % 32] >> (e / 32) & 1) << 2;
+                }
+            }
+        }
+    }
+
+    fn nibbles(&mut self, bytes: &[u8]) {
+        for (e, v) in bytes[..16].iter().enumerate() {
+            self.codes[e] = v & 15;
+            self.codes[e + 16] = v >> 4;
+        }
+    }
+
+    fn fifth_bits(&mut self, bytes: &[u8]) {
+        for (e, c) in self.codes[..BLOCK].iter_mut().enumerate() {
+            *c |= (bytes[e / 8] >> (e % 8) & 1) << 4;
+        }
+    }
+
+    fn pairs(&mut self, bytes: &[u8]) {
+        for (e, c) in self.codes.iter_mut().enumerate() {
+            *c = bytes[e / 128 * 32 + e % 32] >> (2 * (e / 32 % 4)) & 3;
         }
     }
 }
@@ -205,8 +318,8 @@ fn scatter<const W: usize>(src: &[u8], dst: &mut [u8], step: usize, r: usize) {
     }
 }
 
-fn gather<const W: usize>(data: &[u8], step: usize, r: usize, out: &mut [f32], f: impl Fn([u8; W]) -> f32) {
-    for (o, d) in out.iter_mut().zip(data.chunks_exact(step)) {
+fn gather<const W: usize>(codes: &[u8], step: usize, r: usize, out: &mut [f32], f: impl Fn([u8; W]) -> f32) {
+    for (o, d) in out.iter_mut().zip(codes.chunks_exact(step)) {
         let mut b = [0; W];
         b.copy_from_slice(&d[r * W..(r + 1) * W]);
         *o = f(b);

@@ -126,8 +126,19 @@ impl Pool {
 }
 
 impl Pool {
-    /// Calls `body(i, piece)` for every piece of `width` numbers of `out`, several pieces at a time if
-    /// `work` (some measure of operations per piece) says that threads pay.
+    /// Calls `body(i)` for every `i < n`, several at a time if `work` (some measure of operations per
+    /// call) says that threads pay.
+    pub(crate) fn for_each(&mut self, n: usize, work: usize, body: &Body<'_>) {
+        let threads = self.threads();
+        if threads == 1 || n.saturating_mul(work) < PARALLEL_WORK_MIN {
+            (0..n).for_each(body);
+            return;
+        }
+        let each = (n / (threads * PIECES_PER_THREAD)).max((PARALLEL_WORK_MIN / 4 / work.max(1)).max(1));
+        self.run(n.div_ceil(each), &|chunk| (chunk * each..((chunk + 1) * each).min(n)).for_each(body));
+    }
+
+    /// [`Pool::for_each`] piece of `width` numbers of `out`.
     pub(crate) fn for_pieces(
         &mut self,
         out: &mut [f32],
@@ -136,35 +147,64 @@ impl Pool {
         body: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
         let pieces = out.len().checked_div(width).unwrap_or(0);
-        let threads = self.threads();
-        if threads == 1 || pieces.saturating_mul(work) < PARALLEL_WORK_MIN {
-            for (i, piece) in out.chunks_exact_mut(width.max(1)).enumerate() {
-                body(i, piece);
-            }
-            return;
-        }
-        let each = (pieces / (threads * PIECES_PER_THREAD)).max((PARALLEL_WORK_MIN / 4 / work.max(1)).max(1));
-        let base = Base(out.as_mut_ptr());
-        let base = &base;
-        self.run(pieces.div_ceil(each), &|chunk| {
-            for i in chunk * each..((chunk + 1) * each).min(pieces) {
-                // SAFETY: i < pieces, so the piece lies inside `out`, which outlives the run; every
-                // piece belongs to exactly one chunk, so the slices are disjoint.
-                body(i, unsafe { std::slice::from_raw_parts_mut(base.0.add(i * width), width) });
-            }
+        let base = Base::of(out);
+        // SAFETY: `i` is less than `pieces` and comes once, `out` outlives the run.
+        self.for_each(pieces, work, &|i| body(i, unsafe { base.piece(i, width) }));
+    }
+
+    /// [`Pool::for_each`] row of three buffers.
+    ///
+    /// # Panics
+    /// If a buffer is shorter than `rows` pieces of its width.
+    pub(crate) fn for_rows<A, B, C>(
+        &mut self,
+        rows: usize,
+        work: usize,
+        (a, b, c): (Pieces<'_, A>, Pieces<'_, B>, Pieces<'_, C>),
+        body: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync,
+    ) {
+        let fits = a.hold(rows) && b.hold(rows) && c.hold(rows);
+        assert!(fits, "a buffer is shorter than its rows");
+        let (bases, widths) = ((Base::of(a.0), Base::of(b.0), Base::of(c.0)), (a.1, b.1, c.1));
+        self.for_each(rows, work, &|i| {
+            // SAFETY: `i` is less than `rows` and comes once, the buffers are long enough and outlive the run.
+            unsafe { body(i, bases.0.piece(i, widths.0), bases.1.piece(i, widths.1), bases.2.piece(i, widths.2)) };
         });
+    }
+}
+
+/// A buffer cut into pieces of one width.
+pub(crate) struct Pieces<'a, T>(pub(crate) &'a mut [T], pub(crate) usize);
+
+impl<T> Pieces<'_, T> {
+    fn hold(&self, rows: usize) -> bool {
+        rows.checked_mul(self.1).is_some_and(|n| n <= self.0.len())
     }
 }
 
 /// Operations below which threads do not pay.
 const PARALLEL_WORK_MIN: usize = 32 * 1024;
-/// Chunks per thread of [`Pool::for_pieces`].
+/// Chunks per thread of [`Pool::for_each`].
 const PIECES_PER_THREAD: usize = 8;
 
-struct Base(*mut f32);
+struct Base<T>(*mut T);
 
-// SAFETY: `for_pieces` hands out disjoint pieces only.
-unsafe impl Sync for Base {}
+// SAFETY: disjoint pieces only are handed out, each to one thread.
+unsafe impl<T> Sync for Base<T> {}
+
+impl<T> Base<T> {
+    fn of(buffer: &mut [T]) -> Self {
+        Self(buffer.as_mut_ptr())
+    }
+
+    /// # Safety
+    /// The piece lies inside the buffer, which outlives it, and no one else has it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn piece(&self, i: usize, width: usize) -> &mut [T] {
+        // SAFETY: the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(i * width), width) }
+    }
+}
 
 impl Drop for Pool {
     fn drop(&mut self) {

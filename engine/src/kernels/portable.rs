@@ -2,8 +2,10 @@
 
 use half::{bf16, f16};
 
+use super::layout::{self, BLOCK, Grain, PANEL, PLANE, SUPER};
 use super::matmul::Task;
-use super::packed::{BLOCK, FLOAT_PANEL, Kind, QUANT_PANEL};
+use super::packed::{Kind, half_at, sub_scales};
+use super::quantize::Quantized;
 
 /// Computes the panels `from..to` of a task for all its rows.
 ///
@@ -11,32 +13,31 @@ use super::packed::{BLOCK, FLOAT_PANEL, Kind, QUANT_PANEL};
 /// `task.out` is valid for `rows · n` writes, and no one else touches the columns of these panels.
 pub(super) unsafe fn run_panels(task: &Task<'_>, from: usize, to: usize) {
     let w = task.w;
-    let width = w.kind.panel();
-    let mut acc = [0.0f32; FLOAT_PANEL];
+    let mut acc = [0.0f32; PANEL];
     for p in from..to {
         for r in 0..task.rows {
-            if w.kind.quantised() {
-                quant_row(task, p, r, &mut acc);
-            } else {
-                float_row(task, p, r, &mut acc);
+            acc.fill(0.0);
+            match (w.kind.grain(), task.quantized) {
+                (Grain::Fine, Some(a)) => fine_row(task, p, a, task.first + r, &mut acc),
+                (Grain::Coarse, Some(a)) => coarse_row(task, p, a, task.first + r, &mut acc),
+                _ => float_row(task, p, r, &mut acc),
             }
-            let valid = width.min(w.n - p * width);
+            let valid = PANEL.min(w.n - p * PANEL);
             for (c, v) in acc[..valid].iter().enumerate() {
-                // SAFETY: r < rows and p·width + c < n; the columns are this call's own.
-                unsafe { *task.out.add(r * w.n + p * width + c) = *v };
+                // SAFETY: r < rows and p·16 + c < n; the columns are this call's own.
+                unsafe { *task.out.add(r * w.n + p * PANEL + c) = *v };
             }
         }
     }
 }
 
 /// One chain of fused multiply-adds per output, k ascending.
-fn float_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; FLOAT_PANEL]) {
+fn float_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; PANEL]) {
     let w = task.w;
-    let step = w.kind.step_bytes();
-    let data = &w.data.bytes()[p * w.k * step..(p + 1) * w.k * step];
+    let step = w.kind.code_bytes();
+    let codes = &w.codes.bytes()[p * w.panel_codes()..(p + 1) * w.panel_codes()];
     let x = &task.x[r * w.k..(r + 1) * w.k];
-    acc.fill(0.0);
-    for (v, s) in x.iter().zip(data.chunks_exact(step)) {
+    for (v, s) in x.iter().zip(codes.chunks_exact(step)) {
         for (c, a) in acc.iter_mut().enumerate() {
             let weight = match w.kind {
                 Kind::F32 => f32::from_le_bytes([s[4 * c], s[4 * c + 1], s[4 * c + 2], s[4 * c + 3]]),
@@ -48,43 +49,76 @@ fn float_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; FLOAT_PANEL]) 
     }
 }
 
-/// Exact integer sum per block, then fused multiply-adds, blocks ascending: first
-/// `sum · (d_w · d_a)`, then the offset `−8·d_w` (Q4_0) or the minimum (Q4_1) times `d_a · Σ q`.
-fn quant_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; FLOAT_PANEL]) {
+/// `Σ code · x` of groups `from..to` of four values, per row of the panel.
+#[inline(always)]
+fn dot(codes: &[u8; 8 * PLANE], x: &[i8], from: usize, to: usize) -> [i32; PANEL] {
+    let mut sums = [0i32; PANEL];
+    for g in from..to {
+        for c in 0..PANEL {
+            for j in 0..4 {
+                sums[c] += i32::from(codes[g * PLANE + 4 * c + j]) * i32::from(x[4 * g + j]);
+            }
+        }
+    }
+    sums
+}
+
+/// Per block of 32 the exact `Σ (code − offset) · x`, then fused multiply-adds, blocks ascending:
+/// `sum · (d_w · d_a)`, then the minimum times `d_a · Σ q`.
+fn fine_row(task: &Task<'_>, p: usize, a: &Quantized, row: usize, acc: &mut [f32; PANEL]) {
     let w = task.w;
-    let blocks = w.steps();
-    let (step, sc) = (w.kind.step_bytes(), w.kind.step_scales());
-    let Some(a) = task.quantized else { return };
-    let r = task.first + r;
-    acc.fill(0.0);
+    let blocks = w.k / BLOCK;
+    let (step, sc) = (w.kind.code_bytes(), w.kind.scale_bytes());
+    let (d, m) = a.fine.scales[2 * row * blocks..2 * (row + 1) * blocks].split_at(blocks);
+    let mut codes = [0; 8 * PLANE];
     for b in 0..blocks {
-        let at = p * blocks + b;
-        let q = &w.data.bytes()[at * step..(at + 1) * step];
-        let scales = &w.scales.bytes()[at * sc * 2..(at + 1) * sc * 2];
-        let scale = |i: usize| f16::from_le_bytes([scales[2 * i], scales[2 * i + 1]]).to_f32();
-        let x = &a.q[r * w.k + b * BLOCK..][..BLOCK];
-        let at = r * blocks + b;
-        let da = a.d[at];
-        for (c, acc) in acc[..QUANT_PANEL].iter_mut().enumerate() {
-            let byte = |e: usize| q[(e / 4 * QUANT_PANEL + c) * 4 + e % 4];
-            let sum: i32 = x
-                .iter()
-                .enumerate()
-                .map(|(e, v)| {
-                    let weight = match w.kind {
-                        Kind::Q8_0 => i32::from(byte(e).cast_signed()),
-                        _ if e < 16 => i32::from(byte(e) & 15),
-                        _ => i32::from(byte(e - 16) >> 4),
-                    };
-                    weight * i32::from(*v)
-                })
-                .sum();
-            let d = scale(c);
-            *acc = (sum as f32).mul_add(d * da, *acc);
-            match w.kind {
-                Kind::Q4_0 => *acc = (d * -8.0).mul_add(a.s[at], *acc),
-                Kind::Q4_1 => *acc = scale(QUANT_PANEL + c).mul_add(a.m[at], *acc),
-                _ => {}
+        layout::unpack(w.kind, &w.codes.bytes()[p * w.panel_codes() + b * step..][..step], &mut codes);
+        let scales = &w.scales.bytes()[p * w.panel_scales() + b * sc..][..sc];
+        let sums = dot(&codes, &a.fine.q[row * w.k + b * BLOCK..][..BLOCK], 0, 8);
+        let offset = a.fine.offsets[row * blocks + b] * (w.kind.offset() / 8);
+        for (c, acc) in acc.iter_mut().enumerate() {
+            *acc = ((sums[c] + offset) as f32).mul_add(half_at(scales, c) * d[b], *acc);
+            if w.kind.minimum() {
+                *acc = half_at(scales, PANEL + c).mul_add(m[b], *acc);
+            }
+        }
+    }
+}
+
+/// Per superblock of 256 the exact `Σ scale_j · Σ_j (code − offset) · x` and `Σ minimum_j · Σ_j q`, then
+/// fused multiply-adds, superblocks ascending: `sum · (d_w · d_a)`, then `−sum_min · (dmin_w · d_a)`.
+fn coarse_row(task: &Task<'_>, p: usize, a: &Quantized, row: usize, acc: &mut [f32; PANEL]) {
+    let w = task.w;
+    let supers = w.k / SUPER;
+    let (step, sc) = (w.kind.code_bytes(), w.kind.scale_bytes());
+    let per = w.kind.sub_block();
+    let mut codes = [0; 8 * PLANE];
+    for s in 0..supers {
+        let scales = &w.scales.bytes()[p * w.panel_scales() + s * sc..][..sc];
+        let sums_of = &a.coarse.sums[row * supers + s];
+        let sums_of = if per == 32 { &sums_of[16..] } else { &sums_of[..16] };
+        let (mut total, mut minima) = ([0i32; PANEL], [0i32; PANEL]);
+        for b in 0..SUPER / BLOCK {
+            let at = p * w.panel_codes() + (s * (SUPER / BLOCK) + b) * step;
+            layout::unpack(w.kind, &w.codes.bytes()[at..][..step], &mut codes);
+            let x = &a.coarse.q[row * w.k + s * SUPER + b * BLOCK..][..BLOCK];
+            for part in 0..BLOCK / per {
+                let sub = b * (BLOCK / per) + part;
+                let groups = per / 4;
+                let sums = dot(&codes, x, part * groups, (part + 1) * groups);
+                let sum = i32::from(sums_of[sub]);
+                for c in 0..PANEL {
+                    let (scale, minimum) = sub_scales(w.kind, scales, c, sub);
+                    total[c] += scale * (sums[c] - w.kind.offset() * sum);
+                    minima[c] += minimum * sum;
+                }
+            }
+        }
+        let d = a.coarse.scales[row * supers + s];
+        for (c, acc) in acc.iter_mut().enumerate() {
+            *acc = (total[c] as f32).mul_add(half_at(scales, c) * d, *acc);
+            if w.kind.minimum() {
+                *acc = (-minima[c] as f32).mul_add(half_at(scales, PANEL + c) * d, *acc);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Stored numbers to f32, for the small tensors and for types without a kernel.
+//! Stored numbers to f32, for the small tensors and the reference backend.
 
 use candle_core::quantized::{QTensor, ggml_file};
 use candle_core::{Device, quantized::GgmlDType};
@@ -17,7 +17,13 @@ impl RawTensor<'_> {
             Stored::Q8_0 => self.dequantize(GgmlDType::Q8_0)?,
             Stored::Q4_0 => self.dequantize(GgmlDType::Q4_0)?,
             Stored::Q4_1 => self.dequantize(GgmlDType::Q4_1)?,
-            Stored::Other(dtype) => self.dequantize(dtype)?,
+            Stored::Q5_0 => self.dequantize(GgmlDType::Q5_0)?,
+            Stored::Q5_1 => self.dequantize(GgmlDType::Q5_1)?,
+            Stored::Q2K => self.dequantize(GgmlDType::Q2K)?,
+            Stored::Q3K => self.dequantize(GgmlDType::Q3K)?,
+            Stored::Q4K => self.dequantize(GgmlDType::Q4K)?,
+            Stored::Q5K => self.dequantize(GgmlDType::Q5K)?,
+            Stored::Q6K => self.dequantize(GgmlDType::Q6K)?,
         })
     }
 

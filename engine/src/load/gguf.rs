@@ -5,8 +5,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use candle_core::quantized::GgmlDType;
-
 use super::Stored;
 use crate::error::EngineError;
 use crate::spec::{
@@ -177,20 +175,19 @@ fn number_bytes(ty: u32) -> Option<usize> {
 
 /// Values and bytes per block of a GGML type.
 fn stored(ty: u32, name: &str) -> Result<(Stored, usize, usize), EngineError> {
-    let other = |d: GgmlDType| (Stored::Other(d), d.block_size(), d.type_size());
     Ok(match ty {
         0 => (Stored::F32, 1, 4),
         1 => (Stored::F16, 1, 2),
         2 => (Stored::Q4_0, 32, 18),
         3 => (Stored::Q4_1, 32, 20),
-        6 => other(GgmlDType::Q5_0),
-        7 => other(GgmlDType::Q5_1),
+        6 => (Stored::Q5_0, 32, 22),
+        7 => (Stored::Q5_1, 32, 24),
         8 => (Stored::Q8_0, 32, 34),
-        10 => other(GgmlDType::Q2K),
-        11 => other(GgmlDType::Q3K),
-        12 => other(GgmlDType::Q4K),
-        13 => other(GgmlDType::Q5K),
-        14 => other(GgmlDType::Q6K),
+        10 => (Stored::Q2K, 256, 84),
+        11 => (Stored::Q3K, 256, 110),
+        12 => (Stored::Q4K, 256, 144),
+        13 => (Stored::Q5K, 256, 176),
+        14 => (Stored::Q6K, 256, 210),
         30 => (Stored::Bf16, 1, 2),
         _ => {
             let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K";

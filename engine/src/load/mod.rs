@@ -44,8 +44,13 @@ pub(crate) enum Stored {
     Q8_0,
     Q4_0,
     Q4_1,
-    /// A GGUF type without a kernel of its own; candle takes it apart at load.
-    Other(candle_core::quantized::GgmlDType),
+    Q5_0,
+    Q5_1,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
 }
 
 /// One tensor as stored. Shape is outermost first; `bytes` fits type and shape.
