@@ -1,7 +1,6 @@
 //! The decoder's operators on own CPU kernels. Buffers are kept between steps.
 
-use std::cell::RefCell;
-
+use super::attend::{Heads, attend};
 use super::{Backend, LatentWeights, LayerKv, Mlp};
 use crate::error::EngineError;
 use crate::kernels::arena::Arena;
@@ -13,8 +12,7 @@ use crate::kernels::{Level, attention, lanes};
 use crate::load::{RawTensor, Stored};
 use crate::rope::RopeTable;
 use crate::routing::Choice;
-use crate::spec::{Attention, HEADS_PER_GROUP_MAX};
-use tandem_proto::limits::KV_BLOCK_TOKENS;
+use crate::spec::Attention;
 
 /// Rows of activations `[rows, width]`.
 #[derive(Default)]
@@ -34,13 +32,15 @@ impl Rows {
     }
 }
 
-/// Inner buffers of MLPs.
+/// Inner buffers of MLPs and attention.
 #[derive(Default)]
 struct Inner {
     x: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     down: Vec<f32>,
+    /// Outputs of attention's tiles.
+    parts: Vec<f32>,
     /// Quantised inputs: of the routed experts, of everything else.
     routed: Quantized,
     shared: Quantized,
@@ -115,33 +115,6 @@ fn quantized<'a, 'w>(
     }
     buffer.fill(level, pool, x, width, &grains);
     Some((buffer, 0))
-}
-
-thread_local! {
-    /// Attention scores and a query or latent of the thread.
-    static SCORES: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-}
-
-/// Cached rows of one sequence and layer.
-struct Cached<'a> {
-    kv: &'a LayerKv<'a>,
-    item: usize,
-    tokens: usize,
-}
-
-impl Cached<'_> {
-    /// Calls `f(first token, rows)` for each block; `rows` starts at number `offset` of the first
-    /// row and reaches at least to number `offset + len` of the last.
-    fn for_blocks(&self, offset: usize, len: usize, mut f: impl FnMut(std::ops::Range<usize>, &[f32])) {
-        let (pool, table) = (&*self.kv.pool, &self.kv.tables[self.item]);
-        let mut from = 0;
-        while from < self.tokens {
-            let to = (from + KV_BLOCK_TOKENS).min(self.tokens);
-            let at = pool.row_at(table, self.kv.layer, from) + offset;
-            f(from..to, &pool.data()[at..at + (to - from - 1) * pool.width() + len]);
-            from = to;
-        }
-    }
 }
 
 impl Backend for Cpu {
@@ -242,7 +215,7 @@ impl Backend for Cpu {
     ) -> Result<(), EngineError> {
         let (rows, d, level) = (x.rows(), x.width, self.level);
         let plan = Plan::new(choices, experts);
-        let Inner { x: gathered, gate, up, down, routed, shared: common } = &mut self.inner;
+        let Inner { x: gathered, gate, up, down, routed, shared: common, .. } = &mut self.inner;
         gathered.clear();
         for &row in &plan.rows {
             gathered.extend_from_slice(&x.data[row * d..(row + 1) * d]);
@@ -352,37 +325,15 @@ impl Backend for Cpu {
             row[k_width..].copy_from_slice(&v.data[j * k_width..(j + 1) * k_width]);
         }
         out.reshape(kv.places.len(), heads * head_dim);
-        let (kv, q) = (&*kv, &q.data);
-        let (group, scale) = (heads / kv_heads, 1.0 / (head_dim as f32).sqrt());
-        let tokens = kv.places.iter().map(|p| p.position + 1).max().unwrap_or(0);
-        let stride = kv.pool.width();
-        self.pool.for_pieces(&mut out.data, group * head_dim, tokens * group * head_dim, &|i, out| {
-            let (j, kv_head) = (i / kv_heads, i % kv_heads);
-            let place = kv.places[j];
-            let cached = Cached { kv, item: place.item, tokens: place.position + 1 };
-            let q = &q[(j * heads + kv_head * group) * head_dim..][..group * head_dim];
-            SCORES.with_borrow_mut(|(scores, _)| {
-                scores.resize(group * cached.tokens, 0.0);
-                cached.for_blocks(kv_head * head_dim, head_dim, |t, rows| {
-                    for (q, s) in q.chunks_exact(head_dim).zip(scores.chunks_exact_mut(cached.tokens)) {
-                        attention::dot_rows(level, q, rows, stride, scale, &mut s[t.clone()]);
-                    }
-                });
-                let mut inverse = [0.0f32; HEADS_PER_GROUP_MAX];
-                for (s, inverse) in scores.chunks_exact_mut(cached.tokens).zip(&mut inverse) {
-                    *inverse = 1.0 / lanes::exp_scores(level, s);
-                }
-                out.fill(0.0);
-                cached.for_blocks(k_width + kv_head * head_dim, head_dim, |t, rows| {
-                    for (o, s) in out.chunks_exact_mut(head_dim).zip(scores.chunks_exact(cached.tokens)) {
-                        attention::add_weighted_rows(level, &s[t.clone()], rows, stride, o);
-                    }
-                });
-                for (o, inverse) in out.chunks_exact_mut(head_dim).zip(inverse) {
-                    o.iter_mut().for_each(|v| *v *= inverse);
-                }
-            });
-        });
+        let h = Heads {
+            heads,
+            group: heads / kv_heads,
+            key_dim: head_dim,
+            value_dim: head_dim,
+            values_at: k_width,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        attend(level, &mut self.pool, &h, kv, &q.data, &mut self.inner.parts, &mut out.data);
         Ok(())
     }
 
@@ -415,34 +366,27 @@ impl Backend for Cpu {
         }
         out.reshape(kv.places.len(), heads * v_dim);
         let (kv, q) = (&*kv, &q.data);
-        let scale = 1.0 / (q_dim as f32).sqrt();
-        let tokens = kv.places.iter().map(|p| p.position + 1).max().unwrap_or(0);
         // Absorbed form: the query goes into the latent space, scores and sums are taken on the
         // cached latents, and the value part brings the sum back. The same for prefill and decode.
-        self.pool.for_pieces(&mut out.data, v_dim, (tokens + nope_dim) * width * 2, &|i, out| {
-            let (j, head) = (i / heads, i % heads);
-            let place = kv.places[j];
-            let cached = Cached { kv, item: place.item, tokens: place.position + 1 };
-            let q = &q[i * q_dim..(i + 1) * q_dim];
-            let per_head = (nope_dim + v_dim) * kv_rank;
-            let (key_up, value_up) = w.up[head * per_head..(head + 1) * per_head].split_at(nope_dim * kv_rank);
-            SCORES.with_borrow_mut(|(scores, query)| {
-                query.clear();
-                query.resize(kv_rank, 0.0);
-                attention::add_weighted_rows(level, &q[..nope_dim], key_up, kv_rank, query);
-                query.extend_from_slice(&q[nope_dim..]);
-                scores.resize(cached.tokens, 0.0);
-                cached.for_blocks(0, width, |t, rows| {
-                    attention::dot_rows(level, query, rows, width, scale, &mut scores[t]);
-                });
-                let inverse = 1.0 / lanes::exp_scores(level, scores);
-                query.clear();
-                query.resize(kv_rank, 0.0);
-                cached.for_blocks(0, kv_rank, |t, rows| {
-                    attention::add_weighted_rows(level, &scores[t], rows, width, query);
-                });
-                attention::dot_rows(level, query, value_up, kv_rank, inverse, out);
-            });
+        let per_head = (nope_dim + v_dim) * kv_rank;
+        let up = |head: usize| w.up[head * per_head..(head + 1) * per_head].split_at(nope_dim * kv_rank);
+        let Inner { x: queries, gate: sums, parts, .. } = &mut self.inner;
+        queries.resize(kv.places.len() * heads * width, 0.0);
+        self.pool.for_pieces(queries, width, nope_dim * kv_rank, &|i, query| {
+            let (nope, rotated) = q[i * q_dim..(i + 1) * q_dim].split_at(nope_dim);
+            let (latent, key) = query.split_at_mut(kv_rank);
+            latent.fill(0.0);
+            attention::add_weighted(level, [nope, up(i % heads).0], [nope_dim, kv_rank, nope_dim, kv_rank], latent);
+            key.copy_from_slice(rotated);
+        });
+        sums.resize(kv.places.len() * heads * kv_rank, 0.0);
+        let scale = 1.0 / (q_dim as f32).sqrt();
+        let h = Heads { heads, group: heads, key_dim: width, value_dim: kv_rank, values_at: 0, scale };
+        attend(level, &mut self.pool, &h, kv, queries, parts, sums);
+        let sums = &*sums;
+        self.pool.for_pieces(&mut out.data, v_dim, v_dim * kv_rank, &|i, out| {
+            let latent = &sums[i * kv_rank..(i + 1) * kv_rank];
+            attention::dot_rows(level, latent, up(i % heads).1, kv_rank, 1.0, out);
         });
         Ok(())
     }

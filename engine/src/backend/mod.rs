@@ -1,6 +1,7 @@
 //! What the decoder needs from the machine. Two implementations: own CPU kernels over kept buffers
 //! (`cpu`), and candle's operators (`candle`) as a cross-check and the way to other devices.
 
+mod attend;
 pub(crate) mod candle;
 pub(crate) mod cpu;
 

@@ -1,9 +1,113 @@
-//! Attention over paged KV: scores of one query against a run of cached rows, and the weighted sum
-//! of cached rows. One query at a time over all tokens in order, so that the bits do not depend on
-//! how a prompt was cut into chunks.
+//! Attention over paged KV. Many queries share the cached rows of a block; every score and every
+//! output number has its own chain of fused multiply-adds (along the head, and along the tokens in
+//! order), so that its bits depend on no other query and on no cut of the prompt.
 
 use super::Level;
 use super::lanes::{LANES, fold, load_tail, multiversion};
+
+/// Tokens of a block of keys.
+pub(crate) const KEYS: usize = 16;
+
+/// Up to 16 keys of `dim` numbers, transposed: `[dim][16]`, missing keys zero.
+#[derive(Default)]
+pub(crate) struct KeyBlock {
+    dim: usize,
+    data: Vec<f32>,
+}
+
+impl KeyBlock {
+    /// Takes the keys `rows[t·stride .. t·stride + dim]`, `t < n`.
+    ///
+    /// # Panics
+    /// If there are more than 16, or `rows` is too short.
+    pub(crate) fn fill(&mut self, level: Level, rows: &[f32], stride: usize, n: usize, dim: usize) {
+        assert!((1..=KEYS).contains(&n) && (n - 1) * stride + dim <= rows.len(), "keys outside the cache");
+        self.dim = dim;
+        self.data.resize(dim * KEYS, 0.0);
+        match level {
+            Level::Portable => {
+                for (i, line) in self.data.chunks_exact_mut(KEYS).enumerate() {
+                    for (t, v) in line.iter_mut().enumerate() {
+                        *v = if t < n { rows[t * stride + i] } else { 0.0 };
+                    }
+                }
+            }
+            // SAFETY: sizes checked above; the levels are made only on machines that have AVX2.
+            #[cfg(target_arch = "x86_64")]
+            _ => unsafe { super::attention_x86::transpose(rows, stride, n, dim, &mut self.data) },
+        }
+    }
+}
+
+/// `out[j·out_stride + t] = scale · Σ_i queries[j][i] · keys[t][i]` for all queries `[.., dim]` and 16 keys.
+///
+/// # Panics
+/// If `out` is too short.
+pub(crate) fn scores(level: Level, queries: &[f32], keys: &KeyBlock, scale: f32, out: &mut [f32], out_stride: usize) {
+    let dim = keys.dim;
+    let n = queries.len() / dim;
+    assert!(n > 0 && n * dim == queries.len() && (n - 1) * out_stride + KEYS <= out.len(), "scores do not fit");
+    match level {
+        Level::Portable => {
+            for (j, q) in queries.chunks_exact(dim).enumerate() {
+                let mut acc = [0.0f32; KEYS];
+                for (q, k) in q.iter().zip(keys.data.chunks_exact(KEYS)) {
+                    for (a, k) in acc.iter_mut().zip(k) {
+                        *a = q.mul_add(*k, *a);
+                    }
+                }
+                out[j * out_stride..j * out_stride + KEYS].copy_from_slice(&acc.map(|a| a * scale));
+            }
+        }
+        // SAFETY: sizes checked above; the levels are made only on machines that have them.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { super::attention_x86::scores_avx2(queries, &keys.data, scale, out, out_stride) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { super::attention_x86::scores_avx512(queries, &keys.data, scale, out, out_stride) },
+    }
+}
+
+/// `out[j] += Σ_t weights[j·weight_stride + t] · rows[t·stride .. t·stride + dim]` for `t < n` ascending
+/// and all outputs `[.., dim]`.
+///
+/// # Panics
+/// If a slice is too short.
+pub(crate) fn add_weighted(
+    level: Level,
+    [weights, rows]: [&[f32]; 2],
+    [weight_stride, stride, n, dim]: [usize; 4],
+    out: &mut [f32],
+) {
+    let outputs = out.len() / dim;
+    if n == 0 || outputs == 0 {
+        return;
+    }
+    assert!((n - 1) * stride + dim <= rows.len() && outputs * dim == out.len(), "values outside the cache");
+    assert!((outputs - 1) * weight_stride + n <= weights.len(), "too few weights");
+    match level {
+        Level::Portable => {
+            for (j, out) in out.chunks_exact_mut(dim).enumerate() {
+                for t in 0..n {
+                    let w = weights[j * weight_stride + t];
+                    for (o, v) in out.iter_mut().zip(&rows[t * stride..]) {
+                        *o = w.mul_add(*v, *o);
+                    }
+                }
+            }
+        }
+        // SAFETY: sizes checked above; the levels are made only on machines that have them.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe {
+            super::attention_x86::add_weighted_avx2(weights, rows, [weight_stride, stride, n, dim], out);
+        },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe {
+            super::attention_x86::add_weighted_avx512(weights, rows, [weight_stride, stride, n, dim], out);
+        },
+    }
+}
 
 multiversion! {
     /// `out[t] = scale · (query · rows[t·stride .. t·stride + query.len()])` for every `t`.
@@ -54,34 +158,6 @@ multiversion! {
             }
             out[t] = fold(acc) * scale;
             t += 1;
-        }
-    }
-}
-
-multiversion! {
-    /// `out += Σ_t weights[t] · rows[t·stride .. t·stride + out.len()]`, t ascending, fused.
-    pub(crate) fn add_weighted_rows(weights: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
-        let n = out.len();
-        let mut at = 0;
-        while at + 4 * LANES <= n {
-            let mut acc = [0.0f32; 4 * LANES];
-            acc.copy_from_slice(&out[at..at + 4 * LANES]);
-            for (t, w) in weights.iter().enumerate() {
-                let r = &rows[t * stride + at..t * stride + at + 4 * LANES];
-                for l in 0..4 * LANES {
-                    acc[l] = w.mul_add(r[l], acc[l]);
-                }
-            }
-            out[at..at + 4 * LANES].copy_from_slice(&acc);
-            at += 4 * LANES;
-        }
-        if at < n {
-            for (t, w) in weights.iter().enumerate() {
-                let r = &rows[t * stride + at..t * stride + n];
-                for (o, v) in out[at..].iter_mut().zip(r) {
-                    *o = w.mul_add(*v, *o);
-                }
-            }
         }
     }
 }

@@ -15,7 +15,7 @@ use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format
 use super::matmul::Task;
 use super::quantize::Quantized;
 
-/// How far ahead of a pass over few rows the codes are prefetched, bytes.
+/// How far ahead of the first pass over a panel its numbers are prefetched, bytes.
 const PREFETCH: usize = 4096;
 
 /// Computes the panels `from..to` of a task for all its rows.
@@ -126,7 +126,7 @@ unsafe fn float_tile<const MR: usize, const P: usize, F: Format>(task: &Task<'_>
             let mut v = [_mm512_setzero_ps(); P];
             for q in 0..P {
                 let at = wp.add(q * panel_bytes + i * step);
-                if MR <= 2 {
+                if r == 0 && i % (PLANE / step).max(1) == 0 {
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH).cast());
                 }
                 v[q] = load16::<F>(at);
@@ -313,7 +313,7 @@ unsafe fn fine_tile<const MR: usize, F: Format>(task: &Task<'_>, a: &Quantized, 
         let op = a.fine.offsets.as_ptr().add(row * blocks);
         for b in 0..blocks {
             let q = qp.add(b * step);
-            if MR <= 4 {
+            if r == 0 {
                 for i in 0..step / PLANE {
                     _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(PREFETCH + i * PLANE).cast());
                 }
@@ -388,7 +388,7 @@ unsafe fn coarse_tile<const MR: usize, F: Format>(task: &Task<'_>, a: &Quantized
             let mut total = [_mm512_setzero_si512(); MR];
             for b in 0..SUPER / BLOCK {
                 let q = qp.add((s * (SUPER / BLOCK) + b) * step);
-                if MR <= 4 {
+                if r == 0 {
                     for i in 0..step / PLANE {
                         _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(PREFETCH + i * PLANE).cast());
                     }

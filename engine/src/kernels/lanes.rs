@@ -165,10 +165,15 @@ multiversion! {
     /// Depends only on the scores before it, never on what lies behind the slice.
     pub(crate) fn exp_scores(scores: &mut [f32]) -> f32 {
         let mut tops = [f32::NEG_INFINITY; LANES];
-        for c in scores.chunks(LANES) {
-            for (t, v) in tops.iter_mut().zip(c) {
-                *t = if *v > *t { *v } else { *t };
+        let mut chunks = scores.chunks_exact(LANES);
+        for c in &mut chunks {
+            let v = load(c);
+            for i in 0..LANES {
+                tops[i] = if v[i] > tops[i] { v[i] } else { tops[i] };
             }
+        }
+        for (t, v) in tops.iter_mut().zip(chunks.remainder()) {
+            *t = if *v > *t { *v } else { *t };
         }
         let top = tops.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let mut sums = [0.0f32; LANES];

@@ -4,6 +4,8 @@
 //! order that depends neither on the rows around it nor on the instruction set:
 //! - matrix products: one chain of fused multiply-adds along `k` (floats), or exact integer sums per
 //!   block of 32 or 256 and one chain of fused multiply-adds over the blocks (quantised weights);
+//! - attention: one chain of fused multiply-adds per score along the head, and per output along the
+//!   tokens in order;
 //! - sums over a vector: eight lanes, folded as `((0+1)+(2+3)) + ((4+5)+(6+7))`;
 //! - exp: the same polynomial everywhere.
 //!
@@ -16,6 +18,8 @@
 
 pub(crate) mod arena;
 pub(crate) mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_x86;
 pub(crate) mod lanes;
 mod layout;
 pub(crate) mod matmul;
@@ -33,7 +37,7 @@ mod avx512;
 mod tests;
 
 /// Revision of the order of arithmetic above. Bump it when any bit of any kernel changes.
-const NUMERICS_REVISION: u32 = 2;
+const NUMERICS_REVISION: u32 = 3;
 
 /// Instruction set a kernel call runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -152,6 +152,32 @@ impl Pool {
         self.for_each(pieces, work, &|i| body(i, unsafe { base.piece(i, width) }));
     }
 
+    /// Calls `body(i, part)` with the parts of `out` that end at `ends`, several at a time if `work` (some
+    /// measure of all operations) says that threads pay.
+    ///
+    /// # Panics
+    /// If the ends do not ascend to at most the length of `out`.
+    pub(crate) fn for_parts(
+        &mut self,
+        out: &mut [f32],
+        ends: &[usize],
+        work: usize,
+        body: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        assert!(ends.is_sorted() && ends.last().is_none_or(|&e| e <= out.len()), "parts outside the buffer");
+        let base = Base::of(out);
+        let part = |i: usize| {
+            let from = if i == 0 { 0 } else { ends[i - 1] };
+            // SAFETY: the parts lie inside `out` and are disjoint as the ends ascend; `i` comes once.
+            body(i, unsafe { std::slice::from_raw_parts_mut(base.at(from), ends[i] - from) });
+        };
+        if work < PARALLEL_WORK_MIN {
+            (0..ends.len()).for_each(part);
+        } else {
+            self.run(ends.len(), &part);
+        }
+    }
+
     /// [`Pool::for_each`] row of three buffers.
     ///
     /// # Panics
@@ -195,6 +221,10 @@ unsafe impl<T> Sync for Base<T> {}
 impl<T> Base<T> {
     fn of(buffer: &mut [T]) -> Self {
         Self(buffer.as_mut_ptr())
+    }
+
+    fn at(&self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
     }
 
     /// # Safety

@@ -216,27 +216,50 @@ proptest! {
         }
     }
 
+    /// Scores and weighted sums at every level, whole and cut at any token, alone and among other queries.
     #[test]
     fn attention_kernels_agree_and_do_not_see_neighbours(
-        dim in 1usize..100, tokens in 1usize..40, pad in 0usize..9, seed: u64,
+        dim in 1usize..150, tokens in 1usize..=16, queries in 1usize..30, pad in 0usize..9, seed: u64,
     ) {
         let stride = dim + pad;
-        let (q, rows) = (numbers(seed, dim), numbers(seed ^ 4, tokens * stride));
-        let scores = |l, n: usize| { let mut o = vec![0.0; n]; attention::dot_rows(l, &q, &rows, stride, 0.25, &mut o); o };
-        let fast = scores(Level::detect(), tokens);
-        prop_assert_eq!(bits(&fast), bits(&scores(Level::Portable, tokens)));
-        for n in 1..=tokens {
-            prop_assert_eq!(bits(&scores(Level::detect(), n)), bits(&fast[..n]));
-        }
-        let weighted = |l, cut: usize| {
-            let mut o = vec![0.0; dim];
-            attention::add_weighted_rows(l, &fast[..cut], &rows, stride, &mut o);
-            attention::add_weighted_rows(l, &fast[cut..], &rows[cut * stride..], stride, &mut o);
-            o
+        let (q, rows) = (numbers(seed, queries * dim), numbers(seed ^ 4, tokens * stride));
+        let scores = |level, q: &[f32], tokens: usize| {
+            let mut keys = attention::KeyBlock::default();
+            keys.fill(level, &rows, stride, tokens, dim);
+            let mut out = vec![0.0; q.len() / dim * 20];
+            attention::scores(level, q, &keys, 0.25, &mut out, 20);
+            out
         };
-        let whole = weighted(Level::detect(), 0);
-        prop_assert_eq!(bits(&whole), bits(&weighted(Level::Portable, 0)));
-        prop_assert_eq!(bits(&whole), bits(&weighted(Level::detect(), tokens / 2)));
+        let all = scores(Level::Portable, &q, tokens);
+        for (j, q) in q.chunks_exact(dim).enumerate() {
+            for t in 0..tokens {
+                let k = &rows[t * stride..];
+                let exact: f64 = q.iter().zip(k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                prop_assert!((f64::from(all[j * 20 + t]) - exact / 4.0).abs() < 1e-4);
+            }
+        }
+        let sums = |level, j: std::ops::Range<usize>, cut: usize| {
+            let mut out = vec![0.5; j.len() * dim];
+            attention::add_weighted(level, [&all[j.start * 20..], &rows], [20, stride, cut, dim], &mut out);
+            let rest = [&all[j.start * 20 + cut..], &rows[cut * stride..]];
+            attention::add_weighted(level, rest, [20, stride, tokens - cut, dim], &mut out);
+            out
+        };
+        let whole = sums(Level::Portable, 0..queries, 0);
+        for level in Level::all() {
+            prop_assert_eq!(bits(&scores(level, &q, tokens)), bits(&all), "{:?}", level);
+            prop_assert_eq!(bits(&sums(level, 0..queries, tokens / 2)), bits(&whole), "{:?}", level);
+            let j = queries / 2;
+            let alone = scores(level, &q[j * dim..(j + 1) * dim], tokens.div_ceil(2));
+            prop_assert_eq!(bits(&alone[..tokens.div_ceil(2)]), bits(&all[j * 20..j * 20 + tokens.div_ceil(2)]));
+            prop_assert_eq!(bits(&sums(level, j..j + 1, 0)), bits(&whole[j * dim..(j + 1) * dim]));
+            let latent = |level| {
+                let mut out = vec![0.0; tokens];
+                attention::dot_rows(level, &q[..dim], &rows, stride, 0.25, &mut out);
+                out
+            };
+            prop_assert_eq!(bits(&latent(level)), bits(&latent(Level::Portable)));
+        }
     }
 
     #[test]
