@@ -52,7 +52,8 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     let loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads).await?;
     let boot_epoch = pair::now_ms();
     let hello = pair::hello(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
-    let node = CloudNode::start(loaded.model, loaded.card.clone(), settings.cloud.clone()).or_fail(Code::Config)?;
+    let node = CloudNode::start(loaded.model, loaded.tokenizer, loaded.card.clone(), settings.cloud.clone())
+        .or_fail(Code::Config)?;
     let quic = settings.link.quic();
     let server =
         Server::bind_for(settings.listen.cloud, &identity, quic, hello, &[Role::Edge]).or_fail(Code::Listen)?;

@@ -1,6 +1,7 @@
 //! Who may open a session. A pure function over counters; every bound of the node is named here.
 
 use serde::{Deserialize, Serialize};
+use tandem_proto::limits::GRAMMAR_BYTES_MAX;
 
 /// Bounds of a cloud node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct Bounds {
     pub idle_ms_max: u64,
     /// Most jobs waiting for the model.
     pub jobs_max: usize,
+    /// Longest grammar of a session, bytes; those past the wire's own bound do not arrive.
+    pub grammar_bytes_max: usize,
     /// KV blocks of the node.
     pub kv_blocks: usize,
     /// Free KV blocks below which no new session is admitted.
@@ -33,6 +36,7 @@ impl Default for Bounds {
             parked_ms_max: 30_000,
             idle_ms_max: 300_000,
             jobs_max: 512,
+            grammar_bytes_max: GRAMMAR_BYTES_MAX,
             kv_blocks: 2048,
             kv_blocks_reserve: 32,
         }

@@ -4,6 +4,7 @@
 //! session state machine and its jobs to the engine thread (`tandem_engine::runner`).
 
 pub mod admission;
+mod grammars;
 pub mod metric_definitions;
 pub mod node;
 mod registry;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
+use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
 use tandem_engine::{EngineError, Model, sampling};
 use tandem_proto::ids::SessionId;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Load, Refusal, admit};
+use crate::grammars::Grammars;
 use crate::registry::{Registry, SharedRegistry};
 use crate::session;
 use crate::settings::CloudSettings;
@@ -68,6 +70,7 @@ pub struct CloudNode {
     pub(crate) settings: CloudSettings,
     pub(crate) card: ModelCard,
     pub(crate) runner: Runner<Decided>,
+    pub(crate) grammars: Arc<Grammars>,
     pub(crate) registry: SharedRegistry,
     pub(crate) bulk: BulkInbox,
     pub(crate) trunk: Option<Trunk>,
@@ -76,8 +79,8 @@ pub struct CloudNode {
 }
 
 fn decide(job: &Job, row: RowOutput<'_>) -> Result<Decided, EngineError> {
-    let history = job.sequence.get(job.prompt_len..row.position).unwrap_or(&[]);
-    let pick = sampling::pick(row.logits, &job.sampling, history, row.position as u32)?;
+    let (allowed, history) = (job.allowed(row.position)?, job.answer_before(row.position));
+    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, history, row.position as u32)?;
     let alternatives =
         if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
     Ok(Decided { id: pick.token, logprob: pick.logprob, alternatives })
@@ -88,7 +91,12 @@ impl CloudNode {
     ///
     /// # Errors
     /// The settings do not fit the model, or the KV pool does not fit in memory.
-    pub fn start(model: Arc<Model>, card: ModelCard, settings: CloudSettings) -> Result<Arc<Self>, CloudError> {
+    pub fn start(
+        model: Arc<Model>,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        settings: CloudSettings,
+    ) -> Result<Arc<Self>, CloudError> {
         let layers = model.spec().layers;
         if settings.trunk_layers >= layers {
             return Err(CloudError::Trunk { asked: settings.trunk_layers, layers });
@@ -103,6 +111,7 @@ impl CloudNode {
         };
         let runner = Runner::start(model, options, Box::new(decide))?;
         Ok(Arc::new(Self {
+            grammars: Arc::new(Grammars::new(tokenizer, settings.bounds.grammar_bytes_max)),
             settings,
             card,
             runner,

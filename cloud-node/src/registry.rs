@@ -161,6 +161,7 @@ mod tests {
             trunk_layers: 0,
             want_prompt_state: false,
             top_logprobs: 0,
+            grammar: None,
         };
         Box::new(CloudSession::open(&open, vec![1], 100, 0).expect("a valid session"))
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::{counter, gauge, histogram};
+use tandem_engine::constraint::Followed;
 use tandem_engine::runner::{Job as EngineJob, JobDone, RunnerError};
 use tandem_engine::trunk;
 use tandem_proto::block::development_tenant_key;
@@ -102,6 +103,10 @@ async fn serve(
     };
     let device = link.peer_identity().to_string();
     let (id, epoch) = (open.session, open.epoch);
+    let constraint = match node.grammars.follow(&open, &first.payload).await {
+        Ok(constraint) => constraint,
+        Err(e) => return Ending::Refused(RefuseCode::BadGrammar, e.to_string(), 0),
+    };
     let (session, resumed) = match claim(node, &device, &open, &first.payload).await {
         Ok(s) => s,
         Err(e) => return e,
@@ -110,7 +115,7 @@ async fn serve(
     node.registry.enter(id, &device, epoch, stop.clone());
     gauge!(m::SESSIONS).increment(1.0);
     counter!(m::SESSIONS_OPENED, "resumed" => if resumed { "true" } else { "false" }).increment(1);
-    let mut task = SessionTask::new(node.clone(), link.clone(), id, &open, session);
+    let mut task = SessionTask::new(node.clone(), link.clone(), id, &open, session, constraint);
     let ending = match task.run(&open, tx, rx, stop).await {
         Ok(()) => Ending::Closed,
         Err(e) => e,
@@ -120,6 +125,11 @@ async fn serve(
     node.forget(node.registry.leave(id, keep, &node.settings.bounds));
     gauge!(m::SESSIONS).decrement(1.0);
     ending
+}
+
+/// The token ids of an opening frame's payload.
+pub(crate) fn token_ids(payload: &Bytes) -> Vec<u32> {
+    payload.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 /// Finds the session's earlier state, if any, and lets it in.
@@ -134,7 +144,7 @@ async fn claim(node: &CloudNode, device: &str, open: &Open, payload: &Bytes) -> 
     if !payload.len().is_multiple_of(4) {
         return Err(refuse(RefuseCode::Malformed, format!("{} bytes of token ids", payload.len())));
     }
-    let tokens: Vec<u32> = payload.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let tokens = token_ids(payload);
     let context = node.context_tokens;
     if tokens.len() >= context {
         return Err(refuse(RefuseCode::TooLong, format!("{} tokens, the model's context is {context}", tokens.len())));
@@ -168,6 +178,7 @@ struct SessionTask {
     session: CloudSession,
     sampling: Arc<SamplingParams>,
     top_logprobs: usize,
+    constraint: Option<Followed>,
     running: Option<Running>,
     /// Tokens whose trunk state the engine holds.
     trunk_tokens: usize,
@@ -189,7 +200,14 @@ struct Pull {
 }
 
 impl SessionTask {
-    fn new(node: Arc<CloudNode>, link: Arc<Link>, id: SessionId, open: &Open, session: CloudSession) -> Self {
+    fn new(
+        node: Arc<CloudNode>,
+        link: Arc<Link>,
+        id: SessionId,
+        open: &Open,
+        session: CloudSession,
+        constraint: Option<Followed>,
+    ) -> Self {
         Self {
             trunk_tokens: 0,
             prompt_state: None,
@@ -205,6 +223,7 @@ impl SessionTask {
             session,
             sampling: Arc::new(open.sampling.clone()),
             top_logprobs: open.top_logprobs as usize,
+            constraint,
             running: None,
         }
     }
@@ -364,6 +383,7 @@ impl SessionTask {
             top_logprobs: self.top_logprobs,
             is_prefill: job.picks() == 1 && job.tokens.len() > 1,
             keep_trunk_hidden: self.prompt_state.is_some(),
+            constraint: self.constraint.clone(),
         };
         let (done, running) = oneshot::channel();
         self.node.runner.submit(request, Box::new(move |r| drop(done.send(r))))?;

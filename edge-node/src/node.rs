@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tandem_engine::Model;
 use tandem_engine::chat::ChatTemplate;
+use tandem_engine::constraint::Constraints;
 use tandem_engine::runner::{Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
@@ -98,7 +99,8 @@ pub(crate) struct Inner {
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) uplinks: Uplinks,
     pub(crate) bulk: BulkInbox,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    constraints: Constraints,
     chat: ChatTemplate,
     policy: Arc<dyn Policy>,
     tenant_key: [u8; 32],
@@ -136,6 +138,7 @@ impl EdgeNode {
             batch: settings.batch(),
         };
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
+        let tokenizer = Arc::new(parts.tokenizer);
         Ok(Self(Arc::new(Inner {
             dials: Mutex::new(Dials { threshold: settings.threshold, default_mode: settings.default_mode }),
             stop_tokens: parts.stop_tokens,
@@ -144,7 +147,8 @@ impl EdgeNode {
             runner,
             uplinks: parts.uplinks,
             bulk: parts.bulk,
-            tokenizer: parts.tokenizer,
+            constraints: Constraints::new(tokenizer.clone()),
+            tokenizer,
             chat: parts.chat,
             policy: parts.policy,
             tenant_key: development_tenant_key(&parts.tenant),
@@ -192,6 +196,12 @@ impl EdgeNode {
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
+    }
+
+    /// Grammars over the tokenizer's tokens.
+    #[must_use]
+    pub fn constraints(&self) -> &Constraints {
+        &self.0.constraints
     }
 
     /// Chat template of the pair.

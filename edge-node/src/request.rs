@@ -1,6 +1,9 @@
 //! What a front end (API, command line, lab) asks of an edge node and what it gets back.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+use tandem_engine::constraint::Compiled;
 use tandem_proto::message::{Alternative, SamplingParams};
 use tokio::sync::{mpsc, oneshot};
 
@@ -55,6 +58,8 @@ pub struct GenerateRequest {
     pub threshold: Option<f32>,
     /// Alternatives to report per token.
     pub top_logprobs: u32,
+    /// The grammar that the answer must follow.
+    pub grammar: Option<Arc<Compiled>>,
 }
 
 /// Whose decision a token is.
@@ -198,6 +203,9 @@ pub enum GenerateError {
         "mode `{0}` needs a cloud node and this edge has none configured; start one with `tandem up` or use mode `local`"
     )]
     NoCloud(&'static str),
+    /// The cloud cannot use the grammar of the answer.
+    #[error("{0}")]
+    Grammar(String),
     /// The model failed.
     #[error("generation failed: {0}")]
     Engine(String),

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
+use tandem_engine::constraint::Constraints;
 use tandem_engine::tokenizer::Tokenizer;
 
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
@@ -94,6 +95,10 @@ impl Backend for NodeBackend {
 
     fn tokenizer(&self) -> &Tokenizer {
         self.ready_node().tokenizer()
+    }
+
+    fn constraints(&self) -> &Constraints {
+        self.ready_node().constraints()
     }
 
     fn chat_template(&self) -> &ChatTemplate {

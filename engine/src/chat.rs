@@ -39,6 +39,8 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     bos: String,
     eos: String,
+    source: String,
+    takes_tools: bool,
 }
 
 fn refused(e: &Error) -> EngineError {
@@ -70,7 +72,9 @@ impl ChatTemplate {
         });
         env.add_filter("tojson", to_json);
         env.add_template_owned(NAME, source.to_owned()).map_err(|e| refused(&e))?;
-        Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned() })
+        let takes_tools =
+            env.get_template(NAME).map_err(|e| refused(&e))?.undeclared_variables(false).contains("tools");
+        Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned(), source: source.to_owned(), takes_tools })
     }
 
     /// From a folder in Hugging Face layout: `chat_template.jinja`, else `tokenizer_config.json`.
@@ -128,6 +132,18 @@ impl ChatTemplate {
             token("tokenizer.ggml.bos_token_id"),
             token("tokenizer.ggml.eos_token_id"),
         )
+    }
+
+    /// True if the template writes descriptions of tools into the prompt.
+    #[must_use]
+    pub fn takes_tools(&self) -> bool {
+        self.takes_tools
+    }
+
+    /// The template as it was given.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The prompt of a conversation. `now_unix_s` is what `strftime_now` sees (UTC).

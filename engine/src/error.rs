@@ -115,6 +115,9 @@ pub enum EngineError {
         /// Names that work.
         known: String,
     },
+    /// A grammar cannot be used or followed.
+    #[error(transparent)]
+    Constraint(#[from] crate::constraint::ConstraintError),
     /// The chat template does not compile or refused the messages.
     #[error("chat template: {0}")]
     Template(String),

@@ -10,6 +10,7 @@ pub mod accept;
 mod backend;
 pub mod bench;
 pub mod chat;
+pub mod constraint;
 mod decoder;
 mod digest;
 mod error;

@@ -1,5 +1,6 @@
 //! How sure a model is of its next token: features of the untempered distribution, in one pass.
 
+use crate::constraint::TokenMask;
 use crate::error::EngineError;
 use crate::kernels::{Level, lanes};
 
@@ -51,6 +52,17 @@ pub fn measure(logits: &[f32]) -> Result<Uncertainty, EngineError> {
         top1: top1.0 as u32,
         top2: top2.0 as u32,
     })
+}
+
+/// As [`measure`], over the tokens that a grammar leaves.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_allowed(logits: &[f32], allowed: &TokenMask) -> Result<Uncertainty, EngineError> {
+    let ids: Vec<u32> = allowed.ids().take_while(|&id| (id as usize) < logits.len()).collect();
+    let left: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+    let u = measure(&left)?;
+    Ok(Uncertainty { top1: ids[u.top1 as usize], top2: ids[u.top2 as usize], ..u })
 }
 
 #[cfg(test)]

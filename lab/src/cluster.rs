@@ -135,7 +135,7 @@ impl Cluster {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
 
         let big = CLOUD.load(options.threads)?;
-        let cloud = CloudNode::start(big.model, big.card.clone(), options.cloud.clone())?;
+        let cloud = CloudNode::start(big.model, big.tokenizer, big.card.clone(), options.cloud.clone())?;
         let greeting = hello(&options.cloud.name, vec![big.card]);
         let server = Server::bind_for(any, &cloud_identity, QuicSettings::dev(), greeting, &[Role::Edge])?;
         let mut address = server.local_addr()?;

@@ -37,6 +37,8 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 pub const STOP_TOKENS_MAX: usize = 32;
 /// Most logit-bias entries of a session (as in the OpenAI API).
 pub const LOGIT_BIAS_MAX: usize = 300;
+/// Longest grammar of a session, bytes. It travels in the meta of its opening frame.
+pub const GRAMMAR_BYTES_MAX: usize = 48 * 1024;
 /// Most alternatives reported per token.
 pub const TOP_LOGPROBS_MAX: usize = 20;
 

@@ -50,6 +50,27 @@ impl Default for SamplingParams {
     }
 }
 
+/// What a grammar is written in.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[rkyv(derive(Debug))]
+#[repr(u8)]
+pub enum GrammarSyntax {
+    /// A JSON schema; the order of its properties is the order of the keys.
+    JsonSchema = 1,
+    /// A context-free grammar in llguidance's Lark dialect.
+    Lark = 2,
+}
+
+/// The form that an answer must have. Which tokens it leaves at a position is a function of the
+/// grammar and the answer's tokens before it, so both sides mask alike.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Grammar {
+    /// Language of `text`.
+    pub syntax: GrammarSyntax,
+    /// The grammar.
+    pub text: String,
+}
+
 /// What a peer says about one model it has.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct ModelCard {
@@ -118,6 +139,8 @@ pub struct Open {
     pub want_prompt_state: bool,
     /// Alternatives to report per decided token.
     pub top_logprobs: u32,
+    /// The form that the answer must have, if any.
+    pub grammar: Option<Grammar>,
 }
 
 /// Answer to [`Open`].
@@ -262,6 +285,8 @@ pub enum RefuseCode {
     Internal = 9,
     /// KV state was corrupt or unknown.
     BadState = 10,
+    /// The grammar cannot be used; the message says what is wrong with it.
+    BadGrammar = 11,
 }
 
 /// A refusal; ends the session it is sent on.

@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 use proptest::prelude::*;
 use samples::Rng;
 use tandem_proto::{
-    frame::{self, Frame, FrameError, FrameType, Header, SCHEMA_VERSION},
+    frame::{self, Frame, FrameError, FrameType, Header, Message, SCHEMA_VERSION},
     ids::{Digest, Epoch, Round},
     limits::*,
     message::*,
@@ -44,7 +44,7 @@ fn golden_bytes_of_every_type() {
 
 #[test]
 fn schema_digest_is_pinned() {
-    let pinned = include_str!("goldens/schema-1.digest").trim();
+    let pinned = include_str!("goldens/schema-2.digest").trim();
     assert_eq!(frame::schema_digest().to_string(), pinned);
 }
 
@@ -164,6 +164,19 @@ fn lengths_past_their_limit_are_typed_errors() {
     assert!(matches!(
         refuse(TEXT_BYTES_MAX + 1).unwrap_err(),
         FrameError::LimitExceeded { field: "Refuse.message", .. }
+    ));
+
+    let open = |bytes| {
+        let mut open = samples::message(FrameType::Open, &mut Rng::new(1));
+        if let Message::Open(o) = &mut open {
+            o.grammar = Some(Grammar { syntax: GrammarSyntax::JsonSchema, text: "x".repeat(bytes) });
+        }
+        encode(open)
+    };
+    assert!(open(GRAMMAR_BYTES_MAX).is_ok());
+    assert!(matches!(
+        open(GRAMMAR_BYTES_MAX + 1).unwrap_err(),
+        FrameError::LimitExceeded { field: "Open.grammar", .. }
     ));
 
     let offer = |blocks| {

@@ -132,13 +132,50 @@ const checks = {
     assert.equal(choice.tandem.tokens.map((token) => token.text).join(""), choice.message.content);
   },
 
+  async structuredOutputs() {
+    const schema = {
+      type: "object",
+      properties: { city: { type: "string", maxLength: 12 }, kind: { enum: ["fact", "guess"] } },
+      required: ["city", "kind"],
+      additionalProperties: false,
+    };
+    const response_format = { type: "json_schema", json_schema: { name: "capital", strict: true, schema } };
+    for (const mode of modes) {
+      const request = { ...LOCAL, model: `tandem:${mode}`, response_format };
+      const { message, finish_reason } = (await client.chat.completions.parse(request)).choices[0];
+      assert.equal(finish_reason, "stop");
+      assert.deepEqual(Object.keys(message.parsed), ["city", "kind"]);
+      assert.ok(["fact", "guess"].includes(message.parsed.kind));
+    }
+  },
+
+  async forcedToolCalls() {
+    const parameters = {
+      type: "object",
+      properties: { city: { type: "string", maxLength: 12 } },
+      required: ["city"],
+      additionalProperties: false,
+    };
+    const tools = [{ type: "function", function: { name: "plan_visit", parameters, strict: true } }];
+    for (const mode of modes) {
+      const request = { ...LOCAL, model: `tandem:${mode}`, tools, tool_choice: "required" };
+      const { message, finish_reason } = (await client.chat.completions.create(request)).choices[0];
+      assert.equal(finish_reason, "tool_calls");
+      assert.equal(message.tool_calls[0].function.name, "plan_visit");
+      assert.deepEqual(Object.keys(JSON.parse(message.tool_calls[0].function.arguments)), ["city"]);
+      const streamed = await client.chat.completions.stream(request).finalChatCompletion();
+      assert.equal(streamed.choices[0].finish_reason, "tool_calls");
+      assert.deepEqual(streamed.choices[0].message.tool_calls[0].function.arguments, message.tool_calls[0].function.arguments);
+    }
+  },
+
   async errors() {
     await refused(OpenAI.NotFoundError, "model", { model: "gpt-4o" });
     await refused(OpenAI.BadRequestError, "tools", { tools: [{ type: "function", function: { name: "f" } }] });
-    await refused(OpenAI.BadRequestError, "response_format", { response_format: { type: "json_object" } });
+    await refused(OpenAI.BadRequestError, "response_format", { response_format: { type: "grammar" } });
     await refused(OpenAI.BadRequestError, "temperature", { temperature: 3 });
     await refused(OpenAI.BadRequestError, "typo", { typo: 1 });
-    await refused(OpenAI.BadRequestError, "tools", { stream: true, tools: [{}] });
+    await refused(OpenAI.BadRequestError, "tools[0].type", { stream: true, tools: [{}] });
     await refused(OpenAI.BadRequestError, "messages", { messages: [{ role: "user", content: "word ".repeat(50_000) }] });
   },
 

@@ -5,12 +5,15 @@
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import time
 import traceback
+from typing import Literal
 
 import openai
+import pydantic
 
 PROMPT = "What is the capital of Peru?"
 MESSAGES = [{"role": "user", "content": PROMPT}]
@@ -223,6 +226,73 @@ def tokens_and_their_origin(client, args):
     expect(all(token["origin"] == "edge" for token in tokens), "local mode writes on the edge")
 
 
+class Capital(pydantic.BaseModel):
+    city: str = pydantic.Field(max_length=12)
+    kind: Literal["fact", "guess"]
+    sure: bool
+
+
+class Visit(pydantic.BaseModel):
+    """Plans a visit."""
+
+    city: str = pydantic.Field(max_length=12)
+    by: Literal["train", "ship"]
+
+
+@check
+def structured_outputs(client, args):
+    texts = {}
+    for mode in args.modes:
+        request = {**LOCAL, "model": f"tandem:{mode}", "response_format": Capital}
+        choice = client.chat.completions.parse(**request).choices[0]
+        expect_equal(choice.finish_reason, "stop", f"finish_reason in mode {mode}")
+        expect(isinstance(choice.message.parsed, Capital), choice.message)
+        texts[mode] = choice.message.content
+        with client.chat.completions.stream(**request) as stream:
+            for _ in stream:
+                pass
+            expect_equal(stream.get_final_completion().choices[0].message.parsed, choice.message.parsed, "stream")
+    if "exact" in texts and "cloud" in texts:
+        expect_equal(texts["exact"], texts["cloud"], "exact writes what the cloud writes, under a schema too")
+    request = {**LOCAL, "response_format": Capital, "temperature": 1.5, "seed": 3, "n": 4}
+    for choice in client.chat.completions.parse(**request, logprobs=True, top_logprobs=2).choices:
+        expect(isinstance(choice.message.parsed, Capital), choice.message)
+        expect(choice.logprobs.content, "log probabilities")
+
+
+@check
+def json_objects(client, args):
+    answer = client.chat.completions.create(**LOCAL, response_format={"type": "json_object"}, max_tokens=48)
+    text = answer.choices[0].message.content
+    expect(text.startswith("{"), text)
+    if answer.choices[0].finish_reason == "stop":
+        expect(isinstance(json.loads(text), dict), text)
+
+
+@check
+def forced_tool_calls(client, args):
+    tool = openai.pydantic_function_tool(Visit, name="plan_visit")
+    named = {"type": "function", "function": {"name": "plan_visit"}}
+    for mode in args.modes:
+        for choice in ("required", named):
+            request = {**LOCAL, "model": f"tandem:{mode}", "tools": [tool], "tool_choice": choice}
+            raw = client.chat.completions.with_raw_response.create(**request)
+            expect("not described" in raw.headers["x-tandem-notice"], "the embedded pair knows no tools")
+            answer = raw.parse().choices[0]
+            expect_equal((answer.finish_reason, answer.message.content), ("tool_calls", None), f"mode {mode}")
+            call = answer.message.tool_calls[0]
+            expect_equal((call.type, call.function.name), ("function", "plan_visit"), f"mode {mode}")
+            Visit.model_validate_json(call.function.arguments)
+            with client.chat.completions.stream(**request) as stream:
+                for _ in stream:
+                    pass
+                streamed = stream.get_final_completion().choices[0]
+            expect_equal(streamed.finish_reason, "tool_calls", "finish_reason of the stream")
+            got = streamed.message.tool_calls[0].function
+            expect_equal((got.name, got.arguments), (call.function.name, call.function.arguments), "stream")
+            expect(isinstance(got.parsed_arguments, Visit), got)
+
+
 @check
 def errors(client, args):
     create = client.chat.completions.create
@@ -230,8 +300,12 @@ def errors(client, args):
     expect("tandem" in str(unknown), "the error lists what there is")
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     refused(openai.BadRequestError, "tools", lambda: create(**LOCAL, tools=[tool]))
-    json_object = {"type": "json_object"}
-    refused(openai.BadRequestError, "response_format", lambda: create(**LOCAL, response_format=json_object))
+    refused(openai.BadRequestError, "response_format", lambda: create(**LOCAL, response_format={"type": "grammar"}))
+    spec = {"name": "x", "schema": {"type": "array", "uniqueItems": True}}
+    unique = {"type": "json_schema", "json_schema": spec}
+    where = "response_format.json_schema.schema"
+    problem = refused(openai.BadRequestError, where, lambda: create(**LOCAL, response_format=unique))
+    expect("uniqueItems" in str(problem), problem)
     refused(openai.BadRequestError, "temperature", lambda: create(**{**LOCAL, "temperature": 3}))
     refused(openai.BadRequestError, "typo", lambda: create(**LOCAL, extra_body={"typo": 1}))
     refused(openai.BadRequestError, "messages", lambda: create(**{**LOCAL, "messages": []}))

@@ -63,6 +63,7 @@ pub fn request(edge: &EdgeNode, question: &str, mode: Mode, sampling: &SamplingP
         tokens_max: 64,
         threshold: None,
         top_logprobs: 0,
+        grammar: None,
     })
 }
 

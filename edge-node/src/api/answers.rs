@@ -68,6 +68,8 @@ pub(crate) struct Answers {
     completion_tokens: u64,
     route: RouteSummary,
     meter: Meter,
+    /// Special tokens whose spelling is wanted in the text.
+    spelt: Vec<u32>,
 }
 
 struct Running {
@@ -85,6 +87,7 @@ impl Answers {
         backend: Arc<dyn Backend>,
         requests: Vec<GenerateRequest>,
         stops: &[String],
+        spelt: Vec<u32>,
         prompt_tokens: u64,
         meter: Meter,
     ) -> Result<Self, GenerateError> {
@@ -100,7 +103,7 @@ impl Answers {
         }
         meter.begin(prompt_tokens);
         let route = RouteSummary::default();
-        Ok(Self { backend, choices, turn: 0, ended: None, prompt_tokens, completion_tokens: 0, route, meter })
+        Ok(Self { backend, choices, turn: 0, ended: None, prompt_tokens, completion_tokens: 0, route, meter, spelt })
     }
 
     /// Number of choices.
@@ -171,7 +174,9 @@ impl Answers {
             Origin::Cloud => running.counted.cloud_tokens += 1,
         }
         running.last_token = Some(self.meter.token(event.origin, running.last_token));
-        let text = match running.decoder.push(self.backend.tokenizer(), event.id) {
+        let tokenizer = self.backend.tokenizer();
+        let text = match running.decoder.push(tokenizer, event.id) {
+            Ok(text) if self.spelt.contains(&event.id) => text + tokenizer.token(event.id).unwrap_or_default(),
             Ok(text) => text,
             Err(error) => return Some(self.on_failure(GenerateError::Engine(error.to_string()))),
         };

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
+use tandem_engine::constraint::Constraints;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::SamplingParams;
 
@@ -29,6 +30,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Tokenizer of the model pair; called only while [`Backend::ready`] is [`Readiness::Ready`].
     fn tokenizer(&self) -> &Tokenizer;
+
+    /// Grammars over the tokenizer's tokens; called only while ready.
+    fn constraints(&self) -> &Constraints;
 
     /// Chat template of the model pair; called only while ready.
     fn chat_template(&self) -> &ChatTemplate;

@@ -16,6 +16,7 @@ use super::error::ApiError;
 use super::reply::Kind;
 use super::request_id::RequestId;
 use super::respond::{Plan, respond};
+use super::tooling::Tooling;
 use super::{Api, model_name, prompt};
 
 /// Chat completions.
@@ -26,10 +27,12 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let ChatFields { answer, messages, logprobs, top_logprobs } =
+    let ChatFields { answer, messages, format, tools, logprobs, top_logprobs } =
         ChatFields::parse(&read_json(request).await?, &limits)?;
     let target = resolve(&api, &answer.model)?;
-    let (prompt, notice) = prompt::of_chat(&api.backend, messages).await?;
+    let tooling = Tooling::of(api.backend.as_ref(), tools, &messages)?;
+    let grammar = tooling.grammar(&api, format.as_ref()).await?;
+    let (prompt, notice) = prompt::of_chat(&api.backend, messages, tooling.told()).await?;
     let plan = Plan {
         kind: Kind::Chat,
         path: "/v1/chat/completions",
@@ -40,7 +43,9 @@ pub(crate) async fn chat(
         prompts: vec![prompt],
         prompt_param: "messages",
         logprobs: logprobs.then_some(top_logprobs),
-        notice,
+        notice: notice.or_else(|| tooling.notice()),
+        grammar,
+        calls: tooling.calls(),
     };
     respond(&api.backend, plan).await
 }
@@ -67,6 +72,8 @@ pub(crate) async fn completions(
         prompt_param: "prompt",
         logprobs,
         notice: None,
+        grammar: None,
+        calls: None,
     };
     respond(&api.backend, plan).await
 }

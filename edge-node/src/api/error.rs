@@ -137,6 +137,7 @@ impl ApiError {
             GenerateError::TooLong { .. } => Self::bad_request("context_length_exceeded", message).about(prompt_param),
             GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(prompt_param),
             GenerateError::NoCloud(_) => Self::bad_request("no_cloud", message).about("model"),
+            GenerateError::Grammar(_) => Self::bad_request("invalid_grammar", message).about("response_format"),
             GenerateError::Engine(_) => Self::internal(message),
         }
     }

@@ -49,7 +49,8 @@ impl Fields {
 
     /// Takes a field as it is.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
-        self.map.remove(name).filter(|value| !value.is_null())
+        // In place, so that what is left keeps the order it was sent in.
+        self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
     /// The error for a field that must be there.
@@ -125,7 +126,7 @@ impl Fields {
     /// Drops fields that carry nothing for the answer (OpenAI's own API ignores them likewise).
     pub(crate) fn ignore(&mut self, names: &[&str]) {
         for name in names {
-            self.map.remove(*name);
+            self.map.shift_remove(*name);
         }
     }
 

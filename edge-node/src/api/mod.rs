@@ -1,7 +1,8 @@
 //! OpenAI-compatible HTTP API of an edge node, with the routes of the page and of the operator.
 //!
 //! The way of a request: [`guard`] → [`body`] → [`chat_fields`] or [`completion_fields`] →
-//! [`model_name`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] → [`reply`].
+//! [`model_name`] → [`tooling`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] →
+//! [`tool_calls`] → [`reply`].
 //!
 //! What is not supported is refused with a 400 that names the field; nothing is ignored but the
 //! labels that OpenAI's own API ignores (`user`, `metadata`, …). Where a request gives no
@@ -13,13 +14,16 @@ mod answers;
 mod backend;
 mod bind;
 mod body;
+mod call_syntax;
 mod chat_fields;
 mod completion_fields;
 mod endpoints;
 mod error;
 mod fields;
+mod grammar;
 mod guard;
 mod info;
+mod messages;
 mod meter;
 mod model_name;
 mod observe;
@@ -29,6 +33,9 @@ mod reply;
 mod request_id;
 mod respond;
 mod stop;
+mod tool_calls;
+mod tooling;
+mod tools;
 
 use std::sync::Arc;
 
@@ -61,6 +68,8 @@ pub(crate) struct Api {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) options: ApiOptions,
     pub(crate) ids: request_id::RequestIds,
+    /// Turns for compiling grammars.
+    pub(crate) turns: grammar::Turns,
 }
 
 /// The API and the page over `backend`, without a key.
@@ -70,7 +79,8 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
 
 /// The API and the page over `backend`. Call [`check_bind`] before listening.
 pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
-    let api = Arc::new(Api { backend, options, ids: request_id::RequestIds::default() });
+    let api =
+        Arc::new(Api { backend, options, ids: request_id::RequestIds::default(), turns: grammar::Turns::default() });
     let guarded = Router::new()
         .route("/v1/chat/completions", post(endpoints::chat))
         .route("/v1/completions", post(endpoints::completions))

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tandem_engine::chat::Message;
+use serde_json::Value;
 
 use super::backend::Backend;
-use super::chat_fields::ChatMessage;
 use super::completion_fields::Prompt;
 use super::error::ApiError;
+use super::messages::ChatMessage;
 
 /// Text from this length on is tokenized on a blocking thread, bytes.
 const INLINE_BYTES_MAX: usize = 8 * 1024;
@@ -16,19 +16,31 @@ const INLINE_BYTES_MAX: usize = 8 * 1024;
 /// Says that a system message is not in the prompt.
 pub(crate) const SYSTEM_IGNORED: &str = "the model's chat template leaves system messages out";
 
+/// What a model is told of tools.
+pub(crate) struct Told {
+    /// The descriptions, as the template takes them; none if there are no tools to be told of.
+    pub(crate) tools: Option<Value>,
+    /// The template wants arguments as text.
+    pub(crate) arguments_as_text: bool,
+}
+
 /// The prompt of a conversation, and a notice if the template left something out.
 pub(crate) async fn of_chat(
     backend: &Arc<dyn Backend>,
     messages: Vec<ChatMessage>,
+    told: Told,
 ) -> Result<(Vec<u32>, Option<&'static str>), ApiError> {
     let bytes = messages.iter().map(|message| message.content.len()).sum();
     on_right_thread(backend, bytes, move |backend| {
-        let turns: Vec<Message> =
-            messages.iter().map(|message| Message::new(message.role, message.content.clone())).collect();
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let called = |id: &str| messages.iter().flat_map(|m| &m.calls).find(|c| c.id == id).map(|c| c.name.as_str());
+        let turns: Value = messages
+            .iter()
+            .map(|m| m.for_template(told.arguments_as_text, m.answers.as_deref().and_then(called)))
+            .collect();
         let text = backend
             .chat_template()
-            .render(&turns, true, now_unix_s)
+            .render_json(&turns, told.tools.as_ref(), true, now_unix_s)
             .map_err(|error| ApiError::invalid("messages", format!("the model's chat template refuses it: {error}")))?;
         let left_out = |message: &ChatMessage| message.role == "system" && !text.contains(message.content.trim());
         let notice = messages.iter().any(left_out).then_some(SYSTEM_IGNORED);

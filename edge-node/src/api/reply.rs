@@ -3,7 +3,10 @@
 use serde::Serialize;
 use tandem_engine::tokenizer::Tokenizer;
 
-use super::pieces::{Piece, WrittenToken};
+use super::call_syntax::CallSyntax;
+use super::pieces::WrittenToken;
+use super::request_id::random_u64;
+use super::tool_calls::Said;
 use crate::request::{FinishReason, RouteSummary, TokenEvent};
 
 /// Stands for log probabilities that JSON cannot hold, as at OpenAI.
@@ -34,6 +37,8 @@ pub(crate) struct Shape {
     pub(crate) tokens: bool,
     /// Announce the usage chunk in every chunk.
     pub(crate) include_usage: bool,
+    /// How tool calls are written, if the answer may have any.
+    pub(crate) calls: Option<&'static CallSyntax>,
 }
 
 /// A whole answer or one chunk of it.
@@ -72,7 +77,7 @@ pub(crate) struct Choice {
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     logprobs: Option<Logprobs>,
-    finish_reason: Option<FinishReason>,
+    finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tandem: Option<Tokens>,
 }
@@ -80,8 +85,24 @@ pub(crate) struct Choice {
 #[derive(Debug, Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// `null` in an answer that is calls only.
+    content: Option<String>,
     refusal: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WholeCall>,
+}
+
+#[derive(Debug, Serialize)]
+struct WholeCall {
+    id: String,
+    r#type: &'static str,
+    function: WholeFunction,
+}
+
+#[derive(Debug, Serialize)]
+struct WholeFunction {
+    name: String,
+    arguments: String,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -90,6 +111,26 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallDelta>,
+}
+
+/// The beginning of a call, or more of its arguments.
+#[derive(Debug, Serialize)]
+struct CallDelta {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionDelta,
+}
+
+#[derive(Debug, Serialize)]
+struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,14 +195,34 @@ impl Shape {
     pub(crate) fn whole_choice(
         &self,
         index: usize,
-        piece: Piece,
-        finish: FinishReason,
+        said: Vec<Said>,
+        tokens: &[WrittenToken],
+        finish: &'static str,
         tokenizer: &Tokenizer,
     ) -> Choice {
-        let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, &piece.tokens, tokenizer) };
+        let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, tokens, tokenizer) };
+        let (mut content, mut tool_calls) = (String::new(), Vec::<WholeCall>::new());
+        for what in said {
+            match what {
+                Said::Content(text) => content.push_str(&text),
+                Said::Call { name, .. } => tool_calls.push(WholeCall {
+                    id: self.call_id(),
+                    r#type: "function",
+                    function: WholeFunction { name, arguments: String::new() },
+                }),
+                Said::Arguments { index, text } => {
+                    if let Some(call) = tool_calls.get_mut(index) {
+                        call.function.arguments.push_str(&text);
+                    }
+                }
+            }
+        }
         match self.kind {
-            Kind::Chat => choice.message = Some(Message { role: "assistant", content: piece.text, refusal: None }),
-            Kind::Text => choice.text = Some(piece.text),
+            Kind::Chat => {
+                let content = (tool_calls.is_empty() || !content.is_empty()).then_some(content);
+                choice.message = Some(Message { role: "assistant", content, refusal: None, tool_calls });
+            }
+            Kind::Text => choice.text = Some(content),
         }
         choice
     }
@@ -169,23 +230,50 @@ impl Shape {
     /// First chunk of a choice; text completions have none.
     pub(crate) fn role_chunk(&self, index: usize) -> Option<Body<'_>> {
         (self.kind == Kind::Chat).then(|| {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+            let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
             self.chunk(vec![Choice { delta: Some(delta), ..empty_choice(index) }])
         })
     }
 
     /// Chunk with the next part of a choice.
-    pub(crate) fn piece_chunk(&self, index: usize, piece: Piece, tokenizer: &Tokenizer) -> Body<'_> {
-        let mut choice = self.choice(index, &piece.tokens, tokenizer);
+    pub(crate) fn piece_chunk(
+        &self,
+        index: usize,
+        said: Vec<Said>,
+        tokens: &[WrittenToken],
+        tokenizer: &Tokenizer,
+    ) -> Body<'_> {
+        let mut choice = self.choice(index, tokens, tokenizer);
+        let mut delta = Delta::default();
+        for what in said {
+            match what {
+                Said::Content(text) => delta.content.get_or_insert_default().push_str(&text),
+                Said::Call { index, name } => delta.tool_calls.push(CallDelta {
+                    index,
+                    id: Some(self.call_id()),
+                    r#type: Some("function"),
+                    function: FunctionDelta { name: Some(name), arguments: String::new() },
+                }),
+                Said::Arguments { index, text } => match delta.tool_calls.last_mut() {
+                    Some(call) if call.index == index => call.function.arguments.push_str(&text),
+                    _ => delta.tool_calls.push(CallDelta {
+                        index,
+                        id: None,
+                        r#type: None,
+                        function: FunctionDelta { name: None, arguments: text },
+                    }),
+                },
+            }
+        }
         match self.kind {
-            Kind::Chat => choice.delta = Some(Delta { role: None, content: Some(piece.text) }),
-            Kind::Text => choice.text = Some(piece.text),
+            Kind::Chat => choice.delta = Some(delta),
+            Kind::Text => choice.text = Some(delta.content.unwrap_or_default()),
         }
         self.chunk(vec![choice])
     }
 
     /// Last chunk of a choice.
-    pub(crate) fn finish_chunk(&self, index: usize, finish: FinishReason, route: RouteSummary) -> Body<'_> {
+    pub(crate) fn finish_chunk(&self, index: usize, finish: &'static str, route: RouteSummary) -> Body<'_> {
         let mut choice = Choice { finish_reason: Some(finish), ..empty_choice(index) };
         match self.kind {
             Kind::Chat => choice.delta = Some(Delta::default()),
@@ -202,6 +290,21 @@ impl Shape {
     /// True if a piece without text is worth a chunk.
     pub(crate) fn reports_tokens(&self) -> bool {
         self.tokens || self.logprobs.is_some()
+    }
+
+    /// A fresh id for a call, in the form that the model's template takes back.
+    fn call_id(&self) -> String {
+        const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let mut rest = random_u64();
+        let mut letters = |n: usize| -> String {
+            let mut letter = || {
+                let at = rest % LETTERS.len() as u64;
+                rest /= LETTERS.len() as u64;
+                char::from(LETTERS[at as usize])
+            };
+            (0..n).map(|_| letter()).collect()
+        };
+        if self.calls.is_some_and(|calls| calls.short_ids) { letters(9) } else { format!("call_{}", letters(12)) }
     }
 
     fn object(&self, chunk: bool) -> &'static str {
@@ -240,6 +343,15 @@ impl Shape {
         let report = |token: &WrittenToken| Token { text: token.text.clone(), event: token.event.clone() };
         let tandem = self.tokens.then(|| Tokens { tokens: tokens.iter().map(report).collect() });
         Choice { logprobs, tandem, ..empty_choice(index) }
+    }
+}
+
+/// Why a choice ended, in the API's words.
+pub(crate) fn finish_word(finish: FinishReason, called: bool) -> &'static str {
+    match finish {
+        FinishReason::Stop if called => "tool_calls",
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
     }
 }
 

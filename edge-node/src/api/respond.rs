@@ -9,16 +9,19 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, unfold};
+use tandem_engine::constraint::Compiled;
 
 use super::answer_fields::AnswerFields;
 use super::answers::{Answers, Update};
 use super::backend::Backend;
+use super::call_syntax::CallSyntax;
 use super::error::ApiError;
 use super::meter::Meter;
 use super::model_name::Target;
-use super::pieces::Piece;
-use super::reply::{Body, Kind, Shape};
+use super::pieces::{Piece, WrittenToken};
+use super::reply::{Body, Kind, Shape, finish_word};
 use super::request_id::{RequestId, random_u64};
+use super::tool_calls::{CallFinder, Said};
 use crate::request::{FinishReason, GenerateError, GenerateRequest, Mode, NodeStatus, RouteSummary};
 
 /// Silence after which a stream sends a comment, so that proxies keep it open, seconds.
@@ -52,6 +55,10 @@ pub(crate) struct Plan {
     pub(crate) logprobs: Option<u32>,
     /// For [`NOTICE_HEADER`].
     pub(crate) notice: Option<&'static str>,
+    /// What the answer must follow.
+    pub(crate) grammar: Option<Arc<Compiled>>,
+    /// How tool calls are written, if the answer may have any.
+    pub(crate) calls: Option<&'static CallSyntax>,
 }
 
 /// Runs the request.
@@ -62,7 +69,8 @@ pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Re
     let requests = requests(backend.as_ref(), &plan, mode).map_err(|error| ApiError::from_generation(&error, param))?;
     let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let meter = Meter::new(plan.path, mode, plan.received);
-    let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, prompt_tokens, meter)
+    let spelt = plan.calls.map(|syntax| syntax.special_tokens(backend.tokenizer())).unwrap_or_default();
+    let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt_tokens, meter)
         .map_err(|error| ApiError::from_generation(&error, param))?;
 
     let mut headers = HeaderMap::new();
@@ -137,6 +145,7 @@ fn requests(backend: &dyn Backend, plan: &Plan, mode: Mode) -> Result<Vec<Genera
                 tokens_max: fields.tokens_max.map_or(room, |tokens| tokens.min(room)),
                 threshold: fields.threshold,
                 top_logprobs: plan.logprobs.unwrap_or(0),
+                grammar: plan.grammar.clone(),
             });
         }
     }
@@ -168,6 +177,7 @@ fn shape(plan: &Plan) -> Shape {
         logprobs: plan.logprobs.map(|top| top as usize),
         tokens: plan.fields.tokens,
         include_usage: plan.fields.include_usage,
+        calls: plan.calls,
     }
 }
 
@@ -193,7 +203,19 @@ async fn whole(
     }
     let usage = answers.usage();
     let route = usage.tandem.clone();
-    let choice = |(index, (piece, finish))| shape.whole_choice(index, piece, finish, backend.tokenizer());
+    let choice = |(index, (piece, finish)): (usize, (Piece, FinishReason))| {
+        let Piece { text, tokens } = piece;
+        let (said, called) = match shape.calls {
+            Some(calls) => {
+                let mut finder = CallFinder::new(calls);
+                let mut said = finder.push(&text);
+                said.extend(finder.finish());
+                (said, finder.has_calls())
+            }
+            None => (vec![Said::Content(text)], false),
+        };
+        shape.whole_choice(index, said, &tokens, finish_word(finish, called), backend.tokenizer())
+    };
     let body = shape.whole(parts.into_iter().enumerate().map(choice).collect(), usage);
     Ok((encode(&body)?, route))
 }
@@ -204,6 +226,8 @@ struct Streaming {
     answers: Answers,
     shape: Shape,
     prompt_param: &'static str,
+    /// Finders of tool calls, by choice.
+    finders: Vec<CallFinder>,
     ready: VecDeque<String>,
     over: bool,
     /// Keeps the id in use until the stream ends.
@@ -222,7 +246,9 @@ fn stream(
     for body in (0..answers.len()).filter_map(|index| shape.role_chunk(index)) {
         over |= !push(&mut ready, &body);
     }
-    let state = Streaming { backend, answers, shape, prompt_param, ready, over, _request_id: request_id };
+    let finders =
+        shape.calls.map_or_else(Vec::new, |calls| (0..answers.len()).map(|_| CallFinder::new(calls)).collect());
+    let state = Streaming { backend, answers, shape, finders, prompt_param, ready, over, _request_id: request_id };
     unfold(state, |mut state| async move {
         loop {
             if let Some(data) = state.ready.pop_front() {
@@ -242,14 +268,20 @@ impl Streaming {
     fn take(&mut self, update: Option<Update>) {
         let fine = match update {
             Some(Update::Piece { choice, piece }) => {
-                if piece.text.is_empty() && !self.shape.reports_tokens() {
-                    return;
-                }
-                let body = self.shape.piece_chunk(choice, piece, self.backend.tokenizer());
-                push(&mut self.ready, &body)
+                let Piece { text, tokens } = piece;
+                let said = match self.finders.get_mut(choice) {
+                    Some(finder) => finder.push(&text),
+                    None => vec![Said::Content(text)],
+                };
+                self.say(choice, said, &tokens)
             }
             Some(Update::End { choice, finish, route }) => {
-                push(&mut self.ready, &self.shape.finish_chunk(choice, finish, route))
+                let (rest, called) = match self.finders.get_mut(choice) {
+                    Some(finder) => (finder.finish(), finder.has_calls()),
+                    None => (Vec::new(), false),
+                };
+                self.say(choice, rest, &[])
+                    && push(&mut self.ready, &self.shape.finish_chunk(choice, finish_word(finish, called), route))
             }
             Some(Update::Failed(error)) => {
                 let error = ApiError::from_generation(&error, self.prompt_param);
@@ -265,6 +297,17 @@ impl Streaming {
             }
         };
         self.over |= !fine;
+    }
+}
+
+impl Streaming {
+    /// Queues a chunk with what a choice says, unless it says nothing.
+    fn say(&mut self, choice: usize, said: Vec<Said>, tokens: &[WrittenToken]) -> bool {
+        let silent = said.iter().all(|s| matches!(s, Said::Content(text) if text.is_empty()));
+        if silent && (tokens.is_empty() || !self.shape.reports_tokens()) {
+            return true;
+        }
+        push(&mut self.ready, &self.shape.piece_chunk(choice, said, tokens, self.backend.tokenizer()))
     }
 }
 

@@ -6,6 +6,7 @@ mod live;
 mod refusals;
 mod replay;
 mod streams;
+mod tools;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tandem_engine::constraint::Followed;
 use tandem_engine::runner::{Job, JobDone, RowOutput, Runner, RunnerError};
 use tandem_engine::uncertainty::{self, Uncertainty};
 use tandem_engine::{EngineError, sampling, trunk};
@@ -12,12 +13,17 @@ use tandem_proto::ids::SessionId;
 use tandem_proto::message::{Alternative, SamplingParams};
 use tokio::sync::oneshot;
 
+use crate::request::GenerateRequest;
+
 /// The edge model's choice for one position.
 #[derive(Clone, Debug)]
 pub(crate) struct EdgeChoice {
     pub(crate) token: u32,
     pub(crate) logprob: f32,
+    /// Over the tokens that the grammar leaves.
     pub(crate) uncertainty: Uncertainty,
+    /// The grammar leaves this token only, so the cloud could choose no other.
+    pub(crate) forced: bool,
     pub(crate) alternatives: Vec<Alternative>,
     /// Hidden state above the last layer, for policies that look at it.
     pub(crate) hidden: Vec<f32>,
@@ -25,14 +31,18 @@ pub(crate) struct EdgeChoice {
 
 /// Runs on the engine thread.
 pub(crate) fn choose(job: &Job, row: RowOutput<'_>) -> Result<EdgeChoice, EngineError> {
-    let history = job.sequence.get(job.prompt_len..row.position).unwrap_or(&[]);
-    let pick = sampling::pick(row.logits, &job.sampling, history, row.position as u32)?;
+    let (allowed, history) = (job.allowed(row.position)?, job.answer_before(row.position));
+    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, history, row.position as u32)?;
     let alternatives =
         if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
     Ok(EdgeChoice {
         token: pick.token,
         logprob: pick.logprob,
-        uncertainty: uncertainty::measure(row.logits)?,
+        uncertainty: match &allowed {
+            Some(mask) => uncertainty::measure_allowed(row.logits, mask)?,
+            None => uncertainty::measure(row.logits)?,
+        },
+        forced: allowed.is_some_and(|mask| mask.sole().is_some()),
         alternatives,
         hidden: row.hidden.to_vec(),
     })
@@ -66,6 +76,7 @@ pub(crate) struct Drafter {
     sampling: Arc<SamplingParams>,
     prompt_len: usize,
     top_logprobs: usize,
+    constraint: Option<Followed>,
     fed: usize,
     running: Option<Running>,
     width: usize,
@@ -79,16 +90,17 @@ impl Drafter {
         runner: Runner<EdgeChoice>,
         key: SessionId,
         sampling: Arc<SamplingParams>,
-        prompt_len: usize,
-        top_logprobs: usize,
+        request: &GenerateRequest,
+        constraint: Option<Followed>,
         width: usize,
     ) -> Self {
         Self {
             runner,
             key,
             sampling,
-            prompt_len,
-            top_logprobs,
+            prompt_len: request.prompt.len(),
+            top_logprobs: request.top_logprobs as usize,
+            constraint,
             fed: 0,
             running: None,
             width,
@@ -128,6 +140,7 @@ impl Drafter {
             top_logprobs: self.top_logprobs,
             is_prefill: false,
             keep_trunk_hidden: self.keep_hidden,
+            constraint: self.constraint.clone(),
         };
         let (done, result) = oneshot::channel();
         self.runner.submit(job, Box::new(move |r| drop(done.send(r))))?;

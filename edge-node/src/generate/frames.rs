@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tandem_proto::frame::{Frame, Message};
-use tandem_proto::message::RefuseCode;
+use tandem_proto::message::{Refuse, RefuseCode};
 use tandem_proto::session::SessionError;
 use tandem_proto::session::edge::PathChange;
 use tandem_transport::error::TransportError;
 
 use super::uplink::Uplink;
-use super::{Answer, Cloud, RETRY_AFTER};
+use super::{Answer, Cloud, Halt, RETRY_AFTER};
 use crate::request::Mode;
 
 /// The next frame of the stream, if there is one. Cancel-safe.
@@ -22,15 +22,26 @@ pub(super) async fn next_frame(uplink: &mut Option<Uplink>) -> Result<Option<Fra
 }
 
 impl Answer {
-    pub(super) async fn on_frame(&mut self, frame: Result<Option<Frame>, TransportError>) {
+    pub(super) async fn on_frame(&mut self, frame: Result<Option<Frame>, TransportError>) -> Result<(), Halt> {
         let frame = match frame {
             Ok(Some(frame)) => frame,
-            Ok(None) => return self.on_link_lost("the cloud ended the session"),
+            Ok(None) => {
+                self.on_link_lost("the cloud ended the session");
+                return Ok(());
+            }
             Err(e) => {
                 tracing::debug!("the cloud session broke: {e}");
-                return self.on_link_lost("the link to the cloud broke");
+                self.on_link_lost("the link to the cloud broke");
+                return Ok(());
             }
         };
+        // Nothing has been said yet, so the client can still be told; later the edge goes on alone.
+        if let Message::Refuse(Refuse { code: RefuseCode::BadGrammar, message, .. }) = &frame.message
+            && self.opens_early()
+            && self.sent == 0
+        {
+            return Err(Halt::Grammar(format!("the cloud refused: {message}")));
+        }
         match self.take(frame).await {
             Ok(PathChange::Cut(len)) => self.drafter.cut(len),
             Ok(PathChange::Kept | PathChange::Stale) => {}
@@ -41,6 +52,7 @@ impl Answer {
         }
         self.summary.round_trips = self.session.round_trips;
         self.summary.rolled_back = self.session.rolled_back;
+        Ok(())
     }
 
     async fn take(&mut self, frame: Frame) -> Result<PathChange, SessionError> {

@@ -57,6 +57,8 @@ enum Halt {
     Cancelled,
     /// The edge's own model failed.
     Engine(RunnerError),
+    /// The cloud cannot use the request's grammar.
+    Grammar(String),
 }
 
 impl From<RunnerError> for Halt {
@@ -119,6 +121,7 @@ pub(crate) async fn run(
     let last = match result {
         Ok(finish) => Some(Event::Done(Done { finish, route: answer.summary.clone() })),
         Err(Halt::Engine(e)) => Some(Event::Failed(GenerateError::Engine(e.to_string()))),
+        Err(Halt::Grammar(problem)) => Some(Event::Failed(GenerateError::Grammar(problem))),
         Err(Halt::Cancelled) => None,
     };
     node.finished(&answer.request, &answer.summary, std::mem::take(&mut answer.trace), begun.elapsed());
@@ -139,8 +142,8 @@ impl Answer {
             node.runner.clone(),
             id,
             sampling.clone(),
-            prompt,
-            request.top_logprobs as usize,
+            &request,
+            request.grammar.as_ref().map(|grammar| grammar.follow(&node.stop_tokens)),
             node.model.spec().hidden_size,
         );
         let cloud = if request.mode == Mode::Local { Cloud::Unused } else { Cloud::Wanted };
@@ -190,7 +193,7 @@ impl Answer {
             tokio::select! {
                 () = self.events.closed() => return Err(Halt::Cancelled),
                 step = self.drafter.wait() => self.on_step(step?).await?,
-                frame = next_frame(&mut self.uplink) => self.on_frame(frame).await,
+                frame = next_frame(&mut self.uplink) => self.on_frame(frame).await?,
                 block = exchange::next_block(&mut self.fetch) => self.on_block(block).await?,
                 changed = self.links.changed(), if self.links_open => {
                     self.links_open = changed.is_ok();
@@ -278,7 +281,7 @@ impl Answer {
         if self.send_hidden {
             self.drafter.keep_hidden();
         }
-        let (open, tokens) = self.session.open(
+        let (mut open, tokens) = self.session.open(
             self.node.uplinks.epoch(),
             self.node.settings.cloud_model.clone(),
             self.request.request_id.clone(),
@@ -287,6 +290,7 @@ impl Answer {
             fetch,
             self.request.top_logprobs,
         );
+        open.grammar = self.request.grammar.as_ref().map(|grammar| grammar.grammar().clone());
         self.fetched |= fetch;
         if fetch {
             self.fetch = Some(PromptFetch::new(&self.node, open.session));
@@ -429,6 +433,7 @@ impl Answer {
         match self.request.mode {
             Mode::Local => (false, None, "local"),
             Mode::Exact | Mode::Cloud => (reachable, None, self.request.mode.name()),
+            Mode::Auto if choice.forced => (false, Some(0.0), "grammar"),
             Mode::Auto => {
                 let u = &choice.uncertainty;
                 let features = Features {

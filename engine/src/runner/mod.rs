@@ -18,6 +18,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::SamplingParams;
 
+use crate::constraint::{Followed, TokenMask};
 use crate::error::EngineError;
 use crate::kv::KvPool;
 use crate::model::Model;
@@ -84,6 +85,25 @@ pub struct Job {
     pub is_prefill: bool,
     /// Return the hidden states above the trunk of the tokens fed.
     pub keep_trunk_hidden: bool,
+    /// The grammar that the answer follows, if any.
+    pub constraint: Option<Followed>,
+}
+
+impl Job {
+    /// Tokens of the answer before `position`.
+    #[must_use]
+    pub fn answer_before(&self, position: usize) -> &[u32] {
+        self.sequence.get(self.prompt_len..position).unwrap_or(&[])
+    }
+
+    /// The tokens that the grammar leaves at `position`; none without a grammar.
+    ///
+    /// # Errors
+    /// [`EngineError::Constraint`] if the answer can no longer be followed.
+    pub fn allowed(&self, position: usize) -> Result<Option<TokenMask>, EngineError> {
+        let followed = self.constraint.as_ref();
+        Ok(followed.map(|f| f.allowed(self.answer_before(position))).transpose()?)
+    }
 }
 
 /// What the model says at one position.

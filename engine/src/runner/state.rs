@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::kv::{KvPool, Sequence};
 
 use super::batch::Take;
-use super::{Job, JobDone, OnDone};
+use super::{Job, JobDone, OnDone, RunnerError};
 
 pub(super) struct KvState {
     pub(super) trunk: Option<Sequence>,
@@ -33,6 +33,8 @@ pub(super) struct Pending<T> {
     /// Next token to feed above the trunk.
     pub(super) cursor: usize,
     pub(super) outputs: Vec<T>,
+    /// Why no output can be had of a row.
+    pub(super) failed: Option<RunnerError>,
     pub(super) trunk_hidden: Vec<f32>,
     pub(super) trunk_rows: (usize, usize),
     pub(super) arrival: u64,
@@ -50,6 +52,7 @@ impl<T> Pending<T> {
             done,
             kv,
             outputs: Vec::new(),
+            failed: None,
             trunk_hidden: Vec::new(),
             trunk_rows: (0, 0),
             arrival,

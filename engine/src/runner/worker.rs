@@ -149,7 +149,9 @@ impl<T> Worker<T> {
         self.load.rows.fetch_add(plans.iter().map(|p| p.rows as u64).sum(), Ordering::Relaxed);
         self.load.busy_us.fetch_add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         for index in (0..self.pending.len()).rev() {
-            if self.pending[index].rows_left() == 0
+            if let Some(e) = self.pending[index].failed.take() {
+                (self.pending.remove(index).done)(Err(e));
+            } else if self.pending[index].rows_left() == 0
                 && let Some((job, kv)) = self.pending.remove(index).finish()
             {
                 self.idle.insert(job.key, kv);
@@ -281,7 +283,11 @@ impl<T> Worker<T> {
             let row = &hidden.data[rows[i] * hidden.width..(rows[i] + 1) * hidden.width];
             let output =
                 RowOutput { position, logits: &logits.data[i * logits.vocab..(i + 1) * logits.vocab], hidden: row };
-            p.outputs.push((self.choose)(&p.job, output)?);
+            // What one answer cannot have is no reason to drop the others.
+            match (self.choose)(&p.job, output) {
+                Ok(chosen) => p.outputs.push(chosen),
+                Err(e) => p.failed = Some(e.into()),
+            }
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 //! (seed, position, token) and stateless, so two sides with the same logits draw the same token, and
 //! a resumed stream repeats itself.
 //!
-//! Order: logit bias, repetition penalty, presence and frequency penalties, temperature, then the
-//! masks top-k, top-p, min-p on the tempered distribution, then the noise.
+//! Order: logit bias, repetition penalty, presence and frequency penalties, the grammar's mask,
+//! temperature, then the masks top-k, top-p, min-p on the tempered distribution, then the noise.
 
 mod noise;
 #[cfg(test)]
@@ -16,6 +16,7 @@ use tandem_proto::message::{Alternative, SamplingParams};
 
 pub use noise::gumbel;
 
+use crate::constraint::TokenMask;
 use crate::error::EngineError;
 use crate::kernels::{Level, lanes};
 
@@ -30,15 +31,25 @@ pub struct Pick {
 }
 
 /// Chooses the token at `position` (counted from the start of the sequence, prompt included).
-/// `history` are the tokens of the answer so far; the penalties look at them alone.
+/// `history` are the tokens of the answer so far; the penalties look at them alone. `allowed` are the
+/// tokens that a grammar leaves; none is chosen outside of it.
 ///
 /// # Errors
 /// [`EngineError::NotFinite`] for NaN or infinite logits, [`EngineError::Sampling`] for parameters
 /// out of range.
-pub fn pick(logits: &[f32], params: &SamplingParams, history: &[u32], position: u32) -> Result<Pick, EngineError> {
+pub fn pick(
+    logits: &[f32],
+    allowed: Option<&TokenMask>,
+    params: &SamplingParams,
+    history: &[u32],
+    position: u32,
+) -> Result<Pick, EngineError> {
     check_params(params)?;
     check_finite(logits)?;
-    let adjusted = adjust(logits, params, history);
+    let mut adjusted = adjust(logits, params, history);
+    if let Some(mask) = allowed {
+        mask.apply(adjusted.get_or_insert_with(|| logits.to_vec()));
+    }
     let scores = adjusted.as_deref().unwrap_or(logits);
     let token = if params.temperature == 0.0 { argmax(scores) } else { draw(scores, params, position) };
     Ok(Pick { token, logprob: logits[token as usize] - log_sum_exp(logits) })

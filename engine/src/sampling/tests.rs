@@ -3,8 +3,12 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use tandem_proto::message::SamplingParams;
 
-use super::{argmax, gumbel, pick, top_alternatives};
+use super::{Pick, argmax, gumbel, top_alternatives};
 use crate::error::EngineError;
+
+fn pick(logits: &[f32], params: &SamplingParams, history: &[u32], position: u32) -> Result<Pick, EngineError> {
+    super::pick(logits, None, params, history, position)
+}
 
 fn sampled(seed: u64) -> SamplingParams {
     SamplingParams { temperature: 1.0, seed, ..SamplingParams::default() }

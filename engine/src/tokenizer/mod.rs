@@ -161,7 +161,11 @@ impl Tokenizer {
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let (text, special) = self.tokens.get(id as usize)?.as_ref()?;
-        Some(if self.byte_level && !special { stream::bytes_of(text) } else { text.clone().into_bytes() })
+        Some(match (special, self.byte_level) {
+            (true, _) => text.clone().into_bytes(),
+            (false, true) => stream::bytes_of(text),
+            (false, false) => stream::piece_bytes(text),
+        })
     }
 
     fn inner(&self) -> &tokenizers::Tokenizer {

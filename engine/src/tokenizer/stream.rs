@@ -98,6 +98,15 @@ pub(super) fn bytes_of(token: &str) -> Vec<u8> {
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
+/// Bytes of a SentencePiece piece: `<0x0A>` stands for a byte, `▁` for a blank.
+pub(super) fn piece_bytes(piece: &str) -> Vec<u8> {
+    let hex = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
+    match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => piece.replace('\u{2581}', " ").into_bytes(),
+    }
+}
+
 /// GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and up.
 static ALPHABET: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
     let mut next = 0x100;

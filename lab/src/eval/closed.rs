@@ -83,6 +83,7 @@ pub async fn ask_watched(edge: &EdgeNode, asked: Asked, saw: impl Fn(usize)) -> 
             tokens_max: asked.tokens_max,
             threshold: asked.threshold,
             top_logprobs: 0,
+            grammar: None,
         })
         .map_err(|e| e.to_string())?;
     let mut answer = Answer::default();

@@ -3,8 +3,8 @@
 use super::FrameError;
 use crate::{
     limits::{
-        DRAFT_TOKENS_MAX, KV_OFFER_BLOCKS_MAX, LAYERS_MAX, LOGIT_BIAS_MAX, MODELS_MAX, NAME_BYTES_MAX,
-        SESSION_TOKENS_MAX, STOP_TOKENS_MAX, TEXT_BYTES_MAX, TOP_LOGPROBS_MAX,
+        DRAFT_TOKENS_MAX, GRAMMAR_BYTES_MAX, KV_OFFER_BLOCKS_MAX, LAYERS_MAX, LOGIT_BIAS_MAX, MODELS_MAX,
+        NAME_BYTES_MAX, SESSION_TOKENS_MAX, STOP_TOKENS_MAX, TEXT_BYTES_MAX, TOP_LOGPROBS_MAX,
     },
     message::{
         ArchivedClose, ArchivedDraft, ArchivedEnd, ArchivedGenerate, ArchivedHello, ArchivedKvAck, ArchivedKvBlock,
@@ -50,6 +50,9 @@ impl Bounded for ArchivedOpen {
         at_most("Open.stop_tokens", self.stop_tokens.len(), STOP_TOKENS_MAX)?;
         at_most("Open.sampling.logit_bias", self.sampling.logit_bias.len(), LOGIT_BIAS_MAX)?;
         at_most("Open.top_logprobs", self.top_logprobs.to_native() as usize, TOP_LOGPROBS_MAX)?;
+        if let Some(grammar) = self.grammar.as_ref() {
+            at_most("Open.grammar", grammar.text.len(), GRAMMAR_BYTES_MAX)?;
+        }
         let prompt = self.prompt_tokens.to_native() as usize;
         let tokens = prompt.saturating_add(self.committed_tokens.to_native() as usize);
         at_most("Open.prompt_tokens + committed_tokens", tokens, SESSION_TOKENS_MAX)

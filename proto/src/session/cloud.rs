@@ -12,8 +12,8 @@ use super::{Decided, SessionError, StreamHash, check_epoch, check_limit};
 use crate::frame::Message;
 use crate::ids::{Epoch, Round};
 use crate::limits::{
-    DRAFT_TOKENS_MAX, DRAFTS_IN_FLIGHT_MAX, LOGIT_BIAS_MAX, NAME_BYTES_MAX, SESSION_TOKENS_MAX, STOP_TOKENS_MAX,
-    TOP_LOGPROBS_MAX,
+    DRAFT_TOKENS_MAX, DRAFTS_IN_FLIGHT_MAX, GRAMMAR_BYTES_MAX, LOGIT_BIAS_MAX, NAME_BYTES_MAX, SESSION_TOKENS_MAX,
+    STOP_TOKENS_MAX, TOP_LOGPROBS_MAX,
 };
 use crate::message::{Draft, End, Generate, Open, Token, Verdict};
 
@@ -113,6 +113,7 @@ impl CloudSession {
         check_limit("stop_tokens", open.stop_tokens.len(), STOP_TOKENS_MAX)?;
         check_limit("logit_bias", open.sampling.logit_bias.len(), LOGIT_BIAS_MAX)?;
         check_limit("top_logprobs", open.top_logprobs as usize, TOP_LOGPROBS_MAX)?;
+        check_limit("grammar", open.grammar.as_ref().map_or(0, |g| g.text.len()), GRAMMAR_BYTES_MAX)?;
         check_limit("tokens", tokens.len(), SESSION_TOKENS_MAX.min(context_tokens))?;
         if prompt == 0 || prompt.checked_add(committed) != Some(tokens.len()) {
             return Err(SessionError::Malformed(format!(

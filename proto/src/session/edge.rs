@@ -285,6 +285,7 @@ impl<I> EdgeSession<I> {
             trunk_layers,
             want_prompt_state,
             top_logprobs,
+            grammar: None,
         };
         (open, self.tokens[..self.committed].to_vec())
     }

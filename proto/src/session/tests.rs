@@ -342,6 +342,7 @@ fn an_open_that_lies_about_its_tokens_is_refused() {
         trunk_layers: 0,
         want_prompt_state: false,
         top_logprobs: 0,
+        grammar: None,
     };
     assert!(matches!(CloudSession::open(&open, vec![1; 4], CONTEXT, 0), Err(SessionError::Malformed(_))));
     assert!(matches!(CloudSession::open(&open, vec![1; CONTEXT + 1], CONTEXT, 0), Err(SessionError::Limit { .. })));

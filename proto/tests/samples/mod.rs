@@ -122,6 +122,10 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
             trunk_layers: r.u32(),
             want_prompt_state: r.bool(),
             top_logprobs: r.below(21) as u32,
+            grammar: r.bool().then(|| Grammar {
+                syntax: [GrammarSyntax::JsonSchema, GrammarSyntax::Lark][r.below(2)],
+                text: r.text(4096),
+            }),
         }
         .into(),
         FrameType::Opened => Opened { epoch, held_tokens: r.u32(), trunk_layers: r.u32() }.into(),
@@ -159,7 +163,7 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
         }
         FrameType::End => End { epoch, round, count: r.u32(), hash: r.digest() }.into(),
         FrameType::Refuse => Refuse {
-            code: [RefuseCode::Busy, RefuseCode::StaleEpoch, RefuseCode::BadState][r.below(3)],
+            code: [RefuseCode::Busy, RefuseCode::StaleEpoch, RefuseCode::BadState, RefuseCode::BadGrammar][r.below(4)],
             message: r.text(1024),
             retry_after_ms: r.u32(),
         }

@@ -23,18 +23,74 @@ async fn refused(path: &str, body: &Value) -> (u16, String, Option<String>) {
 fn chat_table() -> Vec<(Value, &'static str, &'static str)> {
     let user = |content: Value| json!({ "messages": [{ "role": "user", "content": content }] });
     let role = |role: &str| json!({ "messages": [{ "role": role, "content": "x" }] });
+    let tool = |name: &str, parameters: &Value| json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
+    let forced = |tools: &Value| json!({ "tools": tools, "tool_choice": "required" });
+    let schema = |schema: &Value| json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema } } });
+    let called = |arguments: &str| {
+        let call = json!({ "id": "1", "type": "function", "function": { "name": "f", "arguments": arguments } });
+        json!({ "messages": [{ "role": "assistant", "content": null, "tool_calls": [call] }] })
+    };
     vec![
-        (json!({ "tools": [] }), "unsupported_field", "tools"),
-        (json!({ "tools": [{ "type": "function" }] }), "unsupported_field", "tools"),
-        (json!({ "tool_choice": "none" }), "unsupported_field", "tool_choice"),
-        (json!({ "parallel_tool_calls": true }), "unsupported_field", "parallel_tool_calls"),
+        (json!({ "tools": [] }), "invalid_value", "tools"),
+        (json!({ "tools": {} }), "invalid_type", "tools"),
+        (json!({ "tools": vec![tool("f", &json!({})); 129] }), "invalid_value", "tools"),
+        (json!({ "tools": [{ "type": "function" }] }), "missing_field", "tools[0].function"),
+        (json!({ "tools": [{ "type": "custom" }] }), "unsupported_field", "tools[0].type"),
+        (json!({ "tools": [tool("a b", &json!({}))] }), "invalid_value", "tools[0].function.name"),
+        (forced(&json!([tool("f", &json!({})), tool("f", &json!({}))])), "invalid_value", "tools[1].function.name"),
+        (forced(&json!([tool("f", &json!(3))])), "invalid_type", "tools[0].function.parameters"),
+        (
+            forced(&json!([tool("f", &json!({ "type": "string" }))])),
+            "invalid_value",
+            "tools[0].function.parameters.type",
+        ),
+        (
+            forced(&json!([
+                tool("f", &json!({})),
+                tool("g", &json!({ "properties": { "a": { "type": "array", "uniqueItems": true } } })),
+            ])),
+            "invalid_json_schema",
+            "tools[1].function.parameters",
+        ),
+        // The pair's template knows no tools.
+        (json!({ "tools": [tool("f", &json!({}))] }), "unsupported_field", "tools"),
+        (json!({ "tools": [tool("f", &json!({}))], "tool_choice": "auto" }), "unsupported_field", "tools"),
+        (json!({ "tool_choice": "none" }), "invalid_value", "tool_choice"),
+        (json!({ "tool_choice": 3 }), "invalid_type", "tool_choice"),
+        (json!({ "tool_choice": "any" }), "invalid_value", "tool_choice"),
+        (json!({ "tool_choice": { "type": "allowed_tools" } }), "unsupported_field", "tool_choice.type"),
+        (
+            json!({ "tools": [tool("f", &json!({}))], "tool_choice": { "type": "function", "function": { "name": "g" } } }),
+            "invalid_value",
+            "tool_choice.function.name",
+        ),
+        (json!({ "parallel_tool_calls": true }), "invalid_value", "parallel_tool_calls"),
         (json!({ "functions": [] }), "unsupported_field", "functions"),
         (json!({ "function_call": "auto" }), "unsupported_field", "function_call"),
-        (json!({ "response_format": { "type": "json_object" } }), "unsupported_field", "response_format"),
+        (json!({ "response_format": { "type": "grammar" } }), "unsupported_field", "response_format"),
+        (
+            json!({ "response_format": { "type": "json_object", "schema": {} } }),
+            "unknown_field",
+            "response_format.schema",
+        ),
+        (json!({ "response_format": { "type": "json_schema" } }), "missing_field", "response_format.json_schema"),
         (
             json!({ "response_format": { "type": "json_schema", "json_schema": {} } }),
-            "unsupported_field",
-            "response_format",
+            "missing_field",
+            "response_format.json_schema.name",
+        ),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x" } } }),
+            "missing_field",
+            "response_format.json_schema.schema",
+        ),
+        (schema(&json!(true)), "invalid_json_schema", "response_format.json_schema.schema"),
+        (schema(&json!({ "type": "thing" })), "invalid_json_schema", "response_format.json_schema.schema"),
+        (schema(&json!({ "not": { "type": "null" } })), "invalid_json_schema", "response_format.json_schema.schema"),
+        (
+            schema(&json!({ "type": "object", "description": "long ".repeat(20_000) })),
+            "invalid_json_schema",
+            "response_format.json_schema.schema",
         ),
         (json!({ "response_format": "text" }), "invalid_type", "response_format"),
         (json!({ "response_format": {} }), "missing_field", "response_format.type"),
@@ -59,7 +115,13 @@ fn chat_table() -> Vec<(Value, &'static str, &'static str)> {
         (json!({ "messages": ["hi"] }), "invalid_type", "messages[0]"),
         (json!({ "messages": [{ "content": "x" }] }), "missing_field", "messages[0].role"),
         (role("robot"), "invalid_value", "messages[0].role"),
-        (role("tool"), "unsupported_field", "messages[0].role"),
+        (role("tool"), "missing_field", "messages[0].tool_call_id"),
+        (role("function"), "unsupported_field", "messages[0].role"),
+        (
+            json!({ "messages": [{ "role": "tool", "content": "x", "tool_call_id": "1" }] }),
+            "unsupported_field",
+            "messages[0].role",
+        ),
         (user(json!(null)), "missing_field", "messages[0].content"),
         (user(json!(7)), "invalid_type", "messages[0].content"),
         (user(json!([])), "invalid_value", "messages[0].content"),
@@ -83,9 +145,12 @@ fn chat_table() -> Vec<(Value, &'static str, &'static str)> {
         ),
         (
             json!({ "messages": [{ "role": "assistant", "content": "x", "tool_calls": [{}] }] }),
-            "unsupported_field",
-            "messages[0].tool_calls",
+            "missing_field",
+            "messages[0].tool_calls[0].id",
         ),
+        (called("{}"), "unsupported_field", "messages[0].tool_calls"),
+        (called("{"), "invalid_value", "messages[0].tool_calls[0].function.arguments"),
+        (called("[1]"), "invalid_value", "messages[0].tool_calls[0].function.arguments"),
         (json!({ "stream": "yes" }), "invalid_type", "stream"),
         (json!({ "stream_options": { "include_usage": true } }), "invalid_value", "stream_options"),
         (json!({ "stream": true, "stream_options": { "every": 1 } }), "unknown_field", "stream_options.every"),

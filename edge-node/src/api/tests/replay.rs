@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tandem_engine::chat::ChatTemplate;
+use tandem_engine::constraint::Constraints;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::Alternative;
 use tokio::sync::{mpsc, oneshot};
@@ -33,7 +34,8 @@ pub(crate) enum Ending {
 
 /// The backend.
 pub(crate) struct Replay {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    constraints: Constraints,
     template: ChatTemplate,
     /// Token ids of every greedy answer.
     script: Vec<u32>,
@@ -56,10 +58,11 @@ impl Replay {
     /// Replays `text` as the pair's tokenizer splits it.
     pub(crate) fn of(text: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/edge");
-        let tokenizer = Tokenizer::from_dir(&folder).unwrap();
+        let tokenizer = Arc::new(Tokenizer::from_dir(&folder).unwrap());
         let script = tokenizer.encode(text).unwrap();
         Self {
             template: ChatTemplate::from_dir(&folder).unwrap(),
+            constraints: Constraints::new(tokenizer.clone()),
             tokenizer,
             script,
             ending: Ending::Proper,
@@ -77,6 +80,27 @@ impl Replay {
             requests: Mutex::default(),
             abandoned: Arc::default(),
         }
+    }
+
+    /// With one more special token in the vocabulary; the text may have it in it.
+    pub(crate) fn with_special_token(mut self, token: &str) -> Self {
+        let text = self.tokenizer.decode(&self.script).unwrap();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/edge");
+        let mut file: Value = serde_json::from_slice(&std::fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
+        let mut added = file["added_tokens"][0].clone();
+        added["id"] = json!(self.tokenizer.vocab_size());
+        added["content"] = json!(token);
+        file["added_tokens"].as_array_mut().unwrap().push(added);
+        self.tokenizer = Arc::new(Tokenizer::from_json(file.to_string().as_bytes()).unwrap());
+        self.constraints = Constraints::new(self.tokenizer.clone());
+        self.script = self.tokenizer.encode(&text).unwrap();
+        self
+    }
+
+    /// With another model's chat template.
+    pub(crate) fn with_template(mut self, source: &str) -> Self {
+        self.template = ChatTemplate::new(source, "<|bos|>", "<|eos|>").unwrap();
+        self
     }
 
     /// Number of tokens of a greedy answer.
@@ -188,6 +212,10 @@ impl Backend for Replay {
 
     fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    fn constraints(&self) -> &Constraints {
+        &self.constraints
     }
 
     fn chat_template(&self) -> &ChatTemplate {

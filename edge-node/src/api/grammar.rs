@@ -1,0 +1,115 @@
+//! The grammar that an answer must follow: from `response_format` and forced tool calls, compiled off
+//! the async threads.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tandem_engine::constraint::{Compiled, ConstraintError, json_object, json_schema};
+use tandem_proto::message::Grammar;
+use tokio::sync::Semaphore;
+
+use super::backend::Backend;
+use super::error::ApiError;
+use super::fields::{Fields, short};
+use super::tools::name_is_good;
+
+/// Most grammars compiled at a time; further requests wait.
+const COMPILING_MAX: usize = 2;
+
+/// Where the schema of a `response_format` stands.
+pub(crate) const SCHEMA_PARAM: &str = "response_format.json_schema.schema";
+
+/// What `response_format` asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Format {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON of this schema. It holds whether or not `strict` is set.
+    JsonSchema(Value),
+}
+
+impl Format {
+    /// Takes `response_format`; none for plain text.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
+        let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
+        let taken = match format.string("type")?.as_deref() {
+            Some("text") => None,
+            Some("json_object") => Some(Self::JsonObject),
+            Some("json_schema") => {
+                let mut spec = format.object("json_schema")?.ok_or_else(|| format.missing("json_schema"))?;
+                let name = spec.string("name")?.ok_or_else(|| spec.missing("name"))?;
+                if !name_is_good(&name) {
+                    let path = spec.path("name");
+                    let message =
+                        format!("`{path}` must have from 1 to 64 of a-z, A-Z, 0-9, _ and -, not `{}`", short(&name));
+                    return Err(ApiError::invalid(path, message));
+                }
+                spec.ignore(&["description"]);
+                spec.boolean("strict")?;
+                let schema = spec.take("schema").ok_or_else(|| spec.missing("schema"))?;
+                spec.finish()?;
+                Some(Self::JsonSchema(schema))
+            }
+            Some(other) => {
+                let message = format!(
+                    "`response_format` of type `{}` is not supported; `text`, `json_object` and `json_schema` are",
+                    short(other)
+                );
+                return Err(ApiError::bad_request("unsupported_field", message).about("response_format"));
+            }
+            None => return Err(format.missing("type")),
+        };
+        format.finish()?;
+        Ok(taken)
+    }
+
+    /// The grammar of the format.
+    pub(crate) fn grammar(&self) -> Result<Grammar, ApiError> {
+        match self {
+            Self::JsonObject => Ok(json_object()),
+            Self::JsonSchema(schema) => json_schema(schema).map_err(|e| refused(&e, SCHEMA_PARAM)),
+        }
+    }
+
+    /// The format as a schema.
+    pub(crate) fn schema(&self) -> Value {
+        match self {
+            Self::JsonObject => serde_json::json!({ "type": "object" }),
+            Self::JsonSchema(schema) => schema.clone(),
+        }
+    }
+}
+
+/// Turns for the compiler.
+#[derive(Debug)]
+pub(crate) struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(COMPILING_MAX))
+    }
+}
+
+impl Turns {
+    /// Compiles a grammar on a thread that may block.
+    pub(crate) async fn compile(
+        &self,
+        backend: &Arc<dyn Backend>,
+        grammar: Grammar,
+    ) -> Result<Result<Arc<Compiled>, ConstraintError>, ApiError> {
+        let gone = |e: &dyn std::fmt::Display| ApiError::internal(format!("the grammar could not be compiled: {e}"));
+        let _turn = self.0.acquire().await.map_err(|e| gone(&e))?;
+        let backend = Arc::clone(backend);
+        let work = move || backend.constraints().compile(&grammar);
+        tokio::task::spawn_blocking(work).await.map_err(|e| gone(&e))
+    }
+}
+
+/// What a grammar that cannot be used is to the client.
+pub(crate) fn refused(error: &ConstraintError, param: &str) -> ApiError {
+    let message = format!("`{param}`: {error}");
+    match error {
+        ConstraintError::Vocabulary(_) => ApiError::bad_request("unsupported_field", message).about(param),
+        _ => ApiError::bad_request("invalid_json_schema", message).about(param),
+    }
+}

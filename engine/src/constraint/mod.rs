@@ -1,0 +1,240 @@
+//! Constrained decoding: which tokens a grammar leaves at a position of an answer.
+//!
+//! [`Constraints`] compiles a grammar (bounded, cached), [`Compiled::follow`] begins to follow one
+//! answer, [`Followed::allowed`] yields the mask of a position. The mask is a function of the grammar,
+//! the vocabulary and the answer's tokens before the position, and of nothing else: two sides with one
+//! tokenizer mask alike, and so draw the same tokens.
+//!
+//! Grammars work on bytes (a token may end inside a character); tokens that are special in the
+//! tokenizer stand for no text and are allowed only where a grammar names them by id.
+
+mod follow;
+mod mask;
+#[cfg(test)]
+mod tests;
+mod vocabulary;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::Value;
+use tandem_proto::ids::Digest;
+use tandem_proto::limits::GRAMMAR_BYTES_MAX;
+use tandem_proto::message::{Grammar, GrammarSyntax};
+
+pub use follow::{Followed, Follower};
+pub use mask::TokenMask;
+
+use crate::tokenizer::Tokenizer;
+
+/// Most compiled grammars kept for the next request that brings the same one.
+pub const GRAMMARS_CACHED_MAX: usize = 32;
+
+/// White space that a JSON grammar allows between two parts: a blank, or a line break with an
+/// indentation. Bounded, so that no model fills its answer with blanks.
+const JSON_SPACE: &str = r"\x20|\n[\x20\x09]{0,32}";
+/// Longest text of a problem that is passed on, characters.
+const PROBLEM_CHARS_MAX: usize = 240;
+
+/// What one grammar may cost. The library counts in its own units; the comments give what they come to.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        max_items_in_row: 2_000,
+        // 20 ms of compilation.
+        initial_lexer_fuel: 1_000_000,
+        // 15 ms for the worst mask.
+        step_lexer_fuel: 200_000,
+        step_max_items: 50_000,
+        // 40 MB per answer at most.
+        max_lexer_states: 25_000,
+        max_grammar_size: 200_000,
+        precompute_large_lexemes: true,
+        // Errors reach the client: they carry neither the answer's text nor the parser's state.
+        verbose_errors: false,
+    }
+}
+
+/// Why a grammar cannot be used, or an answer no longer be followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConstraintError {
+    /// The grammar is too long.
+    #[error("the grammar has {bytes} bytes, at most {max} are taken")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The grammar does not compile, or asks for what is not supported.
+    #[error("the grammar cannot be used: {0}")]
+    Rejected(String),
+    /// The vocabulary cannot be used for grammars.
+    #[error("the model's vocabulary cannot be constrained: {0}")]
+    Vocabulary(String),
+    /// The grammar grew too complex on the way, or leaves no token of the vocabulary.
+    #[error("the grammar could not be followed: {0}")]
+    Failed(String),
+}
+
+/// A JSON schema as a grammar. Keys come in the order of the schema's properties.
+///
+/// # Errors
+/// [`ConstraintError::Rejected`] if `schema` is no object.
+pub fn json_schema(schema: &Value) -> Result<Grammar, ConstraintError> {
+    let text = spaced(schema)?.to_string();
+    Ok(Grammar { syntax: GrammarSyntax::JsonSchema, text })
+}
+
+/// Any JSON object.
+#[must_use]
+pub fn json_object() -> Grammar {
+    let text = serde_json::json!({ "type": "object", "x-guidance": { "whitespace_pattern": JSON_SPACE } }).to_string();
+    Grammar { syntax: GrammarSyntax::JsonSchema, text }
+}
+
+/// `schema` with the rule for white space in the place where the library looks for it.
+///
+/// # Errors
+/// [`ConstraintError::Rejected`] if `schema` is no object or has settings of the library in it.
+pub fn spaced(schema: &Value) -> Result<Value, ConstraintError> {
+    let Value::Object(map) = schema else {
+        return Err(ConstraintError::Rejected("a schema must be an object".into()));
+    };
+    if map.contains_key("x-guidance") {
+        return Err(ConstraintError::Rejected("the keyword `x-guidance` is not supported".into()));
+    }
+    let mut map = map.clone();
+    map.insert("x-guidance".into(), serde_json::json!({ "whitespace_pattern": JSON_SPACE }));
+    Ok(Value::Object(map))
+}
+
+/// The grammars of one tokenizer. The token trie is built when the first grammar comes.
+pub struct Constraints {
+    tokenizer: Arc<Tokenizer>,
+    factory: OnceLock<Result<ParserFactory, ConstraintError>>,
+    /// Latest used last.
+    compiled: Mutex<Vec<(Digest, Arc<Compiled>)>>,
+}
+
+impl std::fmt::Debug for Constraints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Constraints").field("tokenizer", &self.tokenizer).finish_non_exhaustive()
+    }
+}
+
+impl Constraints {
+    /// Grammars over the tokens of `tokenizer`.
+    #[must_use]
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer, factory: OnceLock::new(), compiled: Mutex::default() }
+    }
+
+    /// Compiles a grammar, or finds it compiled. Takes up to some tens of milliseconds, the first time
+    /// the time to build the trie too: not for a runtime's or the engine's thread.
+    ///
+    /// # Errors
+    /// [`ConstraintError`] says what is wrong with the grammar.
+    pub fn compile(&self, grammar: &Grammar) -> Result<Arc<Compiled>, ConstraintError> {
+        let bytes = grammar.text.len();
+        if bytes > GRAMMAR_BYTES_MAX {
+            return Err(ConstraintError::TooLong { bytes, max: GRAMMAR_BYTES_MAX });
+        }
+        let key = key(grammar);
+        if let Some(known) = self.cached(&key) {
+            return Ok(known);
+        }
+        let built = Arc::new(self.build(grammar)?);
+        let mut all = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= GRAMMARS_CACHED_MAX {
+            all.remove(0);
+        }
+        all.push((key, built.clone()));
+        Ok(built)
+    }
+
+    fn cached(&self, key: &Digest) -> Option<Arc<Compiled>> {
+        let mut all = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = all.iter().position(|(k, _)| k == key)?;
+        let entry = all.remove(at);
+        let found = entry.1.clone();
+        all.push(entry);
+        Some(found)
+    }
+
+    fn build(&self, grammar: &Grammar) -> Result<Compiled, ConstraintError> {
+        let factory = self.factory.get_or_init(|| factory(&self.tokenizer)).as_ref().map_err(Clone::clone)?;
+        let top = match grammar.syntax {
+            GrammarSyntax::JsonSchema => {
+                let schema = serde_json::from_str(&grammar.text)
+                    .map_err(|e| ConstraintError::Rejected(format!("the schema is not JSON: {e}")))?;
+                TopLevelGrammar::from_json_schema(schema)
+            }
+            GrammarSyntax::Lark => TopLevelGrammar::from_lark(grammar.text.clone()),
+        };
+        let matcher = Matcher::new(factory.create_parser(top));
+        if let Some(problem) = matcher.get_error() {
+            return Err(ConstraintError::Rejected(first_line(&problem)));
+        }
+        Ok(Compiled { grammar: grammar.clone(), fresh: Mutex::new(matcher), vocabulary: self.tokenizer.vocab_size() })
+    }
+}
+
+/// A grammar that compiles.
+pub struct Compiled {
+    grammar: Grammar,
+    /// At the beginning of an answer; never advanced.
+    fresh: Mutex<Matcher>,
+    vocabulary: usize,
+}
+
+impl std::fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compiled").field("grammar", &self.grammar).finish_non_exhaustive()
+    }
+}
+
+impl Compiled {
+    /// The grammar as it travels.
+    #[must_use]
+    pub fn grammar(&self) -> &Grammar {
+        &self.grammar
+    }
+
+    /// Begins to follow an answer that ends with one of `stop_tokens`.
+    #[must_use]
+    pub fn follow(self: &Arc<Self>, stop_tokens: &[u32]) -> Followed {
+        Followed::new(Follower::new(self.clone(), stop_tokens))
+    }
+
+    /// A matcher of its own: it shares no cache, so no answer's cost depends on another's.
+    fn matcher(&self) -> Matcher {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()
+    }
+}
+
+fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, ConstraintError> {
+    let env = vocabulary::environment(tokenizer)?;
+    // Masks of the inside of JSON strings are made once.
+    let slices = SlicedBiasComputer::json_slices();
+    let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
+        .map_err(|e| ConstraintError::Vocabulary(first_line(&e.to_string())))?;
+    factory.quiet();
+    *factory.limits_mut() = limits();
+    Ok(factory)
+}
+
+fn key(grammar: &Grammar) -> Digest {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&[grammar.syntax as u8]);
+    hash.update(grammar.text.as_bytes());
+    Digest(*hash.finalize().as_bytes())
+}
+
+/// What the library says, without the traces that follow it.
+fn first_line(problem: &str) -> String {
+    let line = problem.lines().find(|l| !l.trim().is_empty()).unwrap_or("no reason given");
+    line.trim().chars().take(PROBLEM_CHARS_MAX).collect()
+}
