@@ -204,6 +204,15 @@ pub enum ModeArg {
     Cloud,
 }
 
+/// What a fitted rule predicts of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LabelArg {
+    /// The cloud would choose another one.
+    Divergence,
+    /// The cloud's makes a wrong answer right; needs questions with right answers.
+    Benefit,
+}
+
 impl ModeArg {
     /// Name as in the API.
     #[must_use]
@@ -386,6 +395,10 @@ pub struct LabCalibrateArgs {
     /// Largest share of tokens that the cloud may decide, 0 … 1.
     #[arg(long)]
     pub share: Option<f64>,
+    /// What the rule predicts [default: benefit if every question has its right answer, else
+    /// divergence].
+    #[arg(long)]
+    pub label: Option<LabelArg>,
     /// Seed of the fit.
     #[arg(long)]
     pub seed: Option<u64>,

@@ -11,9 +11,9 @@ use tandem_lab::link_bench::{LinkOptions, measure};
 use tandem_lab::pair::Pair;
 use tandem_lab::progress::Progress;
 use tandem_lab::{plot, rows};
-use tandem_router::policy::PolicyFile;
+use tandem_router::policy::{PolicyFile, Predicts};
 
-use crate::args::{Global, LabArgs, LabCalibrateArgs, LabCommand, LabEvalArgs, LabLinkArgs, ModeArg};
+use crate::args::{Global, LabArgs, LabCalibrateArgs, LabCommand, LabEvalArgs, LabLinkArgs, LabelArg, ModeArg};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::ready::{print_line, to_line};
 use crate::{config, logging, pair, state};
@@ -58,6 +58,10 @@ async fn eval(global: &Global, args: &LabEvalArgs) -> Result<(), Failure> {
 
 async fn calibrated(global: &Global, args: &LabCalibrateArgs) -> Result<(), Failure> {
     let mut options = CalibrateOptions::default();
+    options.predicts = args.label.map(|label| match label {
+        LabelArg::Divergence => Predicts::Divergence,
+        LabelArg::Benefit => Predicts::Benefit,
+    });
     options.share_max = args.share.unwrap_or(options.share_max);
     options.fit.seed = args.seed.unwrap_or(options.fit.seed);
     if !(0.0..1.0).contains(&options.share_max) {

@@ -14,9 +14,10 @@ use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
 use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
+use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
 use tandem_router::exchange::Exchange;
-use tandem_router::policy::{Policy, Steering, SteeringConfig};
+use tandem_router::policy::{Paired, Policy, PolicyFileError, Steering, SteeringConfig};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
@@ -47,6 +48,9 @@ pub enum EdgeError {
         /// Layers of the model.
         layers: usize,
     },
+    /// The policy's parameters were fitted for another edge model.
+    #[error(transparent)]
+    Policy(#[from] PolicyFileError),
     /// No random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -102,7 +106,9 @@ pub(crate) struct Inner {
     tokenizer: Arc<Tokenizer>,
     constraints: Constraints,
     chat: ChatTemplate,
-    policy: Arc<dyn Policy>,
+    policy: Paired,
+    /// Cloud model for which the fitted rule was last found wanting, so that it is logged once.
+    unfit_for: Mutex<Option<Digest>>,
     tenant_key: [u8; 32],
     pub(crate) trunk: Option<Trunk>,
     dials: Mutex<Dials>,
@@ -124,12 +130,14 @@ impl EdgeNode {
     /// Starts the engine thread of a node.
     ///
     /// # Errors
-    /// The settings do not fit the model, or the KV pool does not fit in memory.
+    /// The settings or the policy's parameters do not fit the model, or the KV pool does not fit in
+    /// memory.
     pub fn start(settings: EdgeSettings, parts: EdgeParts) -> Result<Self, EdgeError> {
         let layers = parts.model.spec().layers;
         if settings.trunk_layers >= layers {
             return Err(EdgeError::Trunk { asked: settings.trunk_layers, layers });
         }
+        let policy = Paired::new(parts.policy, &parts.model.digest())?;
         let trunk = Trunk::of(&parts.model, settings.trunk_layers);
         let options = RunnerOptions {
             split: settings.trunk_layers,
@@ -150,7 +158,8 @@ impl EdgeNode {
             constraints: Constraints::new(tokenizer.clone()),
             tokenizer,
             chat: parts.chat,
-            policy: parts.policy,
+            policy,
+            unfit_for: Mutex::default(),
             tenant_key: development_tenant_key(&parts.tenant),
             trunk,
             estimates: Mutex::default(),
@@ -230,6 +239,9 @@ impl EdgeNode {
         let stats = link.as_ref().map(|l| l.stats());
         let dials = *lock(&inner.dials);
         let totals = lock(&inner.totals);
+        let (policy, unfit) = inner.policy.towards(link.as_deref().and_then(|l| inner.cloud_digest(l)));
+        // The dial is on the fitted risk; the stand-in has its own threshold.
+        let dialled = dials.threshold.filter(|_| unfit.is_none());
         NodeStatus {
             node: inner.settings.name.clone(),
             edge_model: inner.settings.model.clone(),
@@ -238,9 +250,10 @@ impl EdgeNode {
             cut: inner.uplinks.is_cut(),
             rtt_ms: stats.as_ref().map(|s| s.rtt_us as f64 / 1000.0),
             goodput_bytes_per_s: stats.as_ref().and_then(|s| s.goodput_bytes_per_s()).map(|g| g as f64),
-            threshold: dials.threshold.unwrap_or_else(|| inner.policy.threshold()),
+            threshold: dialled.unwrap_or_else(|| policy.threshold()),
             default_mode: dials.default_mode,
-            policy: inner.policy.name().to_owned(),
+            policy: policy.name().to_owned(),
+            policy_note: unfit.map(|why| why.to_string()),
             trunk_layers: link
                 .as_ref()
                 .map_or(0, |l| if inner.shares_trunk(l) { inner.settings.trunk_layers } else { 0 }),
@@ -282,9 +295,28 @@ impl Inner {
         self.model.spec().context_tokens
     }
 
-    pub(crate) fn steering(&self, threshold: Option<f32>) -> Steering {
-        let threshold = threshold.or(lock(&self.dials).threshold);
-        Steering::new(self.policy.clone(), SteeringConfig { threshold, ..SteeringConfig::default() })
+    /// Digest of the model that the peer serves under the name we ask for.
+    fn cloud_digest<'l>(&self, link: &'l Link) -> Option<&'l Digest> {
+        link.peer_hello().models.iter().find(|card| card.name == self.settings.cloud_model).map(|card| &card.digest)
+    }
+
+    /// Steering of an answer that may ask the cloud over `link`. Where the fitted rule does not hold
+    /// for the cloud's model, the stand-in decides, at its own threshold.
+    pub(crate) fn steering(&self, threshold: Option<f32>, link: Option<&Link>) -> Steering {
+        let cloud = link.and_then(|l| self.cloud_digest(l));
+        let (policy, unfit) = self.policy.towards(cloud);
+        let threshold = match unfit {
+            None => threshold.or(lock(&self.dials).threshold),
+            Some(why) => {
+                let mut known = lock(&self.unfit_for);
+                if known.as_ref() != cloud {
+                    tracing::warn!("{} decides on this link: {why}", policy.name());
+                    *known = cloud.copied();
+                }
+                None
+            }
+        };
+        Steering::new(policy.clone(), SteeringConfig { threshold, ..SteeringConfig::default() })
     }
 
     pub(crate) fn estimates(&self) -> Estimates {

@@ -89,7 +89,7 @@ pub struct TokenEvent {
     pub edge_top1: Option<f32>,
     /// Entropy of the edge model's distribution, nats.
     pub edge_entropy: Option<f32>,
-    /// Estimated probability that the cloud would choose another token.
+    /// Score of the policy: for the fitted rule a probability, see `tandem_router::policy::Predicts`.
     pub risk: Option<f32>,
     /// Why it was decided there, e.g. `risk`, `sure`, `exact`, `cloud-away`.
     pub reason: &'static str,
@@ -244,6 +244,9 @@ pub struct NodeStatus {
     pub default_mode: Mode,
     /// Policy in use, for the header `x-tandem-policy`.
     pub policy: String,
+    /// Why that is not the configured policy: its parameters were fitted for another cloud model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_note: Option<String>,
     /// Layers shared by the edge and the cloud model; 0 without a shared trunk.
     pub trunk_layers: usize,
     /// Requests under way.

@@ -20,7 +20,7 @@ pub enum LabError {
         source: std::io::Error,
     },
     /// A line of a data file is not a row.
-    #[error("{}:{line}: {problem}; each line is one JSON object with `prompt`, `answer` and `category`", path.display())]
+    #[error("{}:{line}: {problem}; each line is one JSON object with `prompt`, `category` and, if it is known, the right `answer`", path.display())]
     Row {
         /// The file.
         path: PathBuf,
@@ -28,6 +28,14 @@ pub enum LabError {
         line: usize,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A row has no right answer where one is needed.
+    #[error("the row `{prompt}` has no `answer`, which {wanted} needs; add the right answers")]
+    NoAnswer {
+        /// Its question.
+        prompt: String,
+        /// What needs it.
+        wanted: &'static str,
     },
     /// There is nothing to work on.
     #[error("{0}")]

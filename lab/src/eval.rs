@@ -18,7 +18,7 @@ use tandem_router::policy::PolicyFile;
 pub use closed::{Answer, Asked, ask, ask_watched};
 pub(crate) use closed::{median, prompt as closed_prompt};
 pub use interval::Interval;
-pub use offline::{Baseline, Curve, CurvePoint};
+pub use offline::{Baseline, Curve, CurvePoint, RECOVERED};
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::error::LabError;
@@ -163,6 +163,9 @@ pub async fn evaluate(options: &EvalOptions, policy: &Arc<PolicyFile>) -> Result
     let mut splits = Vec::new();
     for split in &options.splits {
         let rows = reference_subset(read(&options.data.join(format!("{split}.jsonl")))?, options.limit);
+        if let Some(row) = rows.iter().find(|row| !row.has_answer()) {
+            return Err(LabError::NoAnswer { prompt: row.prompt.clone(), wanted: "an evaluation" });
+        }
         let mut report = closed::split(&cluster, split, &rows, options).await?;
         if options.curves.contains(split) {
             (report.baselines, report.curves) = offline_part(options.threads, rows, policy.clone()).await?;

@@ -44,6 +44,8 @@ pub struct Node {
     /// The edge's hidden state above its last layer, before the final norm.
     pub hidden: Vec<f32>,
     children: Vec<(u32, u32)>,
+    /// The context before it and the token that leads here; none for the prompt itself.
+    after: Option<(u32, u32)>,
 }
 
 impl Node {
@@ -135,6 +137,15 @@ pub fn cloud_share<'a>(paths: impl IntoIterator<Item = &'a Path>) -> f64 {
     cloud as f64 / (all as f64).max(1.0)
 }
 
+/// An answer whose first tokens are given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// Which prompt.
+    pub prompt: usize,
+    /// Its first tokens, whoever would choose them.
+    pub begins: Vec<u32>,
+}
+
 /// The contexts of one prompt. Node 0 is the prompt itself.
 #[derive(Clone, Debug, Default)]
 struct Tree {
@@ -150,10 +161,23 @@ impl Tree {
 
 /// Where a walk stands.
 struct Walk {
+    /// Tokens that are taken before the rule is asked.
+    begins: Vec<u32>,
     path: Path,
     /// The context whose node is needed next.
     at: Option<usize>,
     done: bool,
+}
+
+impl Walk {
+    fn new(tree: &Tree, begins: Vec<u32>, answer_max: usize) -> Self {
+        Self { begins, path: Path::default(), at: (!tree.nodes.is_empty()).then_some(0), done: answer_max == 0 }
+    }
+
+    /// For a prompt that takes no part.
+    fn none() -> Self {
+        Self { begins: Vec::new(), path: Path::default(), at: None, done: true }
+    }
 }
 
 /// The trees of many prompts. See the module's text.
@@ -175,6 +199,17 @@ impl<'a> Explorer<'a> {
     #[must_use]
     pub fn nodes(&self, prompt: usize) -> &[Node] {
         self.trees.get(prompt).map_or(&[], |t| &t.nodes)
+    }
+
+    /// Tokens of the answer before context `node` of prompt `prompt`.
+    #[must_use]
+    pub fn tokens_before(&self, prompt: usize, node: u32) -> Vec<u32> {
+        let nodes = self.nodes(prompt);
+        let after = |at: u32| nodes.get(at as usize).and_then(|n| n.after);
+        let mut tokens: Vec<u32> =
+            std::iter::successors(after(node), |(before, _)| after(*before)).map(|a| a.1).collect();
+        tokens.reverse();
+        tokens
     }
 
     /// Prompts.
@@ -200,8 +235,42 @@ impl<'a> Explorer<'a> {
             // Made when something is missing: a sweep over known contexts needs no KV state.
             let mut group: Option<Group> = None;
             for (rule, paths) in rules.iter().zip(&mut out) {
-                paths.extend(walk(self.pair, trees, &mut group, rule, from, self.answer_max)?);
+                let walks = trees.iter().map(|t| Walk::new(t, Vec::new(), self.answer_max)).collect();
+                paths.extend(walk(self.pair, trees, &mut group, rule, (from, walks), self.answer_max)?);
                 progress.advance(trees.len() as u64);
+            }
+            from += trees.len();
+        }
+        Ok(out)
+    }
+
+    /// Goes on under `rule` after the tokens that each branch begins with; the paths are in the order
+    /// of the branches and hold these tokens too.
+    ///
+    /// # Errors
+    /// A prompt does not fit the models, or a model fails.
+    pub fn go_on(&mut self, branches: &[Branch], rule: &Rule) -> Result<Vec<Path>, LabError> {
+        let mut of_prompt: Vec<Vec<usize>> = vec![Vec::new(); self.trees.len()];
+        for (at, branch) in branches.iter().enumerate() {
+            of_prompt[branch.prompt].push(at);
+        }
+        let mut out = vec![Path::default(); branches.len()];
+        let mut from = 0;
+        for (trees, of_prompt) in self.trees.chunks_mut(GROUP).zip(of_prompt.chunks(GROUP)) {
+            let mut group: Option<Group> = None;
+            // A pass holds one context of a prompt, so its branches take turns.
+            for turn in 0..of_prompt.iter().map(Vec::len).max().unwrap_or(0) {
+                let walks = trees.iter().zip(of_prompt).map(|(tree, of_prompt)| match of_prompt.get(turn) {
+                    Some(&at) => Walk::new(tree, branches[at].begins.clone(), self.answer_max),
+                    None => Walk::none(),
+                });
+                let walks = walks.collect();
+                let paths = walk(self.pair, trees, &mut group, rule, (from, walks), self.answer_max)?;
+                for (of_prompt, path) in of_prompt.iter().zip(paths) {
+                    if let Some(&at) = of_prompt.get(turn) {
+                        out[at] = path;
+                    }
+                }
             }
             from += trees.len();
         }
@@ -209,18 +278,16 @@ impl<'a> Explorer<'a> {
     }
 }
 
-/// Walks one rule through all trees of a group, feeding the models where contexts are missing.
+/// Takes `walks`, one for each tree of a group whose first prompt is `from`, to their ends under one
+/// rule, feeding the models where contexts are missing.
 fn walk(
     pair: &Pair,
     trees: &mut [Tree],
     group: &mut Option<Group>,
     rule: &Rule,
-    from: usize,
+    (from, mut walks): (usize, Vec<Walk>),
     answer_max: usize,
 ) -> Result<Vec<Path>, LabError> {
-    let start =
-        |t: &Tree| Walk { path: Path::default(), at: (!t.nodes.is_empty()).then_some(0), done: answer_max == 0 };
-    let mut walks: Vec<Walk> = trees.iter().map(start).collect();
     loop {
         let mut missing = Vec::new();
         for (i, (tree, walk)) in trees.iter().zip(&mut walks).enumerate() {
@@ -244,6 +311,7 @@ fn walk(
             let at = tree.nodes.len();
             if let (Some(&parent), Some(&token)) = (walk.path.nodes.last(), walk.path.tokens.last()) {
                 tree.nodes[parent as usize].children.push((token, at as u32));
+                node.after = Some((parent, token));
             }
             tree.nodes.push(node);
             walk.at = Some(at);
@@ -255,8 +323,11 @@ fn walk(
 fn advance(pair: &Pair, tree: &Tree, walk: &mut Walk, rule: &Rule, prompt: usize, answer_max: usize) {
     while let (Some(at), false) = (walk.at, walk.done) {
         let node = &tree.nodes[at];
-        let cloud = rule.asks_cloud(prompt, node);
-        let token = if cloud { node.cloud } else { node.edge };
+        let (token, cloud) = match walk.begins.get(walk.path.tokens.len()) {
+            Some(&token) => (token, token != node.edge),
+            None if rule.asks_cloud(prompt, node) => (node.cloud, true),
+            None => (node.edge, false),
+        };
         walk.path.tokens.push(token);
         walk.path.by_cloud.push(cloud);
         walk.path.nodes.push(at as u32);

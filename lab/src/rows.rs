@@ -15,7 +15,8 @@ pub const FILE_BYTES_MAX: u64 = 256 << 20;
 pub struct Row {
     /// What is asked.
     pub prompt: String,
-    /// The right answer.
+    /// The right answer; empty if nobody knows it.
+    #[serde(default)]
     pub answer: String,
     /// Kind of question.
     pub category: String,
@@ -28,10 +29,16 @@ pub struct Row {
 }
 
 impl Row {
+    /// True if the right answer is known.
+    #[must_use]
+    pub fn has_answer(&self) -> bool {
+        !self.answer.trim().is_empty()
+    }
+
     /// True if `text` is the right answer; white space around it does not matter.
     #[must_use]
     pub fn is_right(&self, text: &str) -> bool {
-        text.trim() == self.answer.trim()
+        self.has_answer() && text.trim() == self.answer.trim()
     }
 }
 
@@ -65,13 +72,14 @@ pub fn read(path: &Path) -> Result<Vec<Row>, LabError> {
 }
 
 /// Numbers the problems of `rows`: rows with the same category and key (or answer, where there is no
-/// key) get the same number. The unit of every split between fitting and measuring.
+/// key, or prompt, where there is neither) get the same number. The unit of every split between fitting and measuring.
 #[must_use]
 pub fn problems(rows: &[Row]) -> Vec<u32> {
     let mut known: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     rows.iter()
         .map(|row| {
-            let key = if row.key.is_empty() { &row.answer } else { &row.key };
+            let keys = [&row.key, &row.answer, &row.prompt];
+            let key = keys.into_iter().find(|key| !key.is_empty()).unwrap_or(&row.prompt);
             let next = known.len() as u32;
             *known.entry((row.category.as_str(), key.as_str())).or_insert(next)
         })
@@ -224,8 +232,11 @@ mod tests {
             row("sub", "1+2", "a"),
             row("add", "", "a"),
             row("add", "", "a"),
+            row("add", "", ""),
+            Row { prompt: "another?".into(), ..row("add", "", "") },
         ];
-        assert_eq!(problems(&rows), [0, 0, 1, 2, 2]);
+        assert_eq!(problems(&rows), [0, 0, 1, 2, 2, 3, 4]);
+        assert!(!rows[5].has_answer() && !rows[5].is_right("") && rows[0].is_right(" a\n"));
     }
 
     #[test]

@@ -42,7 +42,7 @@ function showThreshold() {
   byId("threshold-value").textContent = `${Math.round(at * 100)} %`;
   byId("threshold-reset").hidden = !state.own;
   const over = risks.filter((risk) => risk > at).length;
-  const effect = at >= 1 ? "Never asks the cloud." : at <= 0 ? "Asks the cloud at every token with any risk at all." : `Asks the cloud when the risk that it would choose another token is above ${Math.round(at * 100)} %.`;
+  const effect = at >= 1 ? "Never asks the cloud." : at <= 0 ? "Asks the cloud at every token with any risk at all." : `Asks the cloud when the risk of keeping the device’s token is above ${Math.round(at * 100)} %.`;
   const last = risks.length ? ` ${over} of the last ${count(risks.length, "token")} ${over === 1 ? "was" : "were"} above this.` : "";
   byId("threshold-text").textContent = effect + last + (state.mode === "auto" ? "" : " Counts in mode auto only.");
   byId("risk-plot").replaceChildren(

@@ -148,10 +148,11 @@ impl Answer {
         );
         let cloud = if request.mode == Mode::Local { Cloud::Unused } else { Cloud::Wanted };
         let links = node.uplinks.links();
-        let down = links.borrow().is_none();
+        let link = links.borrow().clone();
+        let down = link.is_none();
         Self {
             session: EdgeSession::new(id, &request.prompt, most, &node.stop_tokens),
-            steering: node.steering(request.threshold),
+            steering: node.steering(request.threshold, link.as_deref()),
             lost_at: down.then(|| node.uplinks.down_since()).flatten(),
             node,
             request,

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use tandem_router::policy::Policy;
 use tandem_router::policy::fit::{auc, brier, calibration_error};
+use tandem_router::policy::{Policy, Predicts};
 
 use super::Data;
+use super::label::Labels;
+use super::threshold::TriedThreshold;
 use crate::error::LabError;
 use crate::explore::{Explorer, Node, Path, cloud_share};
 use crate::pair::Pair;
@@ -22,6 +24,8 @@ pub struct Measured {
     pub tokens: usize,
     /// Share of tokens on which the models differ, 0 … 1.
     pub differs: f64,
+    /// Share of tokens with the label, 0 … 1.
+    pub positive: f64,
     /// Area under the ROC curve of the fitted rule.
     pub auc: f32,
     /// The same of the edge's entropy.
@@ -39,14 +43,19 @@ impl Measured {
         explorer: &Explorer<'_>,
         paths: impl Iterator<Item = (usize, &'p Path)>,
         policy: &dyn Policy,
+        labels: &Labels<'_>,
     ) -> Self {
-        let nodes: Vec<&Node> =
-            paths.flat_map(|(i, p)| p.nodes.iter().map(move |&at| &explorer.nodes(i)[at as usize])).collect();
-        let by = |score: &dyn Fn(&Node) -> f32| nodes.iter().map(|n| (score(n), n.differs())).collect::<Vec<_>>();
+        let of_path = |(i, path): (usize, &'p Path)| path.nodes.iter().map(move |&at| (i, at));
+        let nodes: Vec<(&Node, bool)> = paths
+            .flat_map(of_path)
+            .map(|(i, at)| (&explorer.nodes(i)[at as usize], labels.of(explorer, i, at)))
+            .collect();
+        let by = |score: &dyn Fn(&Node) -> f32| nodes.iter().map(|(n, l)| (score(n), *l)).collect::<Vec<_>>();
         let risk = by(&|n| policy.score(&n.features()));
         Self {
             tokens: nodes.len(),
-            differs: nodes.iter().filter(|n| n.differs()).count() as f64 / nodes.len().max(1) as f64,
+            differs: nodes.iter().filter(|n| n.0.differs()).count() as f64 / nodes.len().max(1) as f64,
+            positive: nodes.iter().filter(|n| n.1).count() as f64 / nodes.len().max(1) as f64,
             auc: auc(&risk),
             auc_entropy: auc(&by(&|n| n.entropy)),
             auc_top1: auc(&by(&|n| 1.0 - n.top1)),
@@ -54,17 +63,6 @@ impl Measured {
             calibration_error: calibration_error(&risk, BINS),
         }
     }
-}
-
-/// One threshold in the closed loop on held-back fresh problems.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TriedThreshold {
-    /// τ.
-    pub threshold: f32,
-    /// Share of tokens that the cloud decided, 0 … 1.
-    pub share: f64,
-    /// Share of answers equal to the cloud's, 0 … 1.
-    pub equals_cloud: f64,
 }
 
 /// A rule at the share of the fitted one, on held-back fresh problems.
@@ -92,10 +90,7 @@ impl Rival {
         paths: &[Path],
         cloud: &[Path],
     ) -> Result<Self, LabError> {
-        let mut right = 0;
-        for &i in members {
-            right += usize::from(data.rows[i].is_right(&pair.text(&paths[i].tokens)?));
-        }
+        let right = data.right(pair, members, paths)?;
         Ok(Self {
             rule: rule.to_owned(),
             threshold,
@@ -133,10 +128,8 @@ impl PartReport {
         let mut out = Vec::new();
         for (part, members) in parts {
             let mut right = [0usize; 3];
-            for &i in &members {
-                for (count, paths) in right.iter_mut().zip(paths) {
-                    *count += usize::from(data.rows[i].is_right(&pair.text(&paths[i].tokens)?));
-                }
+            for (count, paths) in right.iter_mut().zip(paths) {
+                *count = data.right(pair, &members, paths)?;
             }
             let [edge, cloud, auto] = right.map(|n| n as f64 / members.len() as f64);
             let share = cloud_share(members.iter().map(|&i| &paths[2][i]));
@@ -149,6 +142,8 @@ impl PartReport {
 /// What a calibration found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CalibrateReport {
+    /// What the rule predicts.
+    pub predicts: Predicts,
     /// Rows of the calibration data.
     pub rows: usize,
     /// Of these, held back for measuring.
@@ -175,12 +170,14 @@ impl CalibrateReport {
     pub fn markdown(&self) -> String {
         let m = &self.measured;
         let mut out = format!(
-            "Fitted on {} tokens of {} rows; measured on {} rows ({} tokens, models differ on {:.1} %).\n\n",
+            "Predicts the {}. Fitted on {} tokens of {} rows; measured on {} rows ({} tokens, models differ on {:.1} %, the label holds on {:.2} %).\n\n",
+            self.predicts.describe(),
             self.samples,
             self.rows - self.measured_rows,
             self.measured_rows,
             m.tokens,
-            100.0 * m.differs
+            100.0 * m.differs,
+            100.0 * m.positive
         );
         let _ = writeln!(out, "| score | AUC | ECE | Brier |\n|---|---|---|---|");
         let _ = writeln!(out, "| calibrated | {:.4} | {:.4} | {:.4} |", m.auc, m.calibration_error, m.brier);
@@ -189,11 +186,15 @@ impl CalibrateReport {
             "| entropy | {:.4} | | |\n| 1 − top-1 probability | {:.4} | | |\n",
             m.auc_entropy, m.auc_top1
         );
-        let _ = writeln!(out, "| τ | tokens decided by the cloud | answers equal to the cloud's |\n|---|---|---|");
+        let _ = writeln!(
+            out,
+            "| τ | tokens decided by the cloud | gain recovered | answers equal to the cloud's |\n|---|---|---|---|"
+        );
         for t in &self.tried {
             let mark = if t.threshold.to_bits() == self.threshold.to_bits() { " (chosen)" } else { "" };
             let (share, equal) = (100.0 * t.share, 100.0 * t.equals_cloud);
-            let _ = writeln!(out, "| {:.4}{mark} | {share:.1} % | {equal:.1} % |", t.threshold);
+            let recovered = t.recovered.map_or_else(|| "–".into(), |r| format!("{:.1} %", 100.0 * r));
+            let _ = writeln!(out, "| {:.4}{mark} | {share:.1} % | {recovered} | {equal:.1} % |", t.threshold);
         }
         let _ = writeln!(
             out,

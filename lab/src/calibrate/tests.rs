@@ -7,14 +7,12 @@ fn sample(n: usize) -> Vec<Row> {
 }
 
 /// Two runs of a small calibration give the same bytes, and the file is one that loads.
-#[test]
-fn calibration_is_deterministic_and_yields_a_valid_file() {
+fn deterministic_and_valid(rows: &[Row], predicts: Predicts) {
     let pair = Pair::embedded(1).unwrap();
-    let rows = sample(48);
     let mut options = CalibrateOptions::default();
     options.fit.units = Some(4);
     options.fit.epochs = 2;
-    let run = || calibrate(&pair, &rows, &options, &Progress::silent()).unwrap();
+    let run = || calibrate(&pair, rows, &options, &Progress::silent()).unwrap();
     let (file, report) = run();
     let (again, report_again) = run();
     assert_eq!(serde_json::to_vec(&file).unwrap(), serde_json::to_vec(&again).unwrap());
@@ -24,6 +22,23 @@ fn calibration_is_deterministic_and_yields_a_valid_file() {
     assert_eq!(parsed.quality.requests as usize, report.measured_rows);
     assert!(report.measured_rows > 0 && report.measured_rows < rows.len());
     assert!(report.markdown().contains("(chosen)"));
+    assert_eq!((file.predicts, report.predicts), (predicts, predicts));
+    assert!(file.fitted_on.starts_with(predicts.describe()), "{}", file.fitted_on);
+    assert!(report.measured.positive > 0.0 && report.measured.positive <= report.measured.differs);
+}
+
+#[test]
+fn rows_with_right_answers_teach_the_benefit() {
+    deterministic_and_valid(&sample(160), Predicts::Benefit);
+}
+
+#[test]
+fn rows_without_right_answers_teach_the_difference() {
+    let mut rows = sample(48);
+    // Else the answer says which wordings belong together.
+    rows.retain(|row| !row.key.is_empty());
+    rows.iter_mut().for_each(|row| row.answer.clear());
+    deterministic_and_valid(&rows, Predicts::Divergence);
 }
 
 #[test]

@@ -19,13 +19,19 @@ impl Interval {
     /// Percentile bootstrap (Efron 1979) of the mean of `hits`, the same for the same hits.
     #[must_use]
     pub fn of(hits: &[bool]) -> Self {
-        if hits.is_empty() {
+        Self::of_mean(&hits.iter().map(|hit| f64::from(u8::from(*hit))).collect::<Vec<_>>())
+    }
+
+    /// The same of the mean of `values`: of differences between two rules prompt by prompt, for one.
+    #[must_use]
+    pub fn of_mean(values: &[f64]) -> Self {
+        if values.is_empty() {
             return Self::default();
         }
         let mut rng = fastrand::Rng::with_seed(SEED);
-        let mut means: Vec<f64> = (0..RESAMPLES)
-            .map(|_| (0..hits.len()).filter(|_| hits[rng.usize(..hits.len())]).count() as f64 / hits.len() as f64)
-            .collect();
+        let mut mean =
+            |_| (0..values.len()).map(|_| values[rng.usize(..values.len())]).sum::<f64>() / values.len() as f64;
+        let mut means: Vec<f64> = (0..RESAMPLES).map(&mut mean).collect();
         means.sort_by(f64::total_cmp);
         let at = |q: f64| means[((q * RESAMPLES as f64) as usize).min(RESAMPLES - 1)];
         Self { low: at(0.025), high: at(0.975) }
@@ -45,5 +51,9 @@ mod tests {
         assert_eq!(i, Interval::of(&hits));
         assert_eq!(Interval::of(&[true; 9]), Interval { low: 1.0, high: 1.0 });
         assert_eq!(Interval::of(&[]), Interval::default());
+        // Differences of 1, 0 and −1 in equal parts: ± 1.96·√(2/3/300) = ± 0.0924.
+        let differences: Vec<f64> = (0..300).map(|i| f64::from(i % 3 - 1)).collect();
+        let i = Interval::of_mean(&differences);
+        assert!((i.low + 0.092).abs() < 0.015 && (i.high - 0.092).abs() < 0.015, "{i:?}");
     }
 }

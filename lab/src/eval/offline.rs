@@ -16,7 +16,9 @@ use crate::rows::Row;
 
 /// Shares at which the curves are measured, roughly: a threshold is set by replay and its share is
 /// then measured.
-const SHARES: [f64; 9] = [0.02, 0.04, 0.06, 0.08, 0.10, 0.125, 0.15, 0.20, 0.30];
+const SHARES: [f64; 14] = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.10, 0.125, 0.15, 0.20, 0.30];
+/// Part of the distance from the edge to the cloud that a rule is asked to recover.
+pub const RECOVERED: f64 = 0.9;
 /// Coins of the random baseline: its exact match is their mean.
 const COINS: u64 = 3;
 /// Passes over the prompts, about, for a progress bar.
@@ -37,6 +39,12 @@ pub struct Baseline {
     pub equals_cloud: f64,
     /// Its 95 % bootstrap interval; for `random`, that of the first coin.
     pub interval: Interval,
+    /// Exact match of the calibrated rule minus this one's, prompt by prompt, with its 95 % bootstrap
+    /// interval; none for the calibrated rule itself.
+    pub behind: Option<(f64, Interval)>,
+    /// Least share in the rule's curve that recovers [`RECOVERED`] of the distance from the edge to
+    /// the cloud; none if none does.
+    pub share_needed: Option<f64>,
 }
 
 /// Exact match over share for one rule.
@@ -61,7 +69,10 @@ pub struct CurvePoint {
     pub equals_cloud: f64,
 }
 
-struct Bench<'a> {
+/// Right or wrong, prompt by prompt; a part of 1 where coins are averaged.
+type Hits = Vec<f64>;
+
+pub(super) struct Bench<'a> {
     pair: &'a Pair,
     rows: &'a [Row],
     explorer: Explorer<'a>,
@@ -79,6 +90,10 @@ impl Bench<'_> {
         self.rows.iter().zip(paths).map(|(row, path)| Ok(row.is_right(&self.pair.text(&path.tokens)?))).collect()
     }
 
+    fn hits(&self, paths: &[Path]) -> Result<Hits, LabError> {
+        Ok(self.right(paths)?.into_iter().map(|right| f64::from(u8::from(right))).collect())
+    }
+
     fn point(&self, threshold: f64, paths: &[Path]) -> Result<CurvePoint, LabError> {
         let right = self.right(paths)?;
         let exact_match = right.iter().filter(|r| **r).count() as f64 / right.len().max(1) as f64;
@@ -88,6 +103,59 @@ impl Bench<'_> {
     }
 }
 
+/// Rules at the share of the fitted one, and the levels of both models alone.
+#[derive(Clone, Debug)]
+pub(super) struct EqualShare {
+    /// The fitted rule first.
+    pub rules: Vec<Baseline>,
+    /// Exact match of the edge alone, 0 … 1.
+    pub edge: f64,
+    /// Of the cloud alone.
+    pub cloud: f64,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(pair: &'a Pair, rows: &'a [Row], progress: &'a Progress) -> Result<Self, LabError> {
+        let prompts = rows.iter().map(|r| pair.prompt(&r.prompt)).collect::<Result<_, _>>()?;
+        Ok(Self { pair, rows, explorer: Explorer::new(pair, prompts), cloud: Vec::new(), progress })
+    }
+
+    /// The fitted rule at its own threshold, and the baselines at the share that it takes.
+    pub(super) fn at_equal_share(&mut self, file: &Arc<PolicyFile>) -> Result<EqualShare, LabError> {
+        let policies = policies(file)?;
+        let calibrated = &policies[0].1;
+        let own = Rule::Policy(calibrated.clone(), calibrated.threshold());
+        let mut paths = self.run(&[own, Rule::Edge, Rule::Cloud])?;
+        self.cloud = paths.pop().unwrap_or_default();
+        let edge = paths.pop().unwrap_or_default();
+        let auto = paths.pop().unwrap_or_default();
+        let share = cloud_share(&auto);
+        let own_hits = self.hits(&auto)?;
+        let mut rules = vec![baseline(self, "calibrated", f64::from(calibrated.threshold()), &auto)?];
+        let members: Vec<usize> = (0..self.rows.len()).collect();
+        for (name, policy) in &policies[1..] {
+            let (threshold, paths) = at_share(&mut self.explorer, &members, policy, &self.cloud, share, self.progress)?;
+            let behind = Some(ahead(&own_hits, &self.hits(&paths)?));
+            rules.push(Baseline { behind, ..baseline(self, name, f64::from(threshold), &paths)? });
+        }
+        rules.push(random_baseline(self, share, &own_hits)?);
+        let (edge, cloud) = (self.point(0.0, &edge)?.exact_match, self.point(1.0, &self.cloud)?.exact_match);
+        Ok(EqualShare { rules, edge, cloud })
+    }
+}
+
+/// A rule and its name.
+type Named = (&'static str, Arc<dyn Policy>);
+
+/// The fitted rule and the baselines with a score.
+fn policies(file: &Arc<PolicyFile>) -> Result<[Named; 3], LabError> {
+    Ok([
+        ("calibrated", Arc::new(Calibrated::new(file.clone(), None)?)),
+        ("entropy", Arc::new(Entropy::new(0.0)?)),
+        ("top1", Arc::new(Top1::new(1.0)?)),
+    ])
+}
+
 /// Baselines at the share of the fitted rule, and all rules over a range of shares.
 pub(super) fn compare(
     pair: &Pair,
@@ -95,30 +163,11 @@ pub(super) fn compare(
     file: &Arc<PolicyFile>,
     progress: &Progress,
 ) -> Result<(Vec<Baseline>, Vec<Curve>), LabError> {
-    let prompts = rows.iter().map(|r| pair.prompt(&r.prompt)).collect::<Result<_, _>>()?;
-    let mut bench = Bench { pair, rows, explorer: Explorer::new(pair, prompts), cloud: Vec::new(), progress };
+    let mut bench = Bench::new(pair, rows, progress)?;
+    let EqualShare { rules: mut baselines, edge, cloud } = bench.at_equal_share(file)?;
     let members: Vec<usize> = (0..rows.len()).collect();
-    let calibrated: Arc<dyn Policy> = Arc::new(Calibrated::new(file.clone(), None)?);
-    let policies: [(&str, Arc<dyn Policy>); 3] = [
-        ("calibrated", calibrated.clone()),
-        ("entropy", Arc::new(Entropy::new(0.0)?)),
-        ("top1", Arc::new(Top1::new(1.0)?)),
-    ];
-    let own = Rule::Policy(calibrated.clone(), calibrated.threshold());
-    let mut paths = bench.run(&[own, Rule::Edge, Rule::Cloud])?;
-    bench.cloud = paths.pop().unwrap_or_default();
-    let auto = paths.swap_remove(0);
-    let share = cloud_share(&auto);
-
-    let mut baselines = vec![baseline(&bench, "calibrated", f64::from(calibrated.threshold()), &auto)?];
-    for (name, policy) in &policies[1..] {
-        let (threshold, paths) = at_share(&mut bench.explorer, &members, policy, &bench.cloud, share, progress)?;
-        baselines.push(baseline(&bench, name, f64::from(threshold), &paths)?);
-    }
-    baselines.push(random_baseline(&mut bench, share)?);
-
     let mut curves = Vec::new();
-    for (name, policy) in &policies {
+    for (name, policy) in &policies(file)? {
         let mut scores = scores(&bench.explorer, &members, &bench.cloud, &**policy);
         let thresholds = SHARES.map(|share| quantile(&mut scores, share));
         let rules = thresholds.map(|t| Rule::Policy(policy.clone(), t));
@@ -126,22 +175,40 @@ pub(super) fn compare(
     }
     let coins = SHARES.map(|share| Rule::Random { share: share as f32, seed: 0 });
     curves.push(curve(&mut bench, "random", &SHARES, &coins)?);
+    for (baseline, curve) in baselines.iter_mut().zip(&curves) {
+        baseline.share_needed = share_needed(&curve.points, edge, cloud);
+    }
     Ok((baselines, curves))
+}
+
+/// How far `own` is ahead of `other`.
+fn ahead(own: &[f64], other: &[f64]) -> (f64, Interval) {
+    let differences: Hits = own.iter().zip(other).map(|(own, other)| own - other).collect();
+    (differences.iter().sum::<f64>() / differences.len().max(1) as f64, Interval::of_mean(&differences))
+}
+
+/// Least share of a curve's points that recovers enough. `points` rise in share.
+fn share_needed(points: &[CurvePoint], edge: f64, cloud: f64) -> Option<f64> {
+    let enough = edge + RECOVERED * (cloud - edge);
+    points.iter().find(|p| cloud > edge && p.exact_match >= enough - 1e-9).map(|p| p.share)
 }
 
 fn baseline(bench: &Bench<'_>, rule: &str, threshold: f64, paths: &[Path]) -> Result<Baseline, LabError> {
     let point = bench.point(threshold, paths)?;
     let interval = Interval::of(&bench.right(paths)?);
     let CurvePoint { share, exact_match, equals_cloud, .. } = point;
-    Ok(Baseline { rule: rule.to_owned(), threshold, share, exact_match, equals_cloud, interval })
+    let rule = rule.to_owned();
+    Ok(Baseline { rule, threshold, share, exact_match, equals_cloud, interval, behind: None, share_needed: None })
 }
 
-fn random_baseline(bench: &mut Bench<'_>, share: f64) -> Result<Baseline, LabError> {
+fn random_baseline(bench: &mut Bench<'_>, share: f64, own: &[f64]) -> Result<Baseline, LabError> {
     let coins: Vec<Rule> = (0..COINS).map(|seed| Rule::Random { share: share as f32, seed }).collect();
     let paths = bench.run(&coins)?;
     let mut of_coins = Vec::with_capacity(paths.len());
+    let mut hits = vec![0.0; own.len()];
     for paths in &paths {
         of_coins.push(baseline(bench, "random", share, paths)?);
+        hits.iter_mut().zip(bench.hits(paths)?).for_each(|(mean, hit)| *mean += hit / COINS as f64);
     }
     let mean = |of: &dyn Fn(&Baseline) -> f64| of_coins.iter().map(of).sum::<f64>() / of_coins.len().max(1) as f64;
     Ok(Baseline {
@@ -151,6 +218,8 @@ fn random_baseline(bench: &mut Bench<'_>, share: f64) -> Result<Baseline, LabErr
         exact_match: mean(&|b| b.exact_match),
         equals_cloud: mean(&|b| b.equals_cloud),
         interval: of_coins.first().map(|b| b.interval).unwrap_or_default(),
+        behind: Some(ahead(own, &hits)),
+        share_needed: None,
     })
 }
 
@@ -160,4 +229,20 @@ fn curve(bench: &mut Bench<'_>, rule: &str, thresholds: &[f64], rules: &[Rule]) 
     let mut points = points.collect::<Result<Vec<_>, _>>()?;
     points.sort_by(|a, b| a.share.total_cmp(&b.share));
     Ok(Curve { rule: rule.to_owned(), points })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_needed_is_the_least_that_recovers_enough() {
+        let point = |share, exact_match| CurvePoint { threshold: 0.5, share, exact_match, equals_cloud: 0.0 };
+        let points = [point(0.02, 0.45), point(0.05, 0.54), point(0.08, 0.53), point(0.2, 0.55)];
+        for (edge, cloud, needed) in
+            [(0.4, 0.55, Some(0.05)), (0.4, 0.5, Some(0.05)), (0.4, 0.6, None), (0.5, 0.5, None), (0.6, 0.5, None)]
+        {
+            assert_eq!(share_needed(&points, edge, cloud), needed, "{edge} {cloud}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use tandem_edge_node::request::Mode;
 
-use super::{CategoryReport, EvalReport, ModeReport, SplitReport};
+use super::{CategoryReport, EvalReport, Interval, ModeReport, SplitReport};
 
 fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
@@ -67,19 +67,26 @@ fn baselines(out: &mut String, split: &SplitReport) {
     if split.baselines.is_empty() {
         return;
     }
-    out.push_str("| rule at equal share | threshold | tokens decided by the cloud | exact match | 95 % interval | answers equal to the cloud's |\n|---|---|---|---|---|---|\n");
+    out.push_str("| rule at equal share | threshold | tokens decided by the cloud | exact match | 95 % interval | calibrated is ahead by | answers equal to the cloud's | share for 90 % of the distance |\n|---|---|---|---|---|---|---|---|\n");
     for b in &split.baselines {
         let (share, hit) = (percent(b.share), percent(b.exact_match));
         let (low, high) = (percent(b.interval.low), percent(b.interval.high));
         let _ = writeln!(
             out,
-            "| {} | {:.4} | {share} | {hit} | {low} – {high} | {} |",
+            "| {} | {:.4} | {share} | {hit} | {low} – {high} | {} | {} | {} |",
             b.rule,
             b.threshold,
-            percent(b.equals_cloud)
+            b.behind.map_or_else(|| "–".into(), |(by, i)| ahead(by, i)),
+            percent(b.equals_cloud),
+            b.share_needed.map_or_else(|| "not in the curve".into(), percent)
         );
     }
     out.push('\n');
+}
+
+/// A difference in points, with its interval.
+fn ahead(by: f64, interval: Interval) -> String {
+    format!("{:+.1} ({:+.1} … {:+.1})", 100.0 * by, 100.0 * interval.low, 100.0 * interval.high)
 }
 
 /// Exact match per mode, and for `auto` what it took.

@@ -1,8 +1,11 @@
 use std::path::Path;
 
-use tandem_router::policy::{Calibrated, Policy, PolicySpec, Top1};
+use tandem_edge_node::node::EdgeError;
+use tandem_router::policy::{Calibrated, Entropy, Policy, PolicyFileError, PolicySpec, Predicts, Top1};
 
+use super::offline::Bench;
 use super::*;
+use crate::cluster::ClusterError;
 use crate::explore::{Explorer, Rule};
 
 fn root() -> PathBuf {
@@ -53,6 +56,67 @@ async fn the_offline_path_is_the_closed_loop_token_for_token() {
         }
     }
     assert!(asked > 0, "no token went to the cloud: the comparison says nothing");
+}
+
+/// What the embedded rule is for, on questions it was neither fitted nor tuned on: it recovers 90 % of
+/// the distance from the edge to the cloud with at most 15 % of the tokens decided by the cloud, and at
+/// the share that it takes every other rule is behind, by more than the choice of prompts explains.
+#[test]
+fn the_embedded_rule_recovers_the_distance_and_leads_at_equal_share() {
+    let rows = reference_subset(read(&root().join("models/data/eval_heldout.jsonl")).unwrap(), 300);
+    let (pair, progress) = (Pair::embedded(0).unwrap(), Progress::silent());
+    let found = Bench::new(&pair, &rows, &progress).unwrap().at_equal_share(&policy()).unwrap();
+    let [own, rivals @ ..] = found.rules.as_slice() else { panic!("no rules") };
+    let recovered = (own.exact_match - found.edge) / (found.cloud - found.edge);
+    assert!(own.share <= 0.15 && recovered >= RECOVERED, "{recovered} of the distance at share {}", own.share);
+    assert_eq!(rivals.iter().map(|r| r.rule.as_str()).collect::<Vec<_>>(), ["entropy", "top1", "random"]);
+    for rival in rivals {
+        // The coin is exact on average only.
+        assert!((rival.share - own.share).abs() < 0.01, "{rival:?} against share {}", own.share);
+        let (_, interval) = rival.behind.unwrap();
+        assert!(interval.low > 0.0, "{rival:?} against {own:?}");
+    }
+}
+
+/// The rule's parameters hold for one pair: another edge model is refused, and towards another cloud
+/// model the entropy baseline decides, which the node says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_fitted_for_other_models_is_not_used() {
+    let other = "0".repeat(64);
+    let cluster = |file: PolicyFile| {
+        let policy = PolicySpec::Calibrated { threshold: None };
+        Cluster::start(ClusterOptions { policy, policy_file: Some(Arc::new(file)), ..ClusterOptions::default() })
+    };
+    let file = policy();
+    assert_eq!(file.predicts, Predicts::Benefit);
+    let own = cluster((*file).clone()).await.unwrap();
+    assert_eq!((own.edge.status().policy.as_str(), own.edge.status().policy_note), ("calibrated", None));
+
+    let refused = cluster(PolicyFile { edge_model: other.clone(), ..(*file).clone() }).await.err();
+    let wrong_edge = matches!(
+        refused,
+        Some(ClusterError::Edge(EdgeError::Policy(PolicyFileError::OtherPair { which: "edge", .. })))
+    );
+    assert!(wrong_edge, "{:?}", refused.map(|e| e.to_string()));
+
+    let foreign = cluster(PolicyFile { cloud_model: other.clone(), ..(*file).clone() }).await.unwrap();
+    let status = foreign.edge.status();
+    assert_eq!((status.policy.as_str(), status.threshold), ("entropy", file.entropy_nats));
+    assert!(status.policy_note.is_some_and(|note| note.contains(&other)));
+    let rows = questions(4);
+    let pair = Pair::embedded(1).unwrap();
+    let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(&r.prompt).unwrap()).collect();
+    let entropy: Arc<dyn Policy> = Arc::new(Entropy::new(file.entropy_nats).unwrap());
+    let rule = Rule::Policy(entropy.clone(), entropy.threshold());
+    let offline = Explorer::new(&pair, prompts.clone()).run(&[rule], &Progress::silent()).unwrap().remove(0);
+    for (prompt, path) in prompts.into_iter().zip(&offline) {
+        // A threshold on the fitted risk means nothing to the baseline.
+        let asked = Asked { threshold: Some(1.0), ..Asked::greedy(prompt, Mode::Auto) };
+        let answer = ask(&foreign.edge, asked).await.unwrap();
+        assert_eq!(answer.tokens, path.tokens);
+        assert_eq!((answer.route.accepted + answer.route.cloud_tokens) as usize, path.cloud_tokens());
+    }
+    assert!(offline.iter().any(|path| path.cloud_tokens() > 0), "no token went to the cloud");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

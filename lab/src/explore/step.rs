@@ -120,6 +120,7 @@ impl Group {
                 logit_margin: of_edge.margin_logit,
                 hidden: edge.row(row).unwrap_or_default().to_vec(),
                 children: Vec::new(),
+                after: None,
             });
         }
         Ok(nodes)

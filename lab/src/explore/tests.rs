@@ -66,6 +66,34 @@ fn known_contexts_change_no_path() {
     assert_eq!(cloud_share(&together[3]), 0.0);
 }
 
+/// A branch goes on as the rule would have from there, whatever else has been visited.
+#[test]
+fn a_branch_goes_on_where_it_begins() {
+    let pair = Pair::embedded(1).unwrap();
+    let prompts: Vec<Vec<u32>> = recorded().into_iter().take(5).map(|r| r.prompt_ids).collect();
+    let mut explorer = Explorer::new(&pair, prompts.clone());
+    let own = explorer.run(&[Rule::Edge, Rule::Cloud], &Progress::silent()).unwrap();
+    // The rule's own beginnings give its own answers; several of one prompt, in any order.
+    let mut branches = Vec::new();
+    for prompt in (0..prompts.len()).rev() {
+        for length in [0, 1, own[1][prompt].tokens.len() / 2, own[1][prompt].tokens.len()] {
+            branches.push(Branch { prompt, begins: own[1][prompt].tokens[..length].to_vec() });
+        }
+    }
+    for (branch, path) in branches.iter().zip(explorer.go_on(&branches, &Rule::Cloud).unwrap()) {
+        assert_eq!(path.tokens, own[1][branch.prompt].tokens, "{branch:?}");
+        let before: Vec<Vec<u32>> =
+            path.nodes.iter().map(|&node| explorer.tokens_before(branch.prompt, node)).collect();
+        assert!(before.iter().enumerate().all(|(at, tokens)| *tokens == path.tokens[..at]), "{branch:?}");
+    }
+    // A foreign beginning, known contexts or not.
+    let branch = Branch { prompt: 1, begins: own[0][1].tokens[..3].to_vec() };
+    let known = explorer.go_on(std::slice::from_ref(&branch), &Rule::Cloud).unwrap();
+    let fresh = Explorer::new(&pair, prompts).go_on(std::slice::from_ref(&branch), &Rule::Cloud).unwrap();
+    assert_eq!(known[0].tokens, fresh[0].tokens);
+    assert_eq!(known[0].tokens[..3], branch.begins);
+}
+
 #[test]
 fn a_policy_escalates_where_its_score_is_above_the_threshold() {
     let node = Node {
@@ -78,6 +106,7 @@ fn a_policy_escalates_where_its_score_is_above_the_threshold() {
         logit_margin: 2.0,
         hidden: vec![0.0],
         children: Vec::new(),
+        after: None,
     };
     assert!(node.differs());
     let policy: Arc<dyn Policy> = Arc::new(Top1::new(0.5).unwrap());

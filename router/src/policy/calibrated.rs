@@ -1,6 +1,7 @@
-//! The calibrated rule: p̂ = P(the cloud would choose another token), from standardised scalar
-//! features and optionally the hidden state, through a logistic function or a small network and a
-//! monotone calibration table. Escalate iff p̂ > τ.
+//! The calibrated rule: p̂, the probability of what the file [predicts](super::Predicts) (the cloud's
+//! token makes a wrong answer right, or is merely another), from standardised scalar features and
+//! optionally the hidden state, through a logistic function or a small network and a monotone
+//! calibration. Escalate iff p̂ > τ: with the benefit, τ is the gain that an escalation must be worth.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -26,12 +27,6 @@ impl Calibrated {
     pub fn new(file: Arc<PolicyFile>, threshold: Option<f32>) -> Result<Self, PolicyError> {
         let threshold = in_range("calibrated", "threshold", threshold.unwrap_or(file.threshold), (0.0, 1.0), "0..=1")?;
         Ok(Self { file, threshold })
-    }
-
-    /// The parameters.
-    #[must_use]
-    pub fn file(&self) -> &PolicyFile {
-        &self.file
     }
 }
 
@@ -145,5 +140,9 @@ impl Policy for Calibrated {
 
     fn hidden(&self) -> Option<&HiddenInput> {
         self.file.hidden.as_ref()
+    }
+
+    fn file(&self) -> Option<&PolicyFile> {
+        Some(&self.file)
     }
 }

@@ -8,7 +8,7 @@ use tandem_proto::ids::Digest;
 use super::Features;
 
 /// Version of the file format that this build reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Largest file that is read, bytes.
 pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Largest hidden state, numbers.
@@ -160,8 +160,32 @@ pub struct OperatingPoint {
     pub threshold: f32,
     /// Share of tokens that are escalated, in 0..=1.
     pub escalated_share: f32,
-    /// Empirical risk R̂(τ): share of requests whose answer differs from the cloud's, in 0..=1.
-    pub disagreement: f32,
+    /// Empirical risk R̂(τ): share of requests in which a token that stays has what the file
+    /// [predicts](PolicyFile::predicts), so that the answer falls short of the cloud's, in 0..=1.
+    pub risk: f32,
+}
+
+/// What the score of a fitted rule is the probability of. In both cases the cloud is taken to go on
+/// from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Predicts {
+    /// The cloud would choose another token here. Needs no right answers to fit.
+    Divergence,
+    /// The cloud's token here makes the answer right, and the edge's would make it wrong. Fitted
+    /// where right answers are known.
+    Benefit,
+}
+
+impl Predicts {
+    /// In words, for [`PolicyFile::fitted_on`] and reports.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Divergence => "probability that the cloud's token is another",
+            Self::Benefit => "probability that the cloud's token makes a wrong answer right",
+        }
+    }
 }
 
 /// The table that turns a quality target or a share into τ.
@@ -186,6 +210,8 @@ pub struct PolicyFile {
     pub edge_model: String,
     /// Digest of the cloud model's weights, 64 hex digits.
     pub cloud_model: String,
+    /// What the score is the probability of.
+    pub predicts: Predicts,
     /// What the parameters were fitted on, for people.
     pub fitted_on: String,
     /// Scalar inputs, in order, each at most once.
@@ -203,6 +229,9 @@ pub struct PolicyFile {
     pub calibration: Calibration,
     /// τ when nothing else is asked for, in 0..=1.
     pub threshold: f32,
+    /// Threshold of the entropy baseline, nats, that asks as often as the fit was allowed to: it
+    /// stands in for the rule where the cloud has another model.
+    pub entropy_nats: f32,
     /// What thresholds cost and buy.
     pub quality: Quality,
 }
@@ -237,7 +266,7 @@ pub enum PolicyFileError {
     },
     /// The file was fitted for other models.
     #[error(
-        "policy file was fitted for {which} model {fitted}, the one loaded is {loaded}; fit it again with `tandem lab calibrate`"
+        "policy file was fitted for {which} model {fitted}, the one in use is {loaded}; fit it again with `tandem lab calibrate` or choose a policy without fitted parameters, such as entropy"
     )]
     OtherPair {
         /// `edge` or `cloud`.
@@ -287,6 +316,11 @@ fn digest(field: &str, text: &str) -> Result<(), PolicyFileError> {
     if hex { Ok(()) } else { Err(bad(field, "is not a digest of 64 lower-case hex digits")) }
 }
 
+fn same_model(which: &'static str, fitted: &str, loaded: &Digest) -> Result<(), PolicyFileError> {
+    let loaded = loaded.to_string();
+    if fitted == loaded { Ok(()) } else { Err(PolicyFileError::OtherPair { which, fitted: fitted.to_owned(), loaded }) }
+}
+
 impl PolicyFile {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Self, PolicyFileError> {
@@ -327,14 +361,18 @@ impl PolicyFile {
 
     /// Refuses a file that was fitted for other models than the two loaded.
     pub fn check_pair(&self, edge: &Digest, cloud: &Digest) -> Result<(), PolicyFileError> {
-        for (which, fitted, loaded) in
-            [("edge", &self.edge_model, edge.to_string()), ("cloud", &self.cloud_model, cloud.to_string())]
-        {
-            if *fitted != loaded {
-                return Err(PolicyFileError::OtherPair { which, fitted: fitted.clone(), loaded });
-            }
-        }
-        Ok(())
+        self.check_edge(edge)?;
+        self.check_cloud(cloud)
+    }
+
+    /// Refuses a file that was fitted for another edge model.
+    pub fn check_edge(&self, loaded: &Digest) -> Result<(), PolicyFileError> {
+        same_model("edge", &self.edge_model, loaded)
+    }
+
+    /// Refuses a file that was fitted for another cloud model.
+    pub fn check_cloud(&self, loaded: &Digest) -> Result<(), PolicyFileError> {
+        same_model("cloud", &self.cloud_model, loaded)
     }
 
     /// Checks every size, range and number.
@@ -367,6 +405,9 @@ impl PolicyFile {
         self.check_network()?;
         self.check_calibration()?;
         probability("threshold", self.threshold)?;
+        if !(self.entropy_nats.is_finite() && self.entropy_nats >= 0.0) {
+            return Err(bad("entropy_nats", format!("is {}, it must be a number from 0", self.entropy_nats)));
+        }
         self.check_quality()
     }
 
@@ -433,7 +474,7 @@ impl PolicyFile {
             let field = |name: &str| format!("quality.points[{at}].{name}");
             probability(&field("threshold"), point.threshold)?;
             probability(&field("escalated_share"), point.escalated_share)?;
-            probability(&field("disagreement"), point.disagreement)?;
+            probability(&field("risk"), point.risk)?;
             if let Some(before) = at.checked_sub(1).map(|i| points[i]) {
                 if point.threshold <= before.threshold {
                     return Err(bad(field("threshold"), "does not rise from the row before"));

@@ -12,6 +12,7 @@ mod entropy;
 pub mod file;
 pub mod fit;
 mod never;
+mod paired;
 mod quality;
 mod random;
 mod steering;
@@ -26,9 +27,11 @@ pub use budget::{ShareController, TokenBucket};
 pub use calibrated::Calibrated;
 pub use entropy::Entropy;
 pub use file::{
-    Calibration, FeatureName, HiddenInput, HiddenState, Network, OperatingPoint, PolicyFile, PolicyFileError, Quality,
+    Calibration, FeatureName, HiddenInput, HiddenState, Network, OperatingPoint, PolicyFile, PolicyFileError, Predicts,
+    Quality,
 };
 pub use never::Never;
+pub use paired::Paired;
 pub use quality::{QualityError, ShareError, for_quality, for_share};
 pub use random::Random;
 pub use steering::{Spend, Steering, SteeringConfig};
@@ -72,7 +75,7 @@ impl Features<'_> {
 pub enum Reason {
     /// Stay: the score is at most τ.
     Sure,
-    /// Escalate: the calibrated probability of disagreement is above τ.
+    /// Escalate: the calibrated probability is above τ, see [`Predicts`].
     Risk,
     /// Escalate: the entropy is above τ.
     Entropy,
@@ -183,6 +186,11 @@ pub trait Policy: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The fitted parameters behind the score, if there are any: they hold for one pair of models.
+    fn file(&self) -> Option<&PolicyFile> {
+        None
+    }
+
     /// Applies `threshold` to the score.
     fn decide_at(&self, features: &Features<'_>, threshold: f32) -> Decision {
         let risk = self.score(features);
@@ -226,7 +234,7 @@ pub enum PolicySpec {
         /// Threshold in 0..=1.
         probability: f32,
     },
-    /// Escalate iff the calibrated probability of disagreement is above τ.
+    /// Escalate iff the calibrated probability is above τ, see [`Predicts`].
     Calibrated {
         /// τ in 0..=1; the file's default if absent.
         #[serde(default)]

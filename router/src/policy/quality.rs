@@ -7,7 +7,7 @@ use super::{OperatingPoint, Quality};
 pub enum QualityError {
     /// ε is no probability above 0.
     #[error(
-        "quality target {target} must lie in 0..1 (share of answers that may differ from the cloud's), and above 0"
+        "quality target {target} must lie in 0..1 (share of answers that may fall short of the cloud's), and above 0"
     )]
     BadTarget {
         /// What was asked for.
@@ -74,7 +74,7 @@ pub fn for_quality(quality: &Quality, target: f32) -> Result<OperatingPoint, Qua
     let n = f64::from(quality.requests);
     // The table and the target are f32: what was measured as exactly ε must not fail by rounding.
     let epsilon = f64::from(target) + 1e-7;
-    let bound = |point: &OperatingPoint| (n * f64::from(point.disagreement) + 1.0) / (n + 1.0);
+    let bound = |point: &OperatingPoint| (n * f64::from(point.risk) + 1.0) / (n + 1.0);
     if quality.points.is_empty() {
         return Err(QualityError::NoPoints);
     }

@@ -14,6 +14,7 @@ fn file() -> PolicyFile {
         format: file::FORMAT,
         edge_model: Digest::of(b"edge").to_string(),
         cloud_model: Digest::of(b"cloud").to_string(),
+        predicts: Predicts::Divergence,
         fitted_on: "by hand".into(),
         features: vec![FeatureName::Entropy],
         means: vec![1.0],
@@ -22,15 +23,12 @@ fn file() -> PolicyFile {
         network: Network::Logistic { weights: vec![0.5], bias: -1.0 },
         calibration: Calibration::Platt { slope: 1.0, offset: 0.0 },
         threshold: 0.5,
+        entropy_nats: 0.7,
         quality: Quality {
             requests: 99,
             edge_risk: 0.4,
             points: [(0.1, 0.6, 0.0), (0.3, 0.3, 0.04), (0.5, 0.15, 0.1), (1.0, 0.0, 0.4)]
-                .map(|(threshold, escalated_share, disagreement)| OperatingPoint {
-                    threshold,
-                    escalated_share,
-                    disagreement,
-                })
+                .map(|(threshold, escalated_share, risk)| OperatingPoint { threshold, escalated_share, risk })
                 .to_vec(),
         },
     }
@@ -136,8 +134,8 @@ fn names_are_stable() {
 
 #[test]
 fn files_name_the_field_that_is_wrong() {
-    let cases: [(&str, Spoil); 24] = [
-        ("format", |f| f.format = 2),
+    let cases: [(&str, Spoil); 26] = [
+        ("format", |f| f.format = 1),
         ("edge_model", |f| f.edge_model = "abc".into()),
         ("cloud_model", |f| f.cloud_model = "G".repeat(64)),
         ("features[1]", |f| f.features.push(FeatureName::Entropy)),
@@ -158,6 +156,8 @@ fn files_name_the_field_that_is_wrong() {
         ("calibration.knots[1]", |f| f.calibration = Calibration::Isotonic { knots: vec![[0.5, 0.1], [0.4, 0.2]] }),
         ("calibration.knots[0][1]", |f| f.calibration = Calibration::Isotonic { knots: vec![[0.5, 1.1]] }),
         ("threshold", |f| f.threshold = 1.01),
+        ("entropy_nats", |f| f.entropy_nats = -0.1),
+        ("entropy_nats", |f| f.entropy_nats = f32::NAN),
         ("quality.edge_risk", |f| f.quality.edge_risk = f32::NAN),
         ("quality.points[1].threshold", |f| f.quality.points[1].threshold = 0.1),
         ("quality.points[2].escalated_share", |f| f.quality.points[2].escalated_share = 0.9),
@@ -171,6 +171,32 @@ fn files_name_the_field_that_is_wrong() {
             other => panic!("{expected}: {other:?}"),
         }
     }
+}
+
+/// The fitted rule holds for its pair only: another edge is refused, another cloud gets the baseline.
+#[test]
+fn a_fitted_rule_serves_its_own_pair_only() {
+    let [edge, cloud, other] = [b"edge".as_slice(), b"cloud", b"other"].map(Digest::of);
+    let fitted = Paired::new(build(&PolicySpec::Calibrated { threshold: Some(0.2) }), &edge).unwrap();
+    for (model, name, threshold, noted) in [
+        (Some(&cloud), "calibrated", 0.2, false),
+        (None, "calibrated", 0.2, false),
+        (Some(&other), "entropy", 0.7, true),
+    ] {
+        let (policy, why) = fitted.towards(model);
+        assert_eq!((policy.name(), policy.threshold(), why.is_some()), (name, threshold, noted), "{model:?}");
+        if let Some(why) = why {
+            let text = why.to_string();
+            assert!(matches!(why, PolicyFileError::OtherPair { which: "cloud", .. }), "{text}");
+            assert!(text.contains(&other.to_string()) && text.contains("entropy"), "{text}");
+        }
+    }
+    let refused = Paired::new(build(&PolicySpec::Calibrated { threshold: None }), &other).unwrap_err();
+    assert!(matches!(refused, PolicyFileError::OtherPair { which: "edge", .. }), "{refused}");
+    // What was never fitted fits everything.
+    let plain = Paired::new(build(&PolicySpec::Top1 { probability: 0.9 }), &other).unwrap();
+    assert_eq!(plain.towards(Some(&other)).0.name(), "top1");
+    assert!(plain.towards(Some(&other)).1.is_none());
 }
 
 fn hidden(means: usize, stds: usize) -> HiddenInput {
@@ -194,7 +220,7 @@ fn files_survive_the_disk_and_refuse_other_pairs() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no partial file is left");
     let missing = PolicyFile::load(&folder.path().join("none.json")).unwrap_err().to_string();
     assert!(missing.contains("none.json"), "{missing}");
-    for broken in ["", "{}", "[1]", "{\"format\":1}", "null"] {
+    for broken in ["", "{}", "[1]", "{\"format\":2}", "null"] {
         assert!(matches!(PolicyFile::parse(broken.as_bytes()), Err(PolicyFileError::Json(_))), "{broken}");
     }
     let unknown = serde_json::to_string(&file()).unwrap().replacen('{', "{\"extra\":1,", 1);
@@ -260,7 +286,7 @@ fn quality_table() {
     assert_eq!(for_quality(&empty, 0.1), Err(QualityError::NoPoints));
     // A dip after a bad row does not count: the promise needs every smaller τ to hold.
     let mut dip = quality.clone();
-    dip.points[1].disagreement = 0.3;
+    dip.points[1].risk = 0.3;
     assert_eq!(for_quality(&dip, 0.15).map(|point| point.threshold), Ok(0.1));
 
     for (share, threshold) in [(0.0, 1.0), (0.1, 1.0), (0.15, 0.5), (0.59, 0.3), (1.0, 0.1)] {

@@ -16,21 +16,22 @@ pub use self::{
     table::{ScoredRequest, operating_points},
 };
 use super::{
-    Calibration, FeatureName, Features, HiddenInput, HiddenState, Network, PolicyFile, PolicyFileError, Quality,
+    Calibration, FeatureName, Features, HiddenInput, HiddenState, Network, PolicyFile, PolicyFileError, Predicts,
+    Quality,
     calibrated::{sigmoid, standardise},
     file::{FORMAT, HIDDEN_SIZE_MAX, UNITS_MAX},
     random::{splitmix64, unit},
 };
 use train::Matrix;
 
-/// One drafted token with what the cloud thought of it.
+/// One drafted token with what came of it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     /// Scalar features; `hidden` is left empty.
     pub features: Features<'static>,
     /// Hidden state, empty if there is none; equally long in all samples.
     pub hidden: Vec<f32>,
-    /// True if the cloud chose another token.
+    /// True if the token has what is to be predicted, see [`Predicts`].
     pub label: bool,
     /// Which request the token is from: the unit of every split.
     pub request: u32,
@@ -115,7 +116,7 @@ pub enum FitError {
         expected: usize,
     },
     /// Too little to learn from.
-    #[error("{set} holds {positive} disagreements among {total} tokens; both kinds are needed, collect more traces")]
+    #[error("{set} holds {positive} tokens with the label among {total}; both kinds are needed, collect more traces")]
     OneSided {
         /// Which set.
         set: &'static str,
@@ -169,18 +170,37 @@ pub struct Provenance {
     pub edge_model: String,
     /// Digest of the cloud model's weights, 64 hex digits.
     pub cloud_model: String,
+    /// What the labels say.
+    pub predicts: Predicts,
     /// What it was fitted on, for people.
     pub fitted_on: String,
 }
 
+/// Thresholds of a file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// [`PolicyFile::threshold`].
+    pub threshold: f32,
+    /// [`PolicyFile::entropy_nats`].
+    pub entropy_nats: f32,
+}
+
+impl Default for Choice {
+    /// For files that only score.
+    fn default() -> Self {
+        Self { threshold: 0.5, entropy_nats: 0.5 }
+    }
+}
+
 impl Fitted {
-    /// The file to put beside the pair, with τ = `threshold` by default. Pass a `quality` without
+    /// The file to put beside the pair, with the thresholds of `choice`. Pass a `quality` without
     /// points to get a file for scoring the requests that the table is then made of.
-    pub fn file(&self, from: Provenance, threshold: f32, quality: Quality) -> Result<PolicyFile, PolicyFileError> {
+    pub fn file(&self, from: Provenance, choice: Choice, quality: Quality) -> Result<PolicyFile, PolicyFileError> {
         let file = PolicyFile {
             format: FORMAT,
             edge_model: from.edge_model,
             cloud_model: from.cloud_model,
+            predicts: from.predicts,
             fitted_on: from.fitted_on,
             features: self.features.clone(),
             means: self.means.clone(),
@@ -188,7 +208,8 @@ impl Fitted {
             hidden: self.hidden.clone(),
             network: self.network.clone(),
             calibration: self.calibration.clone(),
-            threshold,
+            threshold: choice.threshold,
+            entropy_nats: choice.entropy_nats,
             quality,
         };
         file.check()?;

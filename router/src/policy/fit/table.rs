@@ -6,12 +6,12 @@ use crate::policy::{OperatingPoint, file::OPERATING_POINTS_MAX};
 /// A request whose tokens were scored and judged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ScoredRequest {
-    /// (score, true if the cloud chose another token), token by token.
+    /// (score, true if the token has what the score predicts), token by token.
     pub tokens: Vec<(f32, bool)>,
 }
 
 /// The table for a policy file: at most `rows` thresholds, spread over the escalated share. A
-/// request counts as wrong at τ if a token of it that stays (score ≤ τ) differs from the cloud's.
+/// request counts as wrong at τ if a token of it that stays (score ≤ τ) has what the score predicts.
 ///
 /// This replays recorded drafts: after the first correction a live request goes on differently, so
 /// confirm the point chosen in a live run on other prompts.
@@ -39,7 +39,7 @@ pub fn operating_points(requests: &[ScoredRequest], rows: usize) -> Quality {
     let points = thresholds.into_iter().map(|threshold| OperatingPoint {
         threshold,
         escalated_share: (scores.len() - scores.partition_point(|score| *score <= threshold)) as f32 / all,
-        disagreement: wrong.partition_point(|score| *score <= threshold) as f32 / of,
+        risk: wrong.partition_point(|score| *score <= threshold) as f32 / of,
     });
     Quality { requests: requests.len() as u32, edge_risk: wrong.len() as f32 / of, points: points.collect() }
 }

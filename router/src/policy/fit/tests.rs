@@ -19,7 +19,7 @@ impl Draw {
     }
 }
 
-/// Samples whose true probability of disagreement is `truth`.
+/// Samples whose true probability of the label is `truth`.
 fn samples(n: usize, hidden: usize, seed: u64, truth: impl Fn(f32, &[f32]) -> f32) -> Vec<Sample> {
     let mut draw = Draw(splitmix64(seed));
     let one = |at: usize| {
@@ -34,7 +34,12 @@ fn samples(n: usize, hidden: usize, seed: u64, truth: impl Fn(f32, &[f32]) -> f3
 }
 
 fn provenance() -> Provenance {
-    Provenance { edge_model: "e".repeat(64), cloud_model: "c".repeat(64), fitted_on: "made-up samples".into() }
+    Provenance {
+        edge_model: "e".repeat(64),
+        cloud_model: "c".repeat(64),
+        predicts: Predicts::Divergence,
+        fitted_on: "made-up samples".into(),
+    }
 }
 
 fn no_table() -> Quality {
@@ -46,7 +51,7 @@ fn logistic_finds_a_logistic_truth() {
     let truth = |entropy: f32, _: &[f32]| sigmoid(3.0 * entropy - 5.0);
     let config = FitConfig { features: vec![FeatureName::Entropy], epochs: 20, ..FitConfig::default() };
     let fitted = fit(&samples(20_000, 0, 1, truth), &config).unwrap();
-    let file = fitted.file(provenance(), 0.5, no_table()).unwrap();
+    let file = fitted.file(provenance(), Choice::default(), no_table()).unwrap();
     let policy = Calibrated::new(Arc::new(file), None).unwrap();
     for entropy in [0.3, 1.0, 1.7, 2.4] {
         let score = policy.score(&Features { entropy, ..Features::default() });
@@ -68,7 +73,7 @@ fn network_sees_in_the_hidden_state_what_the_scalars_hide() {
     let (linear, mlp) = (fit(&data, &linear).unwrap(), fit(&data, &mlp).unwrap());
     assert!(linear.report.auc < 0.6, "{:?}", linear.report);
     assert!(mlp.report.auc > 0.8, "{:?}", mlp.report);
-    let file = mlp.file(provenance(), 0.3, no_table()).unwrap();
+    let file = mlp.file(provenance(), Choice::default(), no_table()).unwrap();
     assert_eq!(file.hidden.as_ref().map(HiddenInput::size), Some(8));
     let again = PolicyFile::parse(&serde_json::to_vec(&file).unwrap()).unwrap();
     assert_eq!(again, file);
@@ -98,7 +103,7 @@ fn what_cannot_be_fitted_is_refused_with_the_reason() {
         let error = fit(samples, config).unwrap_err().to_string();
         assert!(error.contains(words), "{error:?} lacks {words:?}");
     };
-    says(&[], &FitConfig::default(), "0 disagreements among 0");
+    says(&[], &FitConfig::default(), "0 tokens with the label among 0");
     says(&[], &config, "hidden");
     says(&good, &FitConfig { epochs: 0, ..config.clone() }, "epochs");
     says(&good, &FitConfig { learning_rate: f32::NAN, ..config.clone() }, "learning_rate");
@@ -113,7 +118,7 @@ fn what_cannot_be_fitted_is_refused_with_the_reason() {
     says(&broken, &config, "sample 11");
     let mut one_kind = good;
     one_kind.iter_mut().for_each(|sample| sample.label = false);
-    says(&one_kind, &config, "0 disagreements");
+    says(&one_kind, &config, "0 tokens with the label");
 }
 
 #[test]
@@ -150,9 +155,9 @@ fn the_table_counts_requests_not_tokens() {
     };
     assert_eq!((quality.requests, quality.points.last().unwrap().threshold), (3, 1.0));
     assert!((quality.edge_risk - 2.0 / 3.0).abs() < 1e-6);
-    assert_eq!((row(0.15).escalated_share, row(0.15).disagreement), (5.0 / 6.0, 0.0));
-    assert_eq!((row(0.3).escalated_share, row(0.3).disagreement), (2.0 / 6.0, 1.0 / 3.0));
-    assert_eq!((row(1.0).escalated_share, row(1.0).disagreement), (0.0, 2.0 / 3.0));
+    assert_eq!((row(0.15).escalated_share, row(0.15).risk), (5.0 / 6.0, 0.0));
+    assert_eq!((row(0.3).escalated_share, row(0.3).risk), (2.0 / 6.0, 1.0 / 3.0));
+    assert_eq!((row(1.0).escalated_share, row(1.0).risk), (0.0, 2.0 / 3.0));
 }
 
 proptest! {
@@ -187,7 +192,7 @@ proptest! {
         for pair in quality.points.windows(2) {
             prop_assert!(pair[0].threshold < pair[1].threshold);
             prop_assert!(pair[0].escalated_share >= pair[1].escalated_share);
-            prop_assert!(pair[0].disagreement <= pair[1].disagreement);
+            prop_assert!(pair[0].risk <= pair[1].risk);
         }
         prop_assert_eq!(quality.points.last().map(|point| point.threshold), Some(1.0));
     }

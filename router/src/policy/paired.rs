@@ -1,0 +1,54 @@
+//! A rule bound to the models that are in use: what was fitted for one pair says nothing of another.
+
+use std::sync::Arc;
+
+use tandem_proto::ids::Digest;
+
+use super::{Entropy, Policy, PolicyFileError};
+
+/// A policy on an edge with a known model, with what stands in for it where the cloud's model is not
+/// the one it was fitted for. Rules without fitted parameters fit every pair.
+#[derive(Debug, Clone)]
+pub struct Paired {
+    policy: Arc<dyn Policy>,
+    stand_in: Option<Arc<dyn Policy>>,
+}
+
+impl Paired {
+    /// Binds `policy` to the edge model with this digest.
+    ///
+    /// # Errors
+    /// [`PolicyFileError::OtherPair`] if its parameters were fitted for another edge model,
+    /// [`PolicyFileError::Field`] if the file's entropy threshold is none.
+    pub fn new(policy: Arc<dyn Policy>, edge: &Digest) -> Result<Self, PolicyFileError> {
+        let stand_in: Option<Arc<dyn Policy>> = match policy.file() {
+            None => None,
+            Some(file) => {
+                file.check_edge(edge)?;
+                let entropy = Entropy::new(file.entropy_nats)
+                    .map_err(|e| PolicyFileError::Field { field: "entropy_nats".into(), problem: e.to_string() })?;
+                Some(Arc::new(entropy))
+            }
+        };
+        Ok(Self { policy, stand_in })
+    }
+
+    /// The policy itself.
+    #[must_use]
+    pub fn policy(&self) -> &Arc<dyn Policy> {
+        &self.policy
+    }
+
+    /// The policy towards a cloud whose model has this digest (none while it is not known), and, if
+    /// that is the stand-in, why: the entropy baseline with the file's threshold for it.
+    #[must_use]
+    pub fn towards(&self, cloud: Option<&Digest>) -> (&Arc<dyn Policy>, Option<PolicyFileError>) {
+        match (&self.stand_in, self.policy.file(), cloud) {
+            (Some(stand_in), Some(file), Some(cloud)) => match file.check_cloud(cloud) {
+                Ok(()) => (&self.policy, None),
+                Err(why) => (stand_in, Some(why)),
+            },
+            _ => (&self.policy, None),
+        }
+    }
+}
