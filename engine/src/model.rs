@@ -162,9 +162,14 @@ impl Model {
         let threads = if options.threads == 0 { cores() } else { options.threads }.min(THREADS_MAX);
         let (engine, numerics, threads) = match options.backend {
             BackendKind::Cpu => {
-                let cpu = Cpu::new(threads)?;
+                let mut cpu = Cpu::new(threads)?;
+                let release = file.releaser();
+                // The digests have read the whole file.
+                release(usize::MAX);
+                cpu.call_while_packing(release);
                 let threads = cpu.threads();
-                (Engine::Cpu(Box::new(Runner::load(cpu, &file)?)), crate::numerics(), threads)
+                let runner = Runner::load(cpu, &file)?;
+                (Engine::Cpu(Box::new(runner)), crate::numerics(), threads)
             }
             BackendKind::Candle => {
                 (Engine::Candle(Box::new(Runner::load(Candle::new(), &file)?)), Candle::numerics(), threads)

@@ -51,6 +51,7 @@ pub(crate) struct Cpu {
     level: Level,
     pool: Pool,
     arena: Arena,
+    release: Box<dyn Fn(usize) + Send + Sync>,
     quantized: Quantized,
     inner: Inner,
 }
@@ -63,9 +64,15 @@ impl Cpu {
             level: Level::detect(),
             pool,
             arena: Arena::default(),
+            release: Box::new(|_| ()),
             quantized: Quantized::default(),
             inner: Inner::default(),
         })
+    }
+
+    /// Calls `release` with the number of bytes of a file that have been packed, again and again.
+    pub(crate) fn call_while_packing(&mut self, release: impl Fn(usize) + Send + Sync + 'static) {
+        self.release = Box::new(release);
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -132,7 +139,7 @@ impl Backend for Cpu {
                 format!("shape [{n}, {k}] does not fit its {} bytes", t.bytes.len()),
             ));
         }
-        Packed::pack(&self.arena, kind, [n, k], t.bytes, self.pool.threads())
+        Packed::pack(&self.arena, kind, [n, k], t.bytes, self.pool.threads(), &*self.release)
             .map_err(|source| EngineError::Io { path: format!("memory for {}", t.name).into(), source })
     }
 

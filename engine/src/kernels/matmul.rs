@@ -55,7 +55,7 @@ pub(crate) fn matmul(level: Level, pool: &mut Pool, jobs: &mut [Job<'_>]) {
     let threads = pool.threads();
     let work: usize = jobs.iter().map(|j| j.input.x.len() * j.weights.n).sum();
     let chunk_work = (work / (threads * CHUNKS_PER_THREAD)).max(CHUNK_WORK_MIN);
-    let tasks: Vec<Task<'_>> = jobs
+    let mut tasks: Vec<Task<'_>> = jobs
         .iter_mut()
         .map(|j| {
             let w = j.weights;
@@ -78,6 +78,8 @@ pub(crate) fn matmul(level: Level, pool: &mut Pool, jobs: &mut [Job<'_>]) {
             }
         })
         .collect();
+    // The largest chunks first, so that none is left over at the end.
+    tasks.sort_by_key(|t| std::cmp::Reverse(t.rows * t.w.k * t.chunk_panels));
     let chunks = tasks.iter().map(|t| t.chunks).sum();
     pool.run(chunks, &|mut i| {
         for t in &tasks {

@@ -9,8 +9,10 @@ use super::layout::{self, BLOCK, PANEL, PLANE};
 
 pub(crate) use super::layout::{Grain, Kind};
 
-/// Weights below which packing on several threads does not pay.
-const PARALLEL_WEIGHTS_MIN: usize = 1 << 18;
+/// Bytes of a file below which packing on several threads does not pay.
+const PARALLEL_BYTES_MIN: usize = 1 << 18;
+/// Bytes of a file that are packed at a time.
+const SLICE_BYTES: usize = 4 << 20;
 
 /// A matrix `[n, k]` (n outputs of k inputs), packed.
 pub(crate) struct Packed {
@@ -25,7 +27,8 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// Packs `n` rows of `k` values from their file layout (row-major, little-endian, GGUF blocks) on
-    /// up to `threads` threads.
+    /// up to `threads` threads. Calls `done` with the bytes read, every 4 MiB and
+    /// at the end.
     ///
     /// # Errors
     /// If the system has no memory for it.
@@ -38,6 +41,7 @@ impl Packed {
         [n, k]: [usize; 2],
         raw: &[u8],
         threads: usize,
+        done: &dyn Fn(usize),
     ) -> std::io::Result<Self> {
         let row_bytes = kind.row_bytes(k).unwrap_or(usize::MAX);
         assert_eq!(Some(raw.len()), row_bytes.checked_mul(n), "raw matrix has the wrong size");
@@ -46,35 +50,34 @@ impl Packed {
             (code_steps(kind, k) * kind.code_bytes(), k / kind.block() * kind.scale_bytes());
         let mut codes = arena.take(panels * code_bytes)?;
         let mut scales = arena.take(panels * scale_bytes)?;
-        let threads = if n * k < PARALLEL_WEIGHTS_MIN { 1 } else { threads.clamp(1, panels) };
-        let each = panels.div_ceil(threads).max(1);
-        std::thread::scope(|scope| {
-            let parts = raw.chunks((each * PANEL * row_bytes).max(1));
-            let mut left = (codes.bytes_mut(), scales.bytes_mut());
-            for part in parts {
-                let held = part.len().checked_div(row_bytes).unwrap_or(0).div_ceil(PANEL);
-                let (c, c_rest) = std::mem::take(&mut left.0).split_at_mut(held * code_bytes);
-                let (s, s_rest) = std::mem::take(&mut left.1).split_at_mut(held * scale_bytes);
-                left = (c_rest, s_rest);
-                let mut work = move || {
-                    for (i, row) in part.chunks_exact(row_bytes).enumerate() {
-                        let (p, r) = (i / PANEL, i % PANEL);
-                        pack_row(
-                            kind,
-                            row,
-                            r,
-                            &mut c[p * code_bytes..(p + 1) * code_bytes],
-                            &mut s[p * scale_bytes..(p + 1) * scale_bytes],
-                        );
+        // A slice of whole panels at a time; a thread takes every so many panels of it.
+        let slice = (SLICE_BYTES / (PANEL * row_bytes).max(1)).max(1);
+        let slices = raw.chunks((slice * PANEL * row_bytes).max(1));
+        let outputs =
+            chunks(codes.bytes_mut(), slice * code_bytes).zip(chunks(scales.bytes_mut(), slice * scale_bytes));
+        for (raw, (codes, scales)) in slices.zip(outputs) {
+            let threads = if raw.len() < PARALLEL_BYTES_MIN { 1 } else { threads.max(1) };
+            let each = raw.len().div_ceil(PANEL * row_bytes).div_ceil(threads);
+            let parts = raw.chunks(each * PANEL * row_bytes);
+            let outputs = chunks(codes, each * code_bytes).zip(chunks(scales, each * scale_bytes));
+            std::thread::scope(|scope| {
+                for (part, (codes, scales)) in parts.zip(outputs) {
+                    let mut work = move || {
+                        for (i, row) in part.chunks_exact(row_bytes).enumerate() {
+                            let (p, r) = (i / PANEL, i % PANEL);
+                            let codes = &mut codes[p * code_bytes..(p + 1) * code_bytes];
+                            pack_row(kind, row, r, codes, &mut scales[p * scale_bytes..(p + 1) * scale_bytes]);
+                        }
+                    };
+                    if threads == 1 {
+                        work();
+                    } else {
+                        scope.spawn(work);
                     }
-                };
-                if threads == 1 {
-                    work();
-                } else {
-                    scope.spawn(work);
                 }
-            }
-        });
+            });
+            done(raw.len());
+        }
         Ok(Self { kind, n, k, codes, scales })
     }
 
@@ -124,6 +127,17 @@ impl Packed {
             }
         }
     }
+}
+
+/// Chunks of `size` bytes; nothing, again and again, of an empty buffer.
+fn chunks(bytes: &mut [u8], size: usize) -> impl Iterator<Item = &mut [u8]> {
+    let mut left = bytes;
+    std::iter::from_fn(move || {
+        let size = size.min(left.len());
+        let (now, rest) = std::mem::take(&mut left).split_at_mut(size);
+        left = rest;
+        Some(now)
+    })
 }
 
 /// Steps along `k`: values of floats, blocks of 32 codes.

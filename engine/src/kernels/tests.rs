@@ -4,7 +4,7 @@
 use half::f16;
 use proptest::prelude::*;
 
-use super::arena::Arena;
+use super::arena::{Arena, Numbers};
 use super::matmul::{Input, Job, matmul};
 use super::packed::{Grain, Kind, Packed};
 use super::pool::Pool;
@@ -70,7 +70,7 @@ fn raw(kind: Kind, n: usize, k: usize, seed: u64) -> Vec<u8> {
 }
 
 fn pack(kind: Kind, n: usize, k: usize, seed: u64, threads: usize) -> Packed {
-    Packed::pack(&Arena::default(), kind, [n, k], &raw(kind, n, k, seed), threads).expect("memory")
+    Packed::pack(&Arena::default(), kind, [n, k], &raw(kind, n, k, seed), threads, &|_| ()).expect("memory")
 }
 
 fn product(level: Level, threads: usize, w: &Packed, x: &[f32]) -> Vec<f32> {
@@ -306,4 +306,48 @@ fn the_pool_runs_every_chunk_once_and_survives_many_rounds() {
     let mut out = vec![0.0; 1003];
     pool.for_pieces(&mut out[..1000], 10, 1 << 20, &|i, piece| piece.fill(i as f32));
     assert!(out[..1000].iter().enumerate().all(|(i, v)| *v == (i / 10) as f32));
+}
+
+/// More than one slice and several threads: every row lands where it belongs, every byte is counted.
+#[test]
+fn large_matrices_are_packed_slice_by_slice() {
+    use std::cell::Cell;
+    for (kind, stored, n, k) in [(Kind::F32, Stored::F32, 2205, 512), (Kind::Q4_1, Stored::Q4_1, 8203, 1024)] {
+        let bytes = raw(kind, n, k, 7);
+        let (calls, read) = (Cell::new(0), Cell::new(0));
+        let done = |b: usize| {
+            calls.set(calls.get() + 1);
+            read.set(read.get() + b);
+        };
+        let w = Packed::pack(&Arena::default(), kind, [n, k], &bytes, 3, &done).expect("memory");
+        assert!(calls.get() > 1 && read.get() == bytes.len(), "{kind:?}");
+        let theirs = RawTensor { name: "w".into(), stored, shape: vec![n, k], bytes: &bytes }.to_f32().expect("reads");
+        let mut row = vec![0.0; k];
+        for (r, theirs) in theirs.chunks_exact(k).enumerate() {
+            w.unpack_row(r, &mut row);
+            let close = row.iter().zip(theirs).all(|(a, b)| (a - b).abs() <= 1e-6 * (a.abs() + b.abs()) + 1e-7);
+            assert!(close, "{kind:?} row {r}");
+        }
+    }
+}
+
+#[test]
+fn arena_pieces_are_aligned_zeroed_and_apart() {
+    let arena = Arena::default();
+    let mut pieces = Vec::new();
+    for (i, len) in [0, 1, 63, 64, 65, 5 << 20, 70 << 20, 4096].into_iter().enumerate() {
+        let mut piece = arena.take(len).expect("memory");
+        assert!(piece.bytes().len() == len && piece.bytes().iter().all(|b| *b == 0));
+        assert!(len == 0 || piece.bytes().as_ptr().addr().is_multiple_of(64));
+        piece.bytes_mut().fill(i as u8 + 1);
+        pieces.push(piece);
+    }
+    for (i, piece) in pieces.iter().enumerate() {
+        assert!(piece.bytes().iter().all(|b| usize::from(*b) == i + 1), "piece {i} was overwritten");
+    }
+    let mut numbers = Numbers::zeroed(1000).expect("memory");
+    assert!(numbers.iter().all(|v| v.to_bits() == 0));
+    numbers[999] = 2.0;
+    assert!((numbers.len(), numbers[999].to_bits()) == (1000, 2f32.to_bits()));
+    assert!(Numbers::zeroed(0).expect("nothing").is_empty() && Numbers::zeroed(usize::MAX).is_err());
 }

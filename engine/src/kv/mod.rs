@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 
 use crate::error::EngineError;
+use crate::kernels::arena::Numbers;
 use crate::model::Model;
 
 /// Largest pool, numbers (guards against absurd block counts).
@@ -63,7 +64,7 @@ pub struct KvPool {
     layers: Range<usize>,
     width: usize,
     blocks: usize,
-    data: Vec<f32>,
+    data: Numbers,
     shared: Arc<Shared>,
 }
 
@@ -94,7 +95,9 @@ impl KvPool {
         free.reverse();
         let ledger = Mutex::new(Ledger { free, holders: vec![0; blocks] });
         let shared = Arc::new(Shared { ledger });
-        Ok(Self { layers, width, blocks, data: vec![0.0; numbers], shared })
+        let data = Numbers::zeroed(numbers)
+            .map_err(|source| EngineError::Io { path: "memory for the KV pool".into(), source })?;
+        Ok(Self { layers, width, blocks, data, shared })
     }
 
     /// The layers whose state the pool holds.

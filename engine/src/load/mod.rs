@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use crate::error::EngineError;
 use crate::names::{self, Role, Scheme};
@@ -18,6 +20,9 @@ use crate::spec::DecoderSpec;
 
 /// Largest JSON file read, bytes (tokenizers of large vocabularies have tens of MiB).
 pub(crate) const JSON_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes of files that stay mapped in while weights are packed.
+const HELD_BYTES_MAX: usize = 4 << 20;
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -89,11 +94,37 @@ impl Storage {
 pub(crate) struct Checkpoint {
     pub(crate) spec: DecoderSpec,
     scheme: Scheme,
-    storages: Vec<Storage>,
+    storages: Vec<Arc<Storage>>,
     entries: HashMap<String, Entry>,
 }
 
+impl Storage {
+    /// Gives the pages of a mapped file that were read back to the system; reading maps them again.
+    fn release(&self) {
+        #[cfg(unix)]
+        if let Self::Mapped(m) = self {
+            // SAFETY: the map is read-only and backed by a file, so whoever reads on finds the same
+            // bytes.
+            #[allow(unsafe_code)]
+            let _ = unsafe { m.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, 0, m.len()) };
+        }
+    }
+}
+
 impl Checkpoint {
+    /// A call that is told the bytes read since the last one and gives the pages of the files back
+    /// every [`HELD_BYTES_MAX`], so that a load does not hold the file beside the packed weights.
+    pub(crate) fn releaser(&self) -> impl Fn(usize) + Send + Sync + 'static {
+        let storages: Vec<_> = self.storages.iter().map(Arc::downgrade).collect();
+        let held = AtomicUsize::new(0);
+        move |bytes| {
+            if held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) >= HELD_BYTES_MAX {
+                held.store(0, Ordering::Relaxed);
+                storages.iter().filter_map(Weak::upgrade).for_each(|s| s.release());
+            }
+        }
+    }
+
     pub(crate) fn open(files: &ModelFiles) -> Result<Self, EngineError> {
         match files {
             ModelFiles::Embedded { config, weights } => {
@@ -119,7 +150,7 @@ impl Checkpoint {
         for (name, t) in file.tensors {
             c.entries.insert(name, Entry { storage: 0, stored: t.stored, shape: t.shape, range: t.range });
         }
-        c.storages.push(storage);
+        c.storages.push(Arc::new(storage));
         Ok(c)
     }
 
@@ -135,7 +166,7 @@ impl Checkpoint {
                 return Err(EngineError::tensor(name, "is stored twice"));
             }
         }
-        self.storages.push(storage);
+        self.storages.push(Arc::new(storage));
         Ok(())
     }
 
