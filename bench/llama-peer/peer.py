@@ -10,21 +10,28 @@ token; single tokens behind a prompt of 32; passes of n tokens with logits for e
 
 llama.cpp is used at its best: mmap and repacked weights, f16 KV, ubatch 512, every figure with
 flash attention on or off, whichever the first two rounds (which are not reported) find faster. It is
-spared the search for the largest logit, which the engine's own rounds do between decoded tokens."""
+spared the search for the largest logit, which the engine's own rounds do between decoded tokens.
+
+A line {"score": [[ids], ..]} is answered by {"negative_log_likelihood"}: the sum over every token but
+the first of each piece, in nats. This runs without flash attention and with the cache in f32, as the
+engine has it."""
 import argparse, ctypes, json, sys, time
 
 import llama_cpp as ll
+import numpy as np
 
 BEHIND = 32
+F32, F16 = 0, 1
 
 
-def session(model, context_tokens, threads, flash):
+def session(model, context_tokens, threads, flash, kv_type):
     p = ll.llama_context_default_params()
     p.n_ctx = (context_tokens + 255) // 256 * 256
     p.n_batch = p.n_ctx
     p.n_ubatch = 512
     p.n_threads = p.n_threads_batch = threads
     p.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    p.type_k = p.type_v = kv_type
     p.no_perf = True
     ctx = ll.llama_init_from_model(model, p)
     if not ctx:
@@ -35,9 +42,8 @@ def session(model, context_tokens, threads, flash):
 class Session:
     """A context and a batch that is filled anew for each call."""
 
-    def __init__(self, model, context_tokens, threads, flash):
-        self.tokens_max = context_tokens
-        self.ctx = session(model, context_tokens, threads, flash)
+    def __init__(self, model, context_tokens, threads, flash, kv_type=F16):
+        self.ctx = session(model, context_tokens, threads, flash, kv_type)
         self.memory = ll.llama_get_memory(self.ctx)
         self.batch = ll.llama_batch_init(context_tokens, 0, 1)
 
@@ -84,6 +90,18 @@ class Session:
             self.cut(BEHIND)
         return passes * n / seconds
 
+    def score(self, tokens, vocab):
+        self.cut(0)
+        self.fill(tokens[:-1], 0, len(tokens) - 1)
+        self.run()
+        logits = np.ctypeslib.as_array(ll.llama_get_logits(self.ctx), shape=(len(tokens) - 1, vocab))
+        total = 0.0
+        for row, token in zip(logits, tokens[1:]):
+            row = row.astype(np.float64)
+            top = row.max()
+            total += top + np.log(np.exp(row - top).sum()) - row[token]
+        return total
+
 
 class Peer:
     def __init__(self, path, threads):
@@ -119,6 +137,10 @@ class Peer:
             "verify": [{"tokens": n, "tokens_per_s": figures[f"verify_{n}"]} for n in job["verify_tokens"]],
         }
 
+    def score(self, pieces):
+        s = Session(self.model, max(map(len, pieces)), self.threads, False, F32)
+        return {"negative_log_likelihood": float(sum(s.score(p, self.vocab) for p in pieces if len(p) > 1))}
+
 
 def main():
     args = argparse.ArgumentParser()
@@ -133,7 +155,8 @@ def main():
     features = ", ".join(f.split("=")[0].strip() for f in info.split("|") if f.strip().endswith("= 1"))
     print(json.dumps({"engine": f"llama.cpp (llama-cpp-python {ll.__version__}; {features})", "threads": args.threads}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(peer.round(json.loads(line))), flush=True)
+        job = json.loads(line)
+        print(json.dumps(peer.score(job["score"]) if "score" in job else peer.round(job)), flush=True)
 
 
 if __name__ == "__main__":

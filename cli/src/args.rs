@@ -303,6 +303,8 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Prefill, decode and verification speed of one model, also against other engines; prints JSON.
     Engine(BenchEngineArgs),
+    /// How well a model predicts a text, also according to other engines; prints JSON.
+    Perplexity(BenchPerplexityArgs),
 }
 
 /// Options of `bench engine`.
@@ -328,6 +330,30 @@ pub struct BenchEngineArgs {
     pub rounds: usize,
     /// A program that measures another engine on the same GGUF file (bench/llama-peer,
     /// bench/candle-peer); its rounds take turns with ours. May be given more than once.
+    #[arg(long, value_name = "PROGRAM")]
+    pub peer: Vec<PathBuf>,
+}
+
+/// Options of `bench perplexity`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchPerplexityArgs {
+    /// A GGUF file, a folder in Hugging Face layout, `demo-edge` or `demo-cloud`.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Threads; 0 for one per core.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// The text.
+    #[arg(long, default_value = "bench/text/alice.txt", value_name = "FILE")]
+    pub text: PathBuf,
+    /// Tokens of a piece; each piece is predicted by itself, from its second token on.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub context: usize,
+    /// Put the model's beginning-of-text token before each piece.
+    #[arg(long)]
+    pub bos: bool,
+    /// A program that scores the same token ids with another engine (bench/llama-peer). May be given
+    /// more than once.
     #[arg(long, value_name = "PROGRAM")]
     pub peer: Vec<PathBuf>,
 }
@@ -458,6 +484,7 @@ mod tests {
             "tandem doctor --json",
             "tandem config show --set edge.requests_max=1",
             "tandem bench engine --model demo-edge --threads 1",
+            "tandem bench perplexity --model demo-edge --context 128",
             "tandem completions bash",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");

@@ -19,6 +19,7 @@ mod kv;
 mod load;
 mod model;
 mod names;
+pub mod perplexity;
 mod rope;
 mod routing;
 pub mod runner;

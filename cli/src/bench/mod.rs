@@ -1,6 +1,7 @@
 //! `tandem bench`: measurements of one machine. Always prints JSON.
 
 mod peer;
+mod perplexity;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use peer::Peer;
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
         BenchCommand::Engine(args) => engine(args),
+        BenchCommand::Perplexity(args) => perplexity::run(args),
     }
 }
 
@@ -83,13 +85,7 @@ fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
         rounds: args.rounds.clamp(1, ROUNDS_MAX),
     }
     .fitted(&model);
-    let mut peers = match (&args.peer[..], &files) {
-        ([], _) => Vec::new(),
-        (programs, ModelFiles::Gguf(path)) => {
-            programs.iter().map(|program| Peer::start(program, path, model.threads())).collect::<Result<Vec<_>, _>>()?
-        }
-        (_, _) => return Err(Failure::new(Code::Usage, "--peer needs a GGUF file as --model")),
-    };
+    let mut peers = start(&args.peer, &files, model.threads())?;
     // One round each to warm up; then rounds take turns, and so does who goes first.
     let mut ours = Vec::new();
     let mut theirs = vec![Vec::new(); peers.len()];
@@ -128,6 +124,15 @@ fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
     };
     print_line(&serde_json::to_string_pretty(&report).or_fail(Code::Failed)?);
     Ok(())
+}
+
+/// Starts the peers on a GGUF file.
+fn start(programs: &[PathBuf], files: &ModelFiles, threads: usize) -> Result<Vec<Peer>, Failure> {
+    match (programs, files) {
+        ([], _) => Ok(Vec::new()),
+        (_, ModelFiles::Gguf(path)) => programs.iter().map(|program| Peer::start(program, path, threads)).collect(),
+        (_, _) => Err(Failure::new(Code::Usage, "--peer needs a GGUF file as --model")),
+    }
 }
 
 /// The model's files by the name or path that was typed.

@@ -1,13 +1,14 @@
 //! Another engine's program: `PROGRAM FILE --threads N` loads the file and says who it is; then each
-//! line of [`BenchOptions`] on its standard input is answered by a line with one round. It ends when
-//! its standard input closes, so none outlives this process.
+//! job, a line of JSON on its standard input, is answered by a line. [`BenchOptions`] ask for a round
+//! of measurements; `{"score": [[ids], ..]}` for the `negative_log_likelihood` of pieces of text. It
+//! ends when its standard input closes, so none outlives this process.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tandem_engine::bench::{BenchOptions, BenchRound};
 
 use crate::failure::{Code, Failure};
@@ -59,17 +60,22 @@ impl Peer {
 
     /// Measures one round.
     pub(super) fn round(&mut self, options: &BenchOptions) -> Result<BenchRound, Failure> {
-        let line = to_line(options)? + "\n";
-        if let Some(jobs) = &mut self.jobs {
-            jobs.write_all(line.as_bytes()).map_err(|e| failure(&self.program, format!("takes no job: {e}")))?;
-        }
-        let round: BenchRound = self.answer()?;
+        let round: BenchRound = self.ask(options)?;
         let sizes = round.verify.iter().map(|v| &v.tokens);
         if round.verify.is_empty() || sizes.eq(&options.verify_tokens) {
             Ok(round)
         } else {
             Err(failure(&self.program, "answered with other verification sizes than it was asked for"))
         }
+    }
+
+    /// Sends a job and reads the answer.
+    pub(super) fn ask<T: DeserializeOwned>(&mut self, job: &impl Serialize) -> Result<T, Failure> {
+        let line = to_line(job)? + "\n";
+        if let Some(jobs) = &mut self.jobs {
+            jobs.write_all(line.as_bytes()).map_err(|e| failure(&self.program, format!("takes no job: {e}")))?;
+        }
+        self.answer()
     }
 
     fn answer<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
