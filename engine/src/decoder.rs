@@ -2,18 +2,28 @@
 
 use std::ops::Range;
 
-use crate::backend::{Backend, LatentWeights, LayerKv, Mlp, Place};
+use crate::backend::{Attend, Backend, LatentWeights, LayerKv, Mlp, Place, Shared};
 use crate::error::EngineError;
 use crate::kv::KvPool;
-use crate::load::Checkpoint;
+use crate::load::{Checkpoint, RawTensor, Stored};
 use crate::names::Role;
 use crate::rope::RopeTable;
 use crate::routing::{self, Choice};
-use crate::spec::{Attention, DecoderSpec, ExpertsSpec, FeedForward};
+use crate::spec::{Attention, DecoderSpec, ExpertsSpec, FeedForward, Gate, HeadNorm, Reach};
 
 enum AttentionWeights<B: Backend> {
-    Grouped { q: B::Matrix, k: B::Matrix, v: B::Matrix, o: B::Matrix },
-    Latent { query: Query<B>, down: B::Matrix, latent: LatentWeights<B>, o: B::Matrix },
+    Grouped {
+        qkv: [B::Matrix; 3],
+        bias: Option<[B::Vector; 3]>,
+        /// Norms of queries and keys.
+        norms: Option<[B::Vector; 2]>,
+        sinks: Option<Vec<f32>>,
+    },
+    Latent {
+        query: Query<B>,
+        down: B::Matrix,
+        latent: LatentWeights<B>,
+    },
 }
 
 enum Query<B: Backend> {
@@ -26,17 +36,25 @@ enum FeedForwardWeights<B: Backend> {
     Experts {
         spec: ExpertsSpec,
         router: B::Matrix,
-        bias: Vec<f32>,
+        bias: Option<B::Vector>,
+        /// Empty if nothing corrects the choice.
+        correction: Vec<f32>,
         experts: Vec<Mlp<B::Matrix>>,
         shared: Option<Mlp<B::Matrix>>,
+        /// Scores the shared expert, `[1, hidden_size]`.
+        shared_score: Option<B::Matrix>,
     },
 }
 
 struct Layer<B: Backend> {
     attention_norm: B::Vector,
     attention: AttentionWeights<B>,
+    output: B::Matrix,
+    output_bias: Option<B::Vector>,
     feed_forward_norm: B::Vector,
     feed_forward: FeedForwardWeights<B>,
+    /// Norms of what attention and feed-forward give.
+    post_norms: Option<[B::Vector; 2]>,
 }
 
 /// Weights of a decoder, ready for a backend.
@@ -51,7 +69,7 @@ pub(crate) struct Weights<B: Backend> {
 /// Buffers of a step, kept between steps.
 pub(crate) struct Scratch<B: Backend> {
     pub(crate) backend: B,
-    rope: RopeTable,
+    ropes: Vec<RopeTable>,
     /// Residual stream.
     h: B::Rows,
     x: B::Rows,
@@ -72,7 +90,7 @@ impl<B: Backend> Scratch<B> {
     pub(crate) fn new(backend: B, spec: &DecoderSpec) -> Self {
         Self {
             backend,
-            rope: RopeTable::new(&spec.rope, spec.attention.rope_dim()),
+            ropes: spec.ropes.iter().map(|r| RopeTable::new(r, spec.attention.rope_dim())).collect(),
             h: B::Rows::default(),
             x: B::Rows::default(),
             y: B::Rows::default(),
@@ -91,16 +109,24 @@ impl<B: Backend> Weights<B> {
         let (d, vocab) = (spec.hidden_size, spec.vocab_size);
         let matrix = |role, n, k| backend.matrix(&file.tensor(0, role, &[n, k])?);
         let layers = (0..spec.layers).map(|i| Loader { backend, file, layer: i }.layer()).collect::<Result<_, _>>()?;
+        // Scaling what the head reads scales the logits.
+        let mut final_norm = norm_weights(file, 0, Role::FinalNorm, d)?;
+        final_norm.iter_mut().for_each(|v| *v *= spec.scales.logits);
         Ok(Self {
             embedding: matrix(Role::Embedding, vocab, d)?,
             layers,
-            norm: backend.vector(&file.tensor(0, Role::FinalNorm, &[d])?)?,
+            norm: backend.vector(final_norm)?,
             head: if spec.tied_head { None } else { Some(matrix(Role::Head, vocab, d)?) },
         })
     }
 
-    pub(crate) fn embed(&self, s: &mut Scratch<B>, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-        s.backend.embed(&self.embedding, tokens, &mut s.h)?;
+    pub(crate) fn embed(
+        &self,
+        s: &mut Scratch<B>,
+        spec: &DecoderSpec,
+        tokens: &[u32],
+    ) -> Result<Vec<f32>, EngineError> {
+        s.backend.embed(&self.embedding, tokens, spec.scales.embedding, &mut s.h)?;
         s.backend.download(&s.h)
     }
 
@@ -114,13 +140,15 @@ impl<B: Backend> Weights<B> {
         batch: &Batch,
         hidden: &[f32],
     ) -> Result<Vec<f32>, EngineError> {
-        s.rope.cover(batch.places.iter().map(|p| p.position + 1).max().unwrap_or(0));
+        let positions = batch.places.iter().map(|p| p.position + 1).max().unwrap_or(0);
+        s.ropes.iter_mut().for_each(|r| r.cover(positions));
         s.backend.upload(hidden, spec.hidden_size, &mut s.h)?;
         let first = range.start;
         for (i, layer) in self.layers[range].iter().enumerate() {
+            let reach = spec.reach[first + i];
             let mut kv = LayerKv { pool, layer: i, tables: &batch.tables, places: &batch.places };
             debug_assert_eq!(kv.pool.layers().start, first);
-            layer.forward(s, spec, &mut kv)?;
+            layer.forward(s, spec, reach, &mut kv)?;
         }
         s.backend.download(&s.h)
     }
@@ -128,49 +156,97 @@ impl<B: Backend> Weights<B> {
     /// Logits `[rows, vocab]` of hidden rows.
     pub(crate) fn head(&self, s: &mut Scratch<B>, spec: &DecoderSpec, hidden: &[f32]) -> Result<Vec<f32>, EngineError> {
         s.backend.upload(hidden, spec.hidden_size, &mut s.h)?;
-        s.backend.rms_norm(&s.h, &self.norm, spec.rms_eps, &mut s.x)?;
+        s.backend.rms_norm(&s.h, &self.norm, spec.norms.eps, &mut s.x)?;
         s.backend.linear(&s.x, [self.head.as_ref().unwrap_or(&self.embedding)], [&mut s.y])?;
+        if let Some(cap) = spec.logit_softcap {
+            s.backend.softcap(&mut s.y, cap)?;
+        }
         s.backend.download(&s.y)
     }
 }
 
 impl<B: Backend> Layer<B> {
-    fn forward(&self, s: &mut Scratch<B>, spec: &DecoderSpec, kv: &mut LayerKv<'_>) -> Result<(), EngineError> {
-        let b = &mut s.backend;
-        b.rms_norm(&s.h, &self.attention_norm, spec.rms_eps, &mut s.x)?;
+    fn forward(
+        &self,
+        s: &mut Scratch<B>,
+        spec: &DecoderSpec,
+        reach: Reach,
+        kv: &mut LayerKv<'_>,
+    ) -> Result<(), EngineError> {
+        let (b, eps) = (&mut s.backend, spec.norms.eps);
+        let mut how = Attend {
+            shape: &spec.attention,
+            rope: &s.ropes[reach.rope],
+            scale: spec.rules.scale,
+            softcap: spec.rules.softcap,
+            window: reach.window,
+            sinks: None,
+        };
+        b.rms_norm(&s.h, &self.attention_norm, eps, &mut s.x)?;
         match &self.attention {
-            AttentionWeights::Grouped { q, k, v, o } => {
+            AttentionWeights::Grouped { qkv: [q, k, v], bias, norms, sinks } => {
                 b.linear(&s.x, [q, k, v], [&mut s.q, &mut s.k, &mut s.v])?;
-                b.attend_grouped(&spec.attention, &s.rope, [&mut s.q, &mut s.k, &mut s.v], kv, &mut s.attended)?;
-                b.linear(&s.attended, [o], [&mut s.y])?;
+                if let Some([q, k, v]) = bias {
+                    b.add_bias(&mut s.q, q)?;
+                    b.add_bias(&mut s.k, k)?;
+                    b.add_bias(&mut s.v, v)?;
+                }
+                if let Some([q, k]) = norms {
+                    b.norm_pieces(&mut s.q, q, eps)?;
+                    b.norm_pieces(&mut s.k, k, eps)?;
+                }
+                how.sinks = sinks.as_deref();
+                b.attend_grouped(&how, [&mut s.q, &mut s.k, &mut s.v], kv, &mut s.attended)?;
             }
-            AttentionWeights::Latent { query, down, latent, o } => {
+            AttentionWeights::Latent { query, down, latent } => {
                 match query {
                     Query::Direct(q) => b.linear(&s.x, [q, down], [&mut s.q, &mut s.k])?,
                     Query::LowRank { down: q_down, norm, up } => {
                         b.linear(&s.x, [q_down, down], [&mut s.v, &mut s.k])?;
-                        b.rms_norm(&s.v, norm, spec.rms_eps, &mut s.y)?;
+                        b.rms_norm(&s.v, norm, latent.eps, &mut s.y)?;
                         b.linear(&s.y, [up], [&mut s.q])?;
                     }
                 }
-                let inputs = [&mut s.q, &mut s.k];
-                b.attend_latent(&spec.attention, &s.rope, latent, inputs, kv, &mut s.attended)?;
-                b.linear(&s.attended, [o], [&mut s.y])?;
+                b.attend_latent(&how, latent, [&mut s.q, &mut s.k], kv, &mut s.attended)?;
             }
         }
-        b.add(&mut s.h, &s.y)?;
-        b.rms_norm(&s.h, &self.feed_forward_norm, spec.rms_eps, &mut s.x)?;
+        b.linear(&s.attended, [&self.output], [&mut s.y])?;
+        if let Some(bias) = &self.output_bias {
+            b.add_bias(&mut s.y, bias)?;
+        }
+        if let Some([norm, _]) = &self.post_norms {
+            b.norm_pieces(&mut s.y, norm, eps)?;
+        }
+        b.add(&mut s.h, &s.y, spec.scales.residual)?;
+        b.rms_norm(&s.h, &self.feed_forward_norm, eps, &mut s.x)?;
         match &self.feed_forward {
-            FeedForwardWeights::Dense(mlp) => b.mlp(&s.x, mlp, &mut s.y)?,
-            FeedForwardWeights::Experts { spec: e, router, bias, experts, shared } => {
-                let scores = b.router_scores(&s.x, router)?;
+            FeedForwardWeights::Dense(mlp) => b.mlp(&s.x, mlp, spec.activation, &mut s.y)?,
+            FeedForwardWeights::Experts { spec: e, router, bias, correction, experts, shared, shared_score } => {
+                let scores = b.router_scores(&s.x, router, bias.as_ref(), e.gate)?;
                 let choices: Vec<Vec<Choice>> =
-                    scores.chunks_exact(e.experts).map(|row| routing::choose(e, row, bias)).collect();
-                b.experts(&s.x, &choices, experts, shared.as_ref(), &mut s.y)?;
+                    scores.chunks_exact(e.experts).map(|row| routing::choose(e, row, correction)).collect();
+                let weights = match shared_score {
+                    Some(w) => Some(b.router_scores(&s.x, w, None, Gate::Sigmoid)?),
+                    None => None,
+                };
+                let shared = shared.as_ref().map(|mlp| Shared { mlp, weights });
+                b.experts(&s.x, &choices, experts, shared, spec.activation, &mut s.y)?;
             }
         }
-        b.add(&mut s.h, &s.y)
+        if let Some([_, norm]) = &self.post_norms {
+            b.norm_pieces(&mut s.y, norm, eps)?;
+        }
+        b.add(&mut s.h, &s.y, spec.scales.residual)
     }
+}
+
+/// Weights of a norm, as they multiply.
+fn norm_weights(file: &Checkpoint, layer: usize, role: Role, n: usize) -> Result<Vec<f32>, EngineError> {
+    let mut w = file.tensor(layer, role, &[n])?.to_f32()?;
+    if file.spec.norms.minus_one {
+        w.iter_mut().for_each(|v| *v += 1.0);
+    }
+    Ok(w)
 }
 
 /// Loads one layer.
@@ -185,79 +261,150 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.matrix(&self.file.tensor(self.layer, role, &[n, k])?)
     }
 
-    fn vector(&self, role: Role, n: usize) -> Result<B::Vector, EngineError> {
-        self.backend.vector(&self.file.tensor(self.layer, role, &[n])?)
+    fn numbers(&self, role: Role, n: usize) -> Result<Vec<f32>, EngineError> {
+        self.file.tensor(self.layer, role, &[n])?.to_f32()
     }
 
-    fn mlp(&self, roles: [Role; 3], width: usize) -> Result<Mlp<B::Matrix>, EngineError> {
+    fn vector(&self, role: Role, n: usize) -> Result<B::Vector, EngineError> {
+        self.backend.vector(self.numbers(role, n)?)
+    }
+
+    fn norm(&self, role: Role, n: usize) -> Result<B::Vector, EngineError> {
+        self.backend.vector(norm_weights(self.file, self.layer, role, n)?)
+    }
+
+    /// A gated MLP; `roles` are gate, up and down, `biases` theirs.
+    fn mlp(&self, roles: [Role; 3], biases: [Role; 3], width: usize) -> Result<Mlp<B::Matrix>, EngineError> {
         let d = self.file.spec.hidden_size;
         let [gate, up, down] = roles;
         Ok(Mlp {
             gate: self.matrix(gate, width, d)?,
             up: self.matrix(up, width, d)?,
             down: self.matrix(down, d, width)?,
+            bias: match self.file.spec.mlp_bias {
+                true => {
+                    let [gate, up, down] = biases;
+                    Some([self.numbers(gate, width)?, self.numbers(up, width)?, self.numbers(down, d)?])
+                }
+                false => None,
+            },
         })
     }
 
     fn layer(&self) -> Result<Layer<B>, EngineError> {
         let spec = &self.file.spec;
         let d = spec.hidden_size;
+        let output_width = match spec.attention {
+            Attention::Grouped { heads, head_dim, .. } => heads * head_dim,
+            Attention::Latent { heads, v_dim, .. } => heads * v_dim,
+        };
         Ok(Layer {
-            attention_norm: self.vector(Role::AttentionNorm, d)?,
+            attention_norm: self.norm(Role::AttentionNorm, d)?,
             attention: self.attention(&spec.attention, d)?,
-            feed_forward_norm: self.vector(Role::FeedForwardNorm, d)?,
+            output: self.matrix(Role::Output, d, output_width)?,
+            output_bias: if spec.rules.output_bias { Some(self.vector(Role::OutputBias, d)?) } else { None },
+            feed_forward_norm: self.norm(Role::FeedForwardNorm, d)?,
             feed_forward: match spec.feed_forward[self.layer] {
                 FeedForward::Dense { width } => {
-                    FeedForwardWeights::Dense(self.mlp([Role::Gate, Role::Up, Role::Down], width)?)
+                    let biases = [Role::GateBias, Role::UpBias, Role::DownBias];
+                    FeedForwardWeights::Dense(self.mlp([Role::Gate, Role::Up, Role::Down], biases, width)?)
                 }
                 FeedForward::Experts(e) => self.experts(e, d)?,
+            },
+            post_norms: match spec.norms.sandwich {
+                true => Some([self.norm(Role::AttentionPostNorm, d)?, self.norm(Role::FeedForwardPostNorm, d)?]),
+                false => None,
             },
         })
     }
 
     fn attention(&self, shape: &Attention, d: usize) -> Result<AttentionWeights<B>, EngineError> {
+        let rules = &self.file.spec.rules;
         Ok(match *shape {
-            Attention::Grouped { heads, kv_heads, head_dim } => AttentionWeights::Grouped {
-                q: self.matrix(Role::Query, heads * head_dim, d)?,
-                k: self.matrix(Role::Key, kv_heads * head_dim, d)?,
-                v: self.matrix(Role::Value, kv_heads * head_dim, d)?,
-                o: self.matrix(Role::Output, d, heads * head_dim)?,
-            },
-            Attention::Latent { heads, q_rank, kv_rank, nope_dim, rope_dim, v_dim } => {
+            Attention::Grouped { heads, kv_heads, head_dim } => {
+                let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+                let norm_widths = match rules.head_norm {
+                    HeadNorm::No => None,
+                    HeadNorm::PerHead => Some([head_dim, head_dim]),
+                    HeadNorm::Whole => Some([q, kv]),
+                };
+                AttentionWeights::Grouped {
+                    qkv: [
+                        self.matrix(Role::Query, q, d)?,
+                        self.matrix(Role::Key, kv, d)?,
+                        self.matrix(Role::Value, kv, d)?,
+                    ],
+                    bias: match rules.qkv_bias {
+                        true => Some([
+                            self.vector(Role::QueryBias, q)?,
+                            self.vector(Role::KeyBias, kv)?,
+                            self.vector(Role::ValueBias, kv)?,
+                        ]),
+                        false => None,
+                    },
+                    norms: match norm_widths {
+                        Some([q, k]) => Some([self.norm(Role::QueryNorm, q)?, self.norm(Role::KeyNorm, k)?]),
+                        None => None,
+                    },
+                    sinks: if rules.sinks { Some(self.numbers(Role::Sinks, heads)?) } else { None },
+                }
+            }
+            Attention::Latent { heads, q_rank, kv_rank, nope_dim, rope_dim, v_dim, eps } => {
                 let q_width = heads * (nope_dim + rope_dim);
-                let up = self.file.tensor(self.layer, Role::LatentUp, &[heads * (nope_dim + v_dim), kv_rank])?;
                 AttentionWeights::Latent {
                     query: match q_rank {
                         None => Query::Direct(self.matrix(Role::Query, q_width, d)?),
                         Some(rank) => Query::LowRank {
                             down: self.matrix(Role::QueryDown, rank, d)?,
-                            norm: self.vector(Role::QueryNorm, rank)?,
+                            norm: self.norm(Role::QueryNorm, rank)?,
                             up: self.matrix(Role::QueryUp, q_width, rank)?,
                         },
                     },
                     down: self.matrix(Role::LatentDown, kv_rank + rope_dim, d)?,
                     latent: LatentWeights {
-                        norm: self.vector(Role::LatentNorm, kv_rank)?,
-                        eps: self.file.spec.rms_eps,
-                        up: self.backend.dense(&up)?,
+                        norm: self.norm(Role::LatentNorm, kv_rank)?,
+                        eps,
+                        up: self.backend.dense(&self.latent_up(heads, nope_dim, v_dim, kv_rank)?)?,
                     },
-                    o: self.matrix(Role::Output, d, heads * v_dim)?,
                 }
             }
         })
     }
 
+    /// Key and value parts of every head, `[heads · (nope + v), kv_rank]`: one tensor, or as newer
+    /// GGUF files split it.
+    fn latent_up(&self, heads: usize, nope: usize, v: usize, rank: usize) -> Result<RawTensor<'_>, EngineError> {
+        let shape = [heads * (nope + v), rank];
+        if self.file.find(self.layer, Role::LatentKeyUp)?.is_none() {
+            return self.file.tensor(self.layer, Role::LatentUp, &shape);
+        }
+        let keys = self.file.tensor(self.layer, Role::LatentKeyUp, &[heads, rank, nope])?;
+        let values = self.file.tensor(self.layer, Role::LatentValueUp, &[heads, v, rank])?;
+        let (k, v_numbers) = (keys.to_f32()?, values.to_f32()?);
+        let mut bytes = Vec::with_capacity(4 * (k.len() + v_numbers.len()));
+        for (k, v) in k.chunks_exact(rank * nope).zip(v_numbers.chunks_exact(v * rank)) {
+            for n in 0..nope {
+                bytes.extend((0..rank).flat_map(|r| k[r * nope + n].to_le_bytes()));
+            }
+            bytes.extend(v.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        Ok(RawTensor { name: keys.name, stored: Stored::F32, shape: shape.to_vec(), bytes: bytes.into() })
+    }
+
     fn experts(&self, e: ExpertsSpec, d: usize) -> Result<FeedForwardWeights<B>, EngineError> {
-        let bias = self.file.tensor(self.layer, Role::RouterBias, &[e.experts])?;
         let shared = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
+        let expert = |i| {
+            let roles = [Role::ExpertGate(i), Role::ExpertUp(i), Role::ExpertDown(i)];
+            self.mlp(roles, [Role::ExpertGateBias(i), Role::ExpertUpBias(i), Role::ExpertDownBias(i)], e.width)
+        };
         Ok(FeedForwardWeights::Experts {
             spec: e,
             router: self.matrix(Role::Router, e.experts, d)?,
-            bias: bias.to_f32()?,
-            experts: (0..e.experts)
-                .map(|i| self.mlp([Role::ExpertGate(i), Role::ExpertUp(i), Role::ExpertDown(i)], e.width))
-                .collect::<Result<_, _>>()?,
-            shared: if e.shared_width > 0 { Some(self.mlp(shared, e.shared_width)?) } else { None },
+            bias: if e.router_bias { Some(self.vector(Role::RouterBias, e.experts)?) } else { None },
+            correction: if e.correction { self.numbers(Role::RouterCorrection, e.experts)? } else { Vec::new() },
+            experts: (0..e.experts).map(expert).collect::<Result<_, _>>()?,
+            shared: if e.shared_width > 0 { Some(self.mlp(shared, shared, e.shared_width)?) } else { None },
+            shared_score: if e.shared_gated { Some(self.matrix(Role::SharedScore, 1, d)?) } else { None },
         })
     }
 }

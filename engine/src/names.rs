@@ -1,4 +1,5 @@
-//! What the tensors of a model are called in its file, per family and container.
+//! What the tensors of a model are called in its file, per family and container, and which part of a
+//! stored tensor a role is.
 
 use crate::spec::Family;
 
@@ -18,86 +19,202 @@ pub(crate) enum Role {
     FinalNorm,
     Head,
     AttentionNorm,
+    AttentionPostNorm,
     FeedForwardNorm,
+    FeedForwardPostNorm,
     Query,
     Key,
     Value,
     Output,
-    QueryDown,
+    QueryBias,
+    KeyBias,
+    ValueBias,
+    OutputBias,
+    /// Norm of query heads, or of the query's low-rank bottleneck.
     QueryNorm,
+    KeyNorm,
+    Sinks,
+    QueryDown,
     QueryUp,
     LatentDown,
     LatentNorm,
     LatentUp,
+    /// Key part of `LatentUp`, transposed, per head `[kv_rank, nope]` (GGUF).
+    LatentKeyUp,
+    /// Value part of `LatentUp`, per head `[v, kv_rank]` (GGUF).
+    LatentValueUp,
     Gate,
     Up,
     Down,
+    GateBias,
+    UpBias,
+    DownBias,
     Router,
     RouterBias,
+    RouterCorrection,
     SharedGate,
     SharedUp,
     SharedDown,
+    SharedScore,
     ExpertGate(usize),
     ExpertUp(usize),
     ExpertDown(usize),
+    ExpertGateBias(usize),
+    ExpertUpBias(usize),
+    ExpertDownBias(usize),
 }
 
-/// The name of a tensor; `None` if the scheme has none for the family.
-pub(crate) fn name(scheme: Scheme, family: Family, layer: usize, role: Role) -> Option<String> {
-    match (scheme, family) {
-        (Scheme::HuggingFace, _) => Some(hugging_face(layer, role)),
-        (Scheme::Gguf, Family::Llama) => gguf_llama(layer, role),
-        (Scheme::Gguf, Family::DeepseekV3) => None,
+/// Which part of a stored tensor a role is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// One slab along the first dimension.
+    Slab(usize),
+    /// All of it, a vector that stands for a matrix of one row.
+    Row,
+}
+
+/// Where a role may be stored.
+pub(crate) struct Location {
+    pub(crate) name: String,
+    pub(crate) part: Part,
+}
+
+fn whole(name: impl Into<String>) -> Location {
+    Location { name: name.into(), part: Part::Whole }
+}
+
+/// Where a tensor may be, best first; empty if the scheme has no name for the role.
+pub(crate) fn locations(scheme: Scheme, family: Family, layer: usize, role: Role) -> Vec<Location> {
+    match scheme {
+        Scheme::HuggingFace => hugging_face(family, layer, role).into_iter().collect(),
+        Scheme::Gguf => gguf(layer, role),
     }
 }
 
-fn hugging_face(layer: usize, role: Role) -> String {
-    let part = match role {
-        Role::Embedding => return "model.embed_tokens.weight".into(),
-        Role::FinalNorm => return "model.norm.weight".into(),
-        Role::Head => return "lm_head.weight".into(),
-        Role::AttentionNorm => "input_layernorm",
-        Role::FeedForwardNorm => "post_attention_layernorm",
-        Role::Query => "self_attn.q_proj",
-        Role::Key => "self_attn.k_proj",
-        Role::Value => "self_attn.v_proj",
-        Role::Output => "self_attn.o_proj",
-        Role::QueryDown => "self_attn.q_a_proj",
-        Role::QueryNorm => "self_attn.q_a_layernorm",
-        Role::QueryUp => "self_attn.q_b_proj",
-        Role::LatentDown => "self_attn.kv_a_proj_with_mqa",
-        Role::LatentNorm => "self_attn.kv_a_layernorm",
-        Role::LatentUp => "self_attn.kv_b_proj",
-        Role::Gate => "mlp.gate_proj",
-        Role::Up => "mlp.up_proj",
-        Role::Down => "mlp.down_proj",
-        Role::Router => "mlp.gate",
-        Role::RouterBias => return format!("model.layers.{layer}.mlp.gate.e_score_correction_bias"),
-        Role::SharedGate => "mlp.shared_experts.gate_proj",
-        Role::SharedUp => "mlp.shared_experts.up_proj",
-        Role::SharedDown => "mlp.shared_experts.down_proj",
-        Role::ExpertGate(e) => return format!("model.layers.{layer}.mlp.experts.{e}.gate_proj.weight"),
-        Role::ExpertUp(e) => return format!("model.layers.{layer}.mlp.experts.{e}.up_proj.weight"),
-        Role::ExpertDown(e) => return format!("model.layers.{layer}.mlp.experts.{e}.down_proj.weight"),
+fn hugging_face(family: Family, layer: usize, role: Role) -> Option<Location> {
+    let top = match role {
+        Role::Embedding => Some("model.embed_tokens.weight"),
+        Role::FinalNorm => Some("model.norm.weight"),
+        Role::Head => Some("lm_head.weight"),
+        _ => None,
     };
-    format!("model.layers.{layer}.{part}.weight")
+    if let Some(name) = top {
+        return Some(whole(name));
+    }
+    let part: String = match own(family, role) {
+        Some(part) => part,
+        None => match role {
+            Role::AttentionNorm => "input_layernorm.weight".into(),
+            Role::FeedForwardNorm => "post_attention_layernorm.weight".into(),
+            Role::Query => "self_attn.q_proj.weight".into(),
+            Role::Key => "self_attn.k_proj.weight".into(),
+            Role::Value => "self_attn.v_proj.weight".into(),
+            Role::Output => "self_attn.o_proj.weight".into(),
+            Role::QueryBias => "self_attn.q_proj.bias".into(),
+            Role::KeyBias => "self_attn.k_proj.bias".into(),
+            Role::ValueBias => "self_attn.v_proj.bias".into(),
+            Role::OutputBias => "self_attn.o_proj.bias".into(),
+            Role::QueryNorm => "self_attn.q_norm.weight".into(),
+            Role::KeyNorm => "self_attn.k_norm.weight".into(),
+            Role::Gate => "mlp.gate_proj.weight".into(),
+            Role::Up => "mlp.up_proj.weight".into(),
+            Role::Down => "mlp.down_proj.weight".into(),
+            Role::GateBias => "mlp.gate_proj.bias".into(),
+            Role::UpBias => "mlp.up_proj.bias".into(),
+            Role::DownBias => "mlp.down_proj.bias".into(),
+            Role::Router => "mlp.gate.weight".into(),
+            Role::ExpertGate(e) => format!("mlp.experts.{e}.gate_proj.weight"),
+            Role::ExpertUp(e) => format!("mlp.experts.{e}.up_proj.weight"),
+            Role::ExpertDown(e) => format!("mlp.experts.{e}.down_proj.weight"),
+            _ => return None,
+        },
+    };
+    Some(whole(format!("model.layers.{layer}.{part}")))
 }
 
-fn gguf_llama(layer: usize, role: Role) -> Option<String> {
-    let part = match role {
-        Role::Embedding => return Some("token_embd.weight".into()),
-        Role::FinalNorm => return Some("output_norm.weight".into()),
-        Role::Head => return Some("output.weight".into()),
-        Role::AttentionNorm => "attn_norm",
-        Role::FeedForwardNorm => "ffn_norm",
-        Role::Query => "attn_q",
-        Role::Key => "attn_k",
-        Role::Value => "attn_v",
-        Role::Output => "attn_output",
-        Role::Gate => "ffn_gate",
-        Role::Up => "ffn_up",
-        Role::Down => "ffn_down",
+/// Names that a family has for itself.
+fn own(family: Family, role: Role) -> Option<String> {
+    let part = match (family, role) {
+        (Family::Deepseek, Role::QueryDown) => "self_attn.q_a_proj.weight",
+        (Family::Deepseek, Role::QueryNorm) => "self_attn.q_a_layernorm.weight",
+        (Family::Deepseek, Role::QueryUp) => "self_attn.q_b_proj.weight",
+        (Family::Deepseek, Role::LatentDown) => "self_attn.kv_a_proj_with_mqa.weight",
+        (Family::Deepseek, Role::LatentNorm) => "self_attn.kv_a_layernorm.weight",
+        (Family::Deepseek, Role::LatentUp) => "self_attn.kv_b_proj.weight",
+        (Family::Deepseek, Role::RouterCorrection) => "mlp.gate.e_score_correction_bias",
+        (Family::Deepseek, Role::SharedGate) => "mlp.shared_experts.gate_proj.weight",
+        (Family::Deepseek, Role::SharedUp) => "mlp.shared_experts.up_proj.weight",
+        (Family::Deepseek, Role::SharedDown) => "mlp.shared_experts.down_proj.weight",
+        (Family::Gemma, Role::AttentionPostNorm) => "post_attention_layernorm.weight",
+        (Family::Gemma, Role::FeedForwardNorm) => "pre_feedforward_layernorm.weight",
+        (Family::Gemma, Role::FeedForwardPostNorm) => "post_feedforward_layernorm.weight",
+        (Family::Mixtral, Role::Router) => "block_sparse_moe.gate.weight",
+        (Family::Mixtral, Role::ExpertGate(e)) => return Some(format!("block_sparse_moe.experts.{e}.w1.weight")),
+        (Family::Mixtral, Role::ExpertUp(e)) => return Some(format!("block_sparse_moe.experts.{e}.w3.weight")),
+        (Family::Mixtral, Role::ExpertDown(e)) => return Some(format!("block_sparse_moe.experts.{e}.w2.weight")),
+        (Family::Qwen2Moe, Role::SharedGate) => "mlp.shared_expert.gate_proj.weight",
+        (Family::Qwen2Moe, Role::SharedUp) => "mlp.shared_expert.up_proj.weight",
+        (Family::Qwen2Moe, Role::SharedDown) => "mlp.shared_expert.down_proj.weight",
+        (Family::Qwen2Moe, Role::SharedScore) => "mlp.shared_expert_gate.weight",
         _ => return None,
     };
-    Some(format!("blk.{layer}.{part}.weight"))
+    Some(part.into())
+}
+
+fn gguf(layer: usize, role: Role) -> Vec<Location> {
+    let mut more = None;
+    let part = match role {
+        Role::Embedding => return vec![whole("token_embd.weight")],
+        Role::FinalNorm => return vec![whole("output_norm.weight")],
+        Role::Head => return vec![whole("output.weight")],
+        Role::AttentionNorm => "attn_norm.weight",
+        Role::AttentionPostNorm => "post_attention_norm.weight",
+        Role::FeedForwardNorm => "ffn_norm.weight",
+        Role::FeedForwardPostNorm => "post_ffw_norm.weight",
+        Role::Query => "attn_q.weight",
+        Role::Key => "attn_k.weight",
+        Role::Value => "attn_v.weight",
+        Role::Output => "attn_output.weight",
+        Role::QueryBias => "attn_q.bias",
+        Role::KeyBias => "attn_k.bias",
+        Role::ValueBias => "attn_v.bias",
+        Role::OutputBias => "attn_output.bias",
+        Role::QueryNorm => {
+            // Of the heads, or of the bottleneck.
+            more = Some("attn_q_a_norm.weight");
+            "attn_q_norm.weight"
+        }
+        Role::KeyNorm => "attn_k_norm.weight",
+        Role::QueryDown => "attn_q_a.weight",
+        Role::QueryUp => "attn_q_b.weight",
+        Role::LatentDown => "attn_kv_a_mqa.weight",
+        Role::LatentNorm => "attn_kv_a_norm.weight",
+        Role::LatentUp => "attn_kv_b.weight",
+        Role::LatentKeyUp => "attn_k_b.weight",
+        Role::LatentValueUp => "attn_v_b.weight",
+        Role::Gate => "ffn_gate.weight",
+        Role::Up => "ffn_up.weight",
+        Role::Down => "ffn_down.weight",
+        Role::Router => "ffn_gate_inp.weight",
+        Role::RouterCorrection => "exp_probs_b.bias",
+        Role::SharedGate => "ffn_gate_shexp.weight",
+        Role::SharedUp => "ffn_up_shexp.weight",
+        Role::SharedDown => "ffn_down_shexp.weight",
+        Role::SharedScore => {
+            return vec![Location { name: format!("blk.{layer}.ffn_gate_inp_shexp.weight"), part: Part::Row }];
+        }
+        Role::ExpertGate(e) => return expert(layer, "ffn_gate", e),
+        Role::ExpertUp(e) => return expert(layer, "ffn_up", e),
+        Role::ExpertDown(e) => return expert(layer, "ffn_down", e),
+        _ => return Vec::new(),
+    };
+    [Some(part), more].into_iter().flatten().map(|part| whole(format!("blk.{layer}.{part}"))).collect()
+}
+
+/// Experts lie stacked; the first converters stored them one by one.
+fn expert(layer: usize, part: &str, e: usize) -> Vec<Location> {
+    let stacked = Location { name: format!("blk.{layer}.{part}_exps.weight"), part: Part::Slab(e) };
+    vec![stacked, whole(format!("blk.{layer}.{part}.{e}.weight"))]
 }

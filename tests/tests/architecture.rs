@@ -109,7 +109,7 @@ fn one_decoder_one_block_hash_one_set_of_limits() -> Result<()> {
     let homes = |needle: &str| -> Vec<&str> {
         sources.iter().filter(|(_, text)| text.contains(needle)).map(|(path, _)| path.as_str()).collect()
     };
-    ensure!(homes(concat!("pub struct ", "DecoderSpec")) == ["engine/src/spec.rs"]);
+    ensure!(homes(concat!("pub struct ", "DecoderSpec")) == ["engine/src/spec/mod.rs"]);
     ensure!(homes(concat!("pub struct ", "BlockChain")) == ["proto/src/block.rs"]);
     ensure!(homes(concat!("const ", "PAYLOAD_BYTES_MAX")) == ["proto/src/limits.rs"]);
     Ok(())

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 
-use super::{LayerKv, Place};
+use super::{Attend, LayerKv, Place};
 use crate::kernels::attention::{self, KEYS, KeyBlock};
 use crate::kernels::pool::Pool;
-use crate::kernels::{Level, lanes};
+use crate::kernels::{Level, gates, lanes};
 
 /// Most rows of a tile.
 const ROWS_MAX: usize = 32;
@@ -19,7 +19,7 @@ const SCORES_MAX: usize = 1 << 17;
 const HEADS_MAX: usize = 16;
 
 /// How the heads lie in queries and in cached rows.
-pub(super) struct Heads {
+pub(super) struct Heads<'a> {
     /// Query heads.
     pub(super) heads: usize,
     /// Query heads per KV head.
@@ -29,8 +29,8 @@ pub(super) struct Heads {
     pub(super) value_dim: usize,
     /// Where the values begin in a cached row; keys begin at 0.
     pub(super) values_at: usize,
-    /// Factor on the scores.
-    pub(super) scale: f32,
+    /// Scale, cap, window and sinks.
+    pub(super) how: &'a Attend<'a>,
 }
 
 /// Rows and heads of one piece of work.
@@ -51,7 +51,7 @@ thread_local! {
 }
 
 /// Cuts the batch into tiles, those with the most tokens first.
-fn tiles(h: &Heads, places: &[Place]) -> Vec<Tile> {
+fn tiles(h: &Heads<'_>, places: &[Place]) -> Vec<Tile> {
     let heads = h.group.min(HEADS_MAX);
     let mut tiles = Vec::new();
     let mut from = 0;
@@ -79,7 +79,7 @@ fn tiles(h: &Heads, places: &[Place]) -> Vec<Tile> {
 pub(super) fn attend(
     level: Level,
     pool: &mut Pool,
-    h: &Heads,
+    h: &Heads<'_>,
     kv: &LayerKv<'_>,
     q: &[f32],
     parts: &mut Vec<f32>,
@@ -108,7 +108,7 @@ pub(super) fn attend(
 }
 
 /// One tile into `out` = `[rows][heads][value_dim]`, zeroed.
-fn tile(level: Level, h: &Heads, kv: &LayerKv<'_>, q: &[f32], t: &Tile, out: &mut [f32]) {
+fn tile(level: Level, h: &Heads<'_>, kv: &LayerKv<'_>, q: &[f32], t: &Tile, out: &mut [f32]) {
     SCRATCH.with_borrow_mut(|s| {
         let Scratch { queries, keys, scores } = s;
         let heads = t.heads.len();
@@ -117,7 +117,10 @@ fn tile(level: Level, h: &Heads, kv: &LayerKv<'_>, q: &[f32], t: &Tile, out: &mu
             let at = (row * h.heads + t.heads.start) * h.key_dim;
             queries.extend_from_slice(&q[at..at + heads * h.key_dim]);
         }
-        let seen = |row: usize| 0..kv.places[t.rows.start + row].position + 1;
+        let seen = |row: usize| {
+            let position = kv.places[t.rows.start + row].position;
+            h.how.first(position)..position + 1
+        };
         let all = seen(0).start..seen(t.rows.len() - 1).end;
         let (item, stride) = (kv.places[t.rows.start].item, kv.pool.width());
         let kv_head = t.heads.start / h.group;
@@ -137,13 +140,22 @@ fn tile(level: Level, h: &Heads, kv: &LayerKv<'_>, q: &[f32], t: &Tile, out: &mu
             if first < last {
                 let at = first * heads * width + block.start - all.start;
                 let queries = &queries[first * heads * h.key_dim..last * heads * h.key_dim];
-                attention::scores(level, queries, keys, h.scale, &mut scores[at..], width);
+                attention::scores(level, queries, keys, h.how.scale, &mut scores[at..], width);
             }
         }
         let mut inverse = Vec::with_capacity(t.rows.len() * heads);
         for (i, s) in scores.chunks_exact_mut(width).enumerate() {
             let seen = seen(i / heads);
-            inverse.push(1.0 / lanes::exp_scores(level, &mut s[seen.start - all.start..seen.end - all.start]));
+            let (from, mut to) = (seen.start - all.start, seen.end - all.start);
+            if let Some(cap) = h.how.softcap {
+                gates::softcap(level, &mut s[from..to], cap);
+            }
+            if let Some(sinks) = h.how.sinks {
+                // One more score, behind the row's last token, whose weight no value takes.
+                s[to] = sinks[t.heads.start + i % heads];
+                to += 1;
+            }
+            inverse.push(1.0 / lanes::exp_scores(level, &mut s[from..to]));
         }
         for block in blocks(all.clone(), KV_BLOCK_TOKENS) {
             let values = cached(block.start, block.len(), h.values_at + kv_head * h.value_dim, h.value_dim);

@@ -1,14 +1,16 @@
 //! The decoder's operators as candle tensors in f32: a reference that shares no arithmetic with the
 //! own kernels (attention in expanded form, products by candle), and the way to candle's devices.
 
+use std::ops::Range;
+
 use candle_core::{D, Device, Tensor};
 
-use super::{Backend, LatentWeights, LayerKv, Mlp, Place};
+use super::{Attend, Backend, LatentWeights, LayerKv, Mlp, Place, Shared};
 use crate::error::EngineError;
 use crate::load::RawTensor;
 use crate::rope::RopeTable;
 use crate::routing::Choice;
-use crate::spec::Attention;
+use crate::spec::{Activation, Attention, Gate};
 
 /// Candle on one device.
 pub(crate) struct Candle {
@@ -38,9 +40,30 @@ impl Candle {
         Ok(Tensor::from_vec(t.to_f32()?, t.shape.clone(), &self.device)?)
     }
 
-    fn apply(x: &Tensor, w: &Mlp<Tensor>) -> Result<Tensor, EngineError> {
-        let gate = x.matmul(&w.gate.t()?)?.silu()?;
-        Ok((gate * x.matmul(&w.up.t()?)?)?.matmul(&w.down.t()?)?)
+    fn host(&self, data: &[f32]) -> Result<Tensor, EngineError> {
+        Ok(Tensor::from_slice(data, data.len(), &self.device)?)
+    }
+
+    fn apply(&self, x: &Tensor, w: &Mlp<Tensor>, activation: Activation) -> Result<Tensor, EngineError> {
+        let product = |x: &Tensor, m: &Tensor, which: usize| -> Result<Tensor, EngineError> {
+            let y = x.matmul(&m.t()?)?;
+            match &w.bias {
+                Some(bias) => Ok(y.broadcast_add(&self.host(&bias[which])?)?),
+                None => Ok(y),
+            }
+        };
+        let (gate, up) = (product(x, &w.gate, 0)?, product(x, &w.up, 1)?);
+        let inner = match activation {
+            Activation::Silu => (gate.silu()? * up)?,
+            Activation::GeluTanh => (gate.gelu()? * up)?,
+            Activation::ClampedSwiglu { alpha, limit } => {
+                let gate = gate.minimum(limit)?;
+                let steep = (&gate * f64::from(alpha))?;
+                let logistic = ((steep.neg()?.exp()? + 1.0)?).recip()?;
+                ((gate * logistic)? * (up.clamp(-limit, limit)? + 1.0)?)?
+            }
+        };
+        product(&inner, &w.down, 2)
     }
 
     /// Cosines and sines of the rows' positions, `[rows, dim / 2]`.
@@ -66,10 +89,11 @@ impl Candle {
     }
 
     /// The cached rows of an item, `[tokens, width]`.
-    fn cached(&self, kv: &LayerKv<'_>, item: usize, tokens: usize) -> Result<Tensor, EngineError> {
+    fn cached(&self, kv: &LayerKv<'_>, item: usize, seen: Range<usize>) -> Result<Tensor, EngineError> {
         let width = kv.pool.width();
+        let tokens = seen.len();
         let mut out = Vec::with_capacity(tokens * width);
-        for t in 0..tokens {
+        for t in seen {
             let at = kv.pool.row_at(&kv.tables[item], kv.layer, t);
             out.extend_from_slice(&kv.pool.data()[at..at + width]);
         }
@@ -77,11 +101,18 @@ impl Candle {
     }
 
     /// Attention of one query row `[heads, 1, dim]` over `[heads, tokens, dim]`, to `[1, heads · v]`.
-    fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor, EngineError> {
-        let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? * scale)?;
+    fn attend(&self, how: &Attend<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, EngineError> {
+        let mut scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? * f64::from(how.scale))?;
+        if let Some(cap) = how.softcap {
+            scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+        }
+        let (heads, _, tokens) = scores.dims3()?;
+        if let Some(sinks) = how.sinks {
+            scores = Tensor::cat(&[&scores, &self.host(sinks)?.reshape((heads, 1, 1))?], 2)?;
+        }
         let top = scores.max_keepdim(D::Minus1)?;
         let e = scores.broadcast_sub(&top)?.exp()?;
-        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.narrow(2, 0, tokens)?.contiguous()?;
         let out = p.matmul(&v.contiguous()?)?;
         let (heads, one, dim) = out.dims3()?;
         Ok(out.reshape((one, heads * dim))?)
@@ -122,8 +153,8 @@ impl Backend for Candle {
         self.tensor(t)
     }
 
-    fn vector(&self, t: &RawTensor<'_>) -> Result<Tensor, EngineError> {
-        self.tensor(t)
+    fn vector(&self, data: Vec<f32>) -> Result<Tensor, EngineError> {
+        self.host(&data)
     }
 
     fn dense(&self, t: &RawTensor<'_>) -> Result<Tensor, EngineError> {
@@ -140,13 +171,21 @@ impl Backend for Candle {
         Ok(rows.get()?.flatten_all()?.to_vec1()?)
     }
 
-    fn embed(&mut self, table: &Tensor, tokens: &[u32], out: &mut CandleRows) -> Result<(), EngineError> {
-        out.0 = Some(table.index_select(&Tensor::new(tokens, &self.device)?, 0)?);
+    fn embed(&mut self, table: &Tensor, tokens: &[u32], scale: f32, out: &mut CandleRows) -> Result<(), EngineError> {
+        out.0 = Some((table.index_select(&Tensor::new(tokens, &self.device)?, 0)? * f64::from(scale))?);
         Ok(())
     }
 
     fn rms_norm(&mut self, x: &CandleRows, w: &Tensor, eps: f32, out: &mut CandleRows) -> Result<(), EngineError> {
         out.0 = Some(norm(x.get()?, w, eps)?);
+        Ok(())
+    }
+
+    fn norm_pieces(&mut self, x: &mut CandleRows, w: &Tensor, eps: f32) -> Result<(), EngineError> {
+        let (rows, width) = x.get()?.dims2()?;
+        let piece = w.dims1()?;
+        let pieces = x.get()?.reshape((rows, width / piece, piece))?;
+        x.0 = Some(norm(&pieces, w, eps)?.reshape((rows, width))?);
         Ok(())
     }
 
@@ -162,13 +201,29 @@ impl Backend for Candle {
         Ok(())
     }
 
-    fn add(&mut self, x: &mut CandleRows, y: &CandleRows) -> Result<(), EngineError> {
-        x.0 = Some((x.get()? + y.get()?)?);
+    fn add_bias(&mut self, x: &mut CandleRows, bias: &Tensor) -> Result<(), EngineError> {
+        x.0 = Some(x.get()?.broadcast_add(bias)?);
         Ok(())
     }
 
-    fn mlp(&mut self, x: &CandleRows, w: &Mlp<Tensor>, out: &mut CandleRows) -> Result<(), EngineError> {
-        out.0 = Some(Self::apply(x.get()?, w)?);
+    fn add(&mut self, x: &mut CandleRows, y: &CandleRows, scale: f32) -> Result<(), EngineError> {
+        x.0 = Some((x.get()? + (y.get()? * f64::from(scale))?)?);
+        Ok(())
+    }
+
+    fn softcap(&mut self, x: &mut CandleRows, cap: f32) -> Result<(), EngineError> {
+        x.0 = Some(((x.get()? / f64::from(cap))?.tanh()? * f64::from(cap))?);
+        Ok(())
+    }
+
+    fn mlp(
+        &mut self,
+        x: &CandleRows,
+        w: &Mlp<Tensor>,
+        activation: Activation,
+        out: &mut CandleRows,
+    ) -> Result<(), EngineError> {
+        out.0 = Some(self.apply(x.get()?, w, activation)?);
         Ok(())
     }
 
@@ -177,19 +232,23 @@ impl Backend for Candle {
         x: &CandleRows,
         choices: &[Vec<Choice>],
         experts: &[Mlp<Tensor>],
-        shared: Option<&Mlp<Tensor>>,
+        shared: Option<Shared<'_, Tensor>>,
+        activation: Activation,
         out: &mut CandleRows,
     ) -> Result<(), EngineError> {
         let x = x.get()?;
         let mut rows = Vec::new();
         for (j, chosen) in choices.iter().enumerate() {
             let x = x.narrow(0, j, 1)?;
-            let mut sum = match shared {
-                Some(w) => Self::apply(&x, w)?,
+            let mut sum = match &shared {
+                Some(s) => {
+                    let y = self.apply(&x, s.mlp, activation)?;
+                    s.weights.as_ref().map_or(Ok(y.clone()), |w| y * f64::from(w[j]))?
+                }
                 None => x.zeros_like()?,
             };
             for c in chosen {
-                sum = (sum + (Self::apply(&x, &experts[c.expert])? * f64::from(c.weight))?)?;
+                sum = (sum + (self.apply(&x, &experts[c.expert], activation)? * f64::from(c.weight))?)?;
             }
             rows.push(sum);
         }
@@ -197,22 +256,39 @@ impl Backend for Candle {
         Ok(())
     }
 
-    fn router_scores(&mut self, x: &CandleRows, w: &Tensor) -> Result<Vec<f32>, EngineError> {
-        let scores: Vec<f32> = x.get()?.matmul(&w.t()?)?.flatten_all()?.to_vec1()?;
-        Ok(scores.into_iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect())
+    fn router_scores(
+        &mut self,
+        x: &CandleRows,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        gate: Gate,
+    ) -> Result<Vec<f32>, EngineError> {
+        let mut scores = x.get()?.matmul(&w.t()?)?;
+        if let Some(bias) = bias {
+            scores = scores.broadcast_add(bias)?;
+        }
+        let scores = match gate {
+            Gate::Sigmoid => (scores.neg()?.exp()? + 1.0)?.recip()?,
+            Gate::Softmax => {
+                let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+                e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?
+            }
+            Gate::SoftmaxOfChosen => scores,
+        };
+        Ok(scores.flatten_all()?.to_vec1()?)
     }
 
     fn attend_grouped(
         &mut self,
-        shape: &Attention,
-        rope: &RopeTable,
+        how: &Attend<'_>,
         qkv: [&mut CandleRows; 3],
         kv: &mut LayerKv<'_>,
         out: &mut CandleRows,
     ) -> Result<(), EngineError> {
-        let Attention::Grouped { heads, kv_heads, head_dim } = *shape else {
+        let Attention::Grouped { heads, kv_heads, head_dim } = *how.shape else {
             return Err(EngineError::Shape("grouped attention on latent weights".into()));
         };
+        let rope = how.rope;
         let [q, k, v] = qkv;
         let rows = kv.places.len();
         let (cos, sin) = self.angles(rope, kv.places)?;
@@ -223,15 +299,16 @@ impl Backend for Candle {
         let group = heads / kv_heads;
         let mut attended = Vec::with_capacity(rows);
         for (j, place) in kv.places.iter().enumerate() {
-            let tokens = place.position + 1;
-            let cached = self.cached(kv, place.item, tokens)?;
+            let seen = how.first(place.position)..place.position + 1;
+            let tokens = seen.len();
+            let cached = self.cached(kv, place.item, seen)?;
             let part = |from| -> Result<Tensor, EngineError> {
                 let x = cached.narrow(1, from, kv_heads * head_dim)?.reshape((tokens, kv_heads, 1, head_dim))?;
                 let x = x.broadcast_as((tokens, kv_heads, group, head_dim))?.reshape((tokens, heads, head_dim))?;
                 Ok(x.transpose(0, 1)?.contiguous()?)
             };
             let q = q.narrow(0, j, 1)?.transpose(0, 1)?;
-            attended.push(Self::attend(&q, &part(0)?, &part(kv_heads * head_dim)?, (head_dim as f64).powf(-0.5))?);
+            attended.push(self.attend(how, &q, &part(0)?, &part(kv_heads * head_dim)?)?);
         }
         out.0 = Some(Tensor::cat(&attended, 0)?);
         Ok(())
@@ -239,16 +316,16 @@ impl Backend for Candle {
 
     fn attend_latent(
         &mut self,
-        shape: &Attention,
-        rope: &RopeTable,
+        how: &Attend<'_>,
         w: &LatentWeights<Self>,
         inputs: [&mut CandleRows; 2],
         kv: &mut LayerKv<'_>,
         out: &mut CandleRows,
     ) -> Result<(), EngineError> {
-        let Attention::Latent { heads, kv_rank, nope_dim, rope_dim, v_dim, .. } = *shape else {
+        let Attention::Latent { heads, kv_rank, nope_dim, rope_dim, v_dim, .. } = *how.shape else {
             return Err(EngineError::Shape("latent attention on grouped weights".into()));
         };
+        let rope = how.rope;
         let [q, latent] = inputs;
         let rows = kv.places.len();
         let (cos, sin) = self.angles(rope, kv.places)?;
@@ -263,7 +340,7 @@ impl Backend for Candle {
         let mut attended = Vec::with_capacity(rows);
         for (j, place) in kv.places.iter().enumerate() {
             let tokens = place.position + 1;
-            let cached = self.cached(kv, place.item, tokens)?;
+            let cached = self.cached(kv, place.item, 0..tokens)?;
             // Expanded form: keys and values of every head from the latents.
             let up = cached.narrow(1, 0, kv_rank)?.contiguous()?.matmul(&w.up.t()?)?;
             let up = up.reshape((tokens, heads, nope_dim + v_dim))?;
@@ -272,8 +349,7 @@ impl Backend for Candle {
             let k = Tensor::cat(&[up.narrow(2, 0, nope_dim)?, shared], 2)?.transpose(0, 1)?;
             let v = up.narrow(2, nope_dim, v_dim)?.transpose(0, 1)?;
             let q = q.narrow(0, j, 1)?.transpose(0, 1)?;
-            let scale = ((nope_dim + rope_dim) as f64).powf(-0.5);
-            attended.push(Self::attend(&q, &k.contiguous()?, &v, scale)?);
+            attended.push(self.attend(how, &q, &k.contiguous()?, &v)?);
         }
         out.0 = Some(Tensor::cat(&attended, 0)?);
         Ok(())

@@ -1,18 +1,17 @@
 //! The decoder's operators on own CPU kernels. Buffers are kept between steps.
 
 use super::attend::{Heads, attend};
-use super::{Backend, LatentWeights, LayerKv, Mlp};
+use super::{Attend, Backend, LatentWeights, LayerKv, Mlp, Shared};
 use crate::error::EngineError;
 use crate::kernels::arena::Arena;
 use crate::kernels::matmul::{Input, Job, matmul};
 use crate::kernels::packed::{Grain, Kind, Packed};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantize::Quantized;
-use crate::kernels::{Level, attention, lanes};
+use crate::kernels::{Level, attention, gates, lanes};
 use crate::load::{RawTensor, Stored};
-use crate::rope::RopeTable;
 use crate::routing::Choice;
-use crate::spec::Attention;
+use crate::spec::{Activation, Attention, Gate};
 
 /// Rows of activations `[rows, width]`.
 #[derive(Default)]
@@ -139,12 +138,12 @@ impl Backend for Cpu {
                 format!("shape [{n}, {k}] does not fit its {} bytes", t.bytes.len()),
             ));
         }
-        Packed::pack(&self.arena, kind, [n, k], t.bytes, self.pool.threads(), &*self.release)
+        Packed::pack(&self.arena, kind, [n, k], &t.bytes, self.pool.threads(), &*self.release)
             .map_err(|source| EngineError::Io { path: format!("memory for {}", t.name).into(), source })
     }
 
-    fn vector(&self, t: &RawTensor<'_>) -> Result<Vec<f32>, EngineError> {
-        t.to_f32()
+    fn vector(&self, data: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+        Ok(data)
     }
 
     fn dense(&self, t: &RawTensor<'_>) -> Result<Vec<f32>, EngineError> {
@@ -170,10 +169,11 @@ impl Backend for Cpu {
         Ok(rows.data.clone())
     }
 
-    fn embed(&mut self, table: &Packed, tokens: &[u32], out: &mut Rows) -> Result<(), EngineError> {
+    fn embed(&mut self, table: &Packed, tokens: &[u32], scale: f32, out: &mut Rows) -> Result<(), EngineError> {
         out.reshape(tokens.len(), table.k);
         for (&token, row) in tokens.iter().zip(out.data.chunks_exact_mut(table.k)) {
             table.unpack_row(token as usize, row);
+            row.iter_mut().for_each(|v| *v *= scale);
         }
         Ok(())
     }
@@ -183,6 +183,17 @@ impl Backend for Cpu {
         let (level, width) = (self.level, x.width);
         self.pool.for_pieces(&mut out.data, width, width, &|i, o| {
             lanes::rms_norm(level, &x.data[i * width..(i + 1) * width], w, eps, o);
+        });
+        Ok(())
+    }
+
+    fn norm_pieces(&mut self, x: &mut Rows, w: &Vec<f32>, eps: f32) -> Result<(), EngineError> {
+        let (level, n, copy) = (self.level, w.len(), &mut self.inner.x);
+        copy.clear();
+        copy.extend_from_slice(&x.data);
+        let copy = &*copy;
+        self.pool.for_pieces(&mut x.data, n, n, &|i, piece| {
+            lanes::rms_norm(level, &copy[i * n..(i + 1) * n], w, eps, piece);
         });
         Ok(())
     }
@@ -202,14 +213,29 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn add(&mut self, x: &mut Rows, y: &Rows) -> Result<(), EngineError> {
-        lanes::add(self.level, &mut x.data, &y.data);
+    fn add_bias(&mut self, x: &mut Rows, bias: &Vec<f32>) -> Result<(), EngineError> {
+        add_bias(self.level, &mut x.data, bias);
         Ok(())
     }
 
-    fn mlp(&mut self, x: &Rows, w: &Mlp<Packed>, out: &mut Rows) -> Result<(), EngineError> {
+    fn add(&mut self, x: &mut Rows, y: &Rows, scale: f32) -> Result<(), EngineError> {
+        if scale.to_bits() == 1f32.to_bits() {
+            lanes::add(self.level, &mut x.data, &y.data);
+        } else {
+            lanes::add_scaled(self.level, &mut x.data, scale, &y.data);
+        }
+        Ok(())
+    }
+
+    fn softcap(&mut self, x: &mut Rows, cap: f32) -> Result<(), EngineError> {
+        let (level, width) = (self.level, x.width);
+        self.pool.for_pieces(&mut x.data, width, width, &|_, row| gates::softcap(level, row, cap));
+        Ok(())
+    }
+
+    fn mlp(&mut self, x: &Rows, w: &Mlp<Packed>, activation: Activation, out: &mut Rows) -> Result<(), EngineError> {
         let every: Vec<Vec<Choice>> = Vec::new();
-        self.experts(x, &every, &[], Some(w), out)
+        self.experts(x, &every, &[], Some(Shared { mlp: w, weights: None }), activation, out)
     }
 
     fn experts(
@@ -217,12 +243,14 @@ impl Backend for Cpu {
         x: &Rows,
         choices: &[Vec<Choice>],
         experts: &[Mlp<Packed>],
-        shared: Option<&Mlp<Packed>>,
+        shared: Option<Shared<'_, Packed>>,
+        activation: Activation,
         out: &mut Rows,
     ) -> Result<(), EngineError> {
+        let (shared, shared_weights) = shared.map_or((None, None), |s| (Some(s.mlp), s.weights));
         let (rows, d, level) = (x.rows(), x.width, self.level);
         let plan = Plan::new(choices, experts);
-        let Inner { x: gathered, gate, up, down, routed, shared: common, .. } = &mut self.inner;
+        let Inner { x: gathered, gate, up, down, routed: routed_q, shared: common, .. } = &mut self.inner;
         gathered.clear();
         for &row in &plan.rows {
             gathered.extend_from_slice(&x.data[row * d..(row + 1) * d]);
@@ -233,7 +261,7 @@ impl Backend for Cpu {
         up.resize(inner, 0.0);
         {
             let chosen = plan.groups.iter().flat_map(|g| [&experts[g.expert].gate, &experts[g.expert].up]);
-            let routed_in = quantized(level, &mut self.pool, chosen, gathered, routed);
+            let routed_in = quantized(level, &mut self.pool, chosen, gathered, routed_q);
             let common_in =
                 quantized(level, &mut self.pool, shared.iter().flat_map(|s| [&s.gate, &s.up]), &x.data, common);
             let mut jobs = Vec::new();
@@ -253,20 +281,32 @@ impl Backend for Cpu {
             }
             matmul(level, &mut self.pool, &mut jobs);
         }
-        // gate ← silu(gate) · up, in pieces that threads can share.
+        let routed = plan.rows.len() * plan.width;
+        plan.for_biases(experts, plan.width, 0, &mut gate[..routed], |x, b| add_bias(level, x, b));
+        plan.for_biases(experts, plan.width, 1, &mut up[..routed], |x, b| add_bias(level, x, b));
+        if let Some([gate_bias, up_bias, _]) = shared.and_then(|s| s.bias.as_ref()) {
+            add_bias(level, &mut gate[routed..], gate_bias);
+            add_bias(level, &mut up[routed..], up_bias);
+        }
+        // gate ← activation(gate, up), in pieces that threads can share.
         let piece = if inner.is_multiple_of(64) { 64 } else { inner.max(1) };
         {
             let up = &*up;
             self.pool.for_pieces(gate, piece, piece * 8, &|i, g| {
-                lanes::silu_mul(level, g, &up[i * piece..(i + 1) * piece]);
+                let u = &up[i * piece..(i + 1) * piece];
+                match activation {
+                    Activation::Silu => lanes::silu_mul(level, g, u),
+                    Activation::GeluTanh => gates::gelu_mul(level, g, u),
+                    Activation::ClampedSwiglu { alpha, limit } => gates::clamped_swiglu(level, g, u, alpha, limit),
+                }
             });
         }
-        let (routed_x, shared_x) = gate.split_at(plan.rows.len() * plan.width);
+        let (routed_x, shared_x) = gate.split_at(routed);
         down.resize(plan.rows.len() * d, 0.0);
         out.reshape(rows, d);
         {
             let chosen = plan.groups.iter().map(|g| &experts[g.expert].down);
-            let routed_in = quantized(level, &mut self.pool, chosen, routed_x, routed);
+            let routed_in = quantized(level, &mut self.pool, chosen, routed_x, routed_q);
             let common_in = quantized(level, &mut self.pool, shared.iter().map(|s| &s.down), shared_x, common);
             let mut jobs = Vec::new();
             let mut rest = &mut down[..];
@@ -286,6 +326,15 @@ impl Backend for Cpu {
             }
             matmul(level, &mut self.pool, &mut jobs);
         }
+        plan.for_biases(experts, d, 2, down, |x, b| add_bias(level, x, b));
+        if let Some([.., bias]) = shared.and_then(|s| s.bias.as_ref()) {
+            add_bias(level, &mut out.data, bias);
+        }
+        if let Some(weights) = shared_weights {
+            for (row, w) in out.data.chunks_exact_mut(d).zip(weights) {
+                row.iter_mut().for_each(|v| *v *= w);
+            }
+        }
         // Experts ascending within a row, so that the sum has one order.
         for (slot, &row) in plan.rows.iter().enumerate() {
             let y = &down[slot * d..(slot + 1) * d];
@@ -294,27 +343,40 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn router_scores(&mut self, x: &Rows, w: &Packed) -> Result<Vec<f32>, EngineError> {
+    fn router_scores(
+        &mut self,
+        x: &Rows,
+        w: &Packed,
+        bias: Option<&Vec<f32>>,
+        gate: Gate,
+    ) -> Result<Vec<f32>, EngineError> {
         let mut scores = Rows::default();
         self.linear(x, [w], [&mut scores])?;
+        if let Some(bias) = bias {
+            add_bias(self.level, &mut scores.data, bias);
+        }
         // Row by row, so that the lanes of a row do not depend on the batch.
         for row in scores.data.chunks_exact_mut(w.n) {
-            lanes::sigmoid(self.level, row);
+            match gate {
+                Gate::Sigmoid => lanes::sigmoid(self.level, row),
+                Gate::Softmax => gates::softmax(self.level, row),
+                Gate::SoftmaxOfChosen => {}
+            }
         }
         Ok(scores.data)
     }
 
     fn attend_grouped(
         &mut self,
-        shape: &Attention,
-        rope: &RopeTable,
+        how: &Attend<'_>,
         qkv: [&mut Rows; 3],
         kv: &mut LayerKv<'_>,
         out: &mut Rows,
     ) -> Result<(), EngineError> {
-        let Attention::Grouped { heads, kv_heads, head_dim } = *shape else {
+        let Attention::Grouped { heads, kv_heads, head_dim } = *how.shape else {
             return Err(EngineError::Shape("grouped attention on latent weights".into()));
         };
+        let rope = how.rope;
         let [q, k, v] = qkv;
         let level = self.level;
         let k_width = kv_heads * head_dim;
@@ -332,30 +394,24 @@ impl Backend for Cpu {
             row[k_width..].copy_from_slice(&v.data[j * k_width..(j + 1) * k_width]);
         }
         out.reshape(kv.places.len(), heads * head_dim);
-        let h = Heads {
-            heads,
-            group: heads / kv_heads,
-            key_dim: head_dim,
-            value_dim: head_dim,
-            values_at: k_width,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-        };
+        let h =
+            Heads { heads, group: heads / kv_heads, key_dim: head_dim, value_dim: head_dim, values_at: k_width, how };
         attend(level, &mut self.pool, &h, kv, &q.data, &mut self.inner.parts, &mut out.data);
         Ok(())
     }
 
     fn attend_latent(
         &mut self,
-        shape: &Attention,
-        rope: &RopeTable,
+        how: &Attend<'_>,
         w: &LatentWeights<Self>,
         inputs: [&mut Rows; 2],
         kv: &mut LayerKv<'_>,
         out: &mut Rows,
     ) -> Result<(), EngineError> {
-        let Attention::Latent { heads, kv_rank, nope_dim, rope_dim, v_dim, .. } = *shape else {
+        let Attention::Latent { heads, kv_rank, nope_dim, rope_dim, v_dim, .. } = *how.shape else {
             return Err(EngineError::Shape("latent attention on grouped weights".into()));
         };
+        let rope = how.rope;
         let [q, latent] = inputs;
         let level = self.level;
         let (q_dim, width) = (nope_dim + rope_dim, kv_rank + rope_dim);
@@ -387,8 +443,7 @@ impl Backend for Cpu {
             key.copy_from_slice(rotated);
         });
         sums.resize(kv.places.len() * heads * kv_rank, 0.0);
-        let scale = 1.0 / (q_dim as f32).sqrt();
-        let h = Heads { heads, group: heads, key_dim: width, value_dim: kv_rank, values_at: 0, scale };
+        let h = Heads { heads, group: heads, key_dim: width, value_dim: kv_rank, values_at: 0, how };
         attend(level, &mut self.pool, &h, kv, queries, parts, sums);
         let sums = &*sums;
         self.pool.for_pieces(&mut out.data, v_dim, v_dim * kv_rank, &|i, out| {
@@ -396,6 +451,12 @@ impl Backend for Cpu {
             attention::dot_rows(level, latent, up(i % heads).1, kv_rank, 1.0, out);
         });
         Ok(())
+    }
+}
+
+fn add_bias(level: Level, x: &mut [f32], bias: &[f32]) {
+    for row in x.chunks_exact_mut(bias.len().max(1)) {
+        lanes::add(level, row, bias);
     }
 }
 
@@ -438,6 +499,22 @@ impl Plan {
             plan.groups.push(Group { expert, rows: from..plan.rows.len() });
         }
         plan
+    }
+
+    /// Calls `f(rows, bias)` with the rows `[slots, width]` of every expert that has a bias `which`.
+    fn for_biases(
+        &self,
+        experts: &[Mlp<Packed>],
+        width: usize,
+        which: usize,
+        x: &mut [f32],
+        f: impl Fn(&mut [f32], &[f32]),
+    ) {
+        for g in &self.groups {
+            if let Some(bias) = &experts[g.expert].bias {
+                f(&mut x[g.rows.start * width..g.rows.end * width], &bias[which]);
+            }
+        }
     }
 
     fn input<'a>(&self, g: &Group, x: &'a [f32], k: usize, q: Option<(&'a Quantized, usize)>) -> Input<'a> {

@@ -10,7 +10,7 @@ use crate::kv::KvPool;
 use crate::load::RawTensor;
 use crate::rope::RopeTable;
 use crate::routing::Choice;
-use crate::spec::Attention;
+use crate::spec::{Activation, Attention, Gate};
 
 /// Which implementation runs the decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,11 +42,41 @@ pub(crate) struct LayerKv<'a> {
     pub(crate) places: &'a [Place],
 }
 
-/// A gated MLP: `down(silu(gate(x)) · up(x))`.
+/// A gated MLP: `down(activation(gate(x), up(x)))`.
 pub(crate) struct Mlp<M> {
     pub(crate) gate: M,
     pub(crate) up: M,
     pub(crate) down: M,
+    /// Biases of the three products.
+    pub(crate) bias: Option<[Vec<f32>; 3]>,
+}
+
+/// The expert that every row passes.
+pub(crate) struct Shared<'a, M> {
+    pub(crate) mlp: &'a Mlp<M>,
+    /// Factor on its output, one per row; 1 if none.
+    pub(crate) weights: Option<Vec<f32>>,
+}
+
+/// How one layer's attention computes.
+pub(crate) struct Attend<'a> {
+    pub(crate) shape: &'a Attention,
+    pub(crate) rope: &'a RopeTable,
+    /// Factor on scores.
+    pub(crate) scale: f32,
+    /// Cap on scores.
+    pub(crate) softcap: Option<f32>,
+    /// Tokens seen, the row's own included.
+    pub(crate) window: Option<usize>,
+    /// A logit per query head that takes weight but gives no value.
+    pub(crate) sinks: Option<&'a [f32]>,
+}
+
+impl Attend<'_> {
+    /// First token that a row at `position` sees.
+    pub(crate) fn first(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w))
+    }
 }
 
 /// Weights of latent attention that are not plain products.
@@ -70,7 +100,7 @@ pub(crate) trait Backend: Send {
     type Rows: Default + Send;
 
     fn matrix(&self, t: &RawTensor<'_>) -> Result<Self::Matrix, EngineError>;
-    fn vector(&self, t: &RawTensor<'_>) -> Result<Self::Vector, EngineError>;
+    fn vector(&self, data: Vec<f32>) -> Result<Self::Vector, EngineError>;
     fn dense(&self, t: &RawTensor<'_>) -> Result<Self::Dense, EngineError>;
 
     /// A step begins (threads wake up) or ends.
@@ -80,10 +110,18 @@ pub(crate) trait Backend: Send {
     fn upload(&mut self, data: &[f32], width: usize, out: &mut Self::Rows) -> Result<(), EngineError>;
     fn download(&self, rows: &Self::Rows) -> Result<Vec<f32>, EngineError>;
 
-    /// `out[i] = table[tokens[i]]`; ids have been checked.
-    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<(), EngineError>;
+    /// `out[i] = scale · table[tokens[i]]`; ids have been checked.
+    fn embed(
+        &mut self,
+        table: &Self::Matrix,
+        tokens: &[u32],
+        scale: f32,
+        out: &mut Self::Rows,
+    ) -> Result<(), EngineError>;
     fn rms_norm(&mut self, x: &Self::Rows, w: &Self::Vector, eps: f32, out: &mut Self::Rows)
     -> Result<(), EngineError>;
+    /// Norms every piece of as many numbers as `w` has, in place (heads, or whole rows).
+    fn norm_pieces(&mut self, x: &mut Self::Rows, w: &Self::Vector, eps: f32) -> Result<(), EngineError>;
     /// Several products of one input.
     fn linear<const N: usize>(
         &mut self,
@@ -91,35 +129,52 @@ pub(crate) trait Backend: Send {
         w: [&Self::Matrix; N],
         out: [&mut Self::Rows; N],
     ) -> Result<(), EngineError>;
-    /// `x += y`.
-    fn add(&mut self, x: &mut Self::Rows, y: &Self::Rows) -> Result<(), EngineError>;
-    fn mlp(&mut self, x: &Self::Rows, w: &Mlp<Self::Matrix>, out: &mut Self::Rows) -> Result<(), EngineError>;
-    /// `out = Σ_chosen weight · expert(x) (+ shared(x))`.
+    /// Adds `bias` to every row.
+    fn add_bias(&mut self, x: &mut Self::Rows, bias: &Self::Vector) -> Result<(), EngineError>;
+    /// `x += scale · y`.
+    fn add(&mut self, x: &mut Self::Rows, y: &Self::Rows, scale: f32) -> Result<(), EngineError>;
+    /// `x = cap · tanh(x / cap)`.
+    fn softcap(&mut self, x: &mut Self::Rows, cap: f32) -> Result<(), EngineError>;
+    fn mlp(
+        &mut self,
+        x: &Self::Rows,
+        w: &Mlp<Self::Matrix>,
+        activation: Activation,
+        out: &mut Self::Rows,
+    ) -> Result<(), EngineError>;
+    /// `out = Σ_chosen weight · expert(x) (+ weight · shared(x))`.
     fn experts(
         &mut self,
         x: &Self::Rows,
         choices: &[Vec<Choice>],
         experts: &[Mlp<Self::Matrix>],
-        shared: Option<&Mlp<Self::Matrix>>,
+        shared: Option<Shared<'_, Self::Matrix>>,
+        activation: Activation,
         out: &mut Self::Rows,
     ) -> Result<(), EngineError>;
-    /// Logistic of the router's scores `[rows, experts]`, on the host.
-    fn router_scores(&mut self, x: &Self::Rows, w: &Self::Matrix) -> Result<Vec<f32>, EngineError>;
+    /// The router's scores `[rows, experts]` as `gate` says, on the host: logistic, softmax, or as
+    /// they are.
+    fn router_scores(
+        &mut self,
+        x: &Self::Rows,
+        w: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        gate: Gate,
+    ) -> Result<Vec<f32>, EngineError>;
 
     /// Rotates `q` and `k`, stores keys and values, attends. `q` is scratch.
     fn attend_grouped(
         &mut self,
-        shape: &Attention,
-        rope: &RopeTable,
+        how: &Attend<'_>,
         qkv: [&mut Self::Rows; 3],
         kv: &mut LayerKv<'_>,
         out: &mut Self::Rows,
     ) -> Result<(), EngineError>;
-    /// Norms the latents, rotates, stores, attends. `q` and `latent` are scratch.
+    /// Norms the latents, rotates, stores, attends over all tokens, without cap or sinks. `q` and
+    /// `latent` are scratch.
     fn attend_latent(
         &mut self,
-        shape: &Attention,
-        rope: &RopeTable,
+        how: &Attend<'_>,
         w: &LatentWeights<Self>,
         inputs: [&mut Self::Rows; 2],
         kv: &mut LayerKv<'_>,

@@ -20,6 +20,7 @@ pub(crate) mod arena;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod attention_x86;
+pub(crate) mod gates;
 pub(crate) mod lanes;
 mod layout;
 pub(crate) mod matmul;

@@ -161,7 +161,7 @@ proptest! {
             Kind::Q5K => Stored::Q5K,
             Kind::Q6K => Stored::Q6K,
         };
-        let t = RawTensor { name: "w".into(), stored, shape: vec![n, k], bytes: &bytes };
+        let t = RawTensor { name: "w".into(), stored, shape: vec![n, k], bytes: bytes.as_slice().into() };
         let theirs = t.to_f32().expect("candle reads it");
         let mut row = vec![0.0; k];
         for (r, theirs) in theirs.chunks_exact(k).enumerate() {

@@ -1,5 +1,7 @@
 //! Stored numbers to f32, for the small tensors and the reference backend.
 
+use std::borrow::Cow;
+
 use candle_core::quantized::{QTensor, ggml_file};
 use candle_core::{Device, quantized::GgmlDType};
 use half::{bf16, f16};
@@ -8,6 +10,18 @@ use super::{RawTensor, Stored};
 use crate::error::EngineError;
 
 impl RawTensor<'_> {
+    /// Slab `i` along the first dimension; none if there is no such slab.
+    pub(crate) fn slab(self, i: usize) -> Option<Self> {
+        let (&count, rest) = self.shape.split_first()?;
+        let each = self.bytes.len().checked_div(count)?;
+        let range = each.checked_mul(i)?..each.checked_mul(i + 1)?;
+        let bytes = match self.bytes {
+            Cow::Borrowed(b) => Cow::Borrowed(b.get(range)?),
+            Cow::Owned(b) => Cow::Owned(b.get(range)?.to_vec()),
+        };
+        Some(Self { name: self.name, stored: self.stored, shape: rest.to_vec(), bytes })
+    }
+
     /// All numbers as f32, in storage order.
     pub(crate) fn to_f32(&self) -> Result<Vec<f32>, EngineError> {
         Ok(match self.stored {
@@ -28,7 +42,7 @@ impl RawTensor<'_> {
     }
 
     fn dequantize(&self, dtype: GgmlDType) -> Result<Vec<f32>, EngineError> {
-        let tensor: QTensor = ggml_file::qtensor_from_ggml(dtype, self.bytes, self.shape.clone(), &Device::Cpu)?;
+        let tensor: QTensor = ggml_file::qtensor_from_ggml(dtype, &self.bytes, self.shape.clone(), &Device::Cpu)?;
         Ok(tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 

@@ -7,9 +7,6 @@ use std::ops::Range;
 
 use super::Stored;
 use crate::error::EngineError;
-use crate::spec::{
-    Attention, CONTEXT_MAX, DecoderSpec, Family, FeedForward, LAYERS_MAX, Rope, RopeScaling, VOCAB_MAX, WIDTH_MAX,
-};
 
 /// Deepest nesting of arrays in metadata.
 const NESTING_MAX: usize = 4;
@@ -328,7 +325,7 @@ impl<'a> Gguf<'a> {
         self.unsigned(key).and_then(|n| u32::try_from(n).ok())
     }
 
-    fn count(&self, key: &str, max: usize) -> Result<usize, EngineError> {
+    pub(crate) fn count(&self, key: &str, max: usize) -> Result<usize, EngineError> {
         if !self.meta.contains_key(key) {
             return Err(EngineError::spec(key, "is missing"));
         }
@@ -337,72 +334,11 @@ impl<'a> Gguf<'a> {
             .ok_or_else(|| EngineError::spec(key, format!("is {:?}, not in 1..={max}", self.meta[key])))
     }
 
-    fn positive(&self, key: &str) -> Result<f32, EngineError> {
+    pub(crate) fn positive(&self, key: &str) -> Result<f32, EngineError> {
         match self.meta.get(key) {
             Some(Value::Float(v)) if *v > 0.0 && (*v as f32).is_finite() => Ok(*v as f32),
             Some(v) => Err(EngineError::spec(key, format!("is {v:?}, not a positive number"))),
             None => Err(EngineError::spec(key, "is missing")),
         }
     }
-}
-
-/// The decoder that a GGUF's metadata describes.
-pub(crate) fn spec(file: &Gguf<'_>) -> Result<DecoderSpec, EngineError> {
-    let architecture = file.text("general.architecture")?;
-    if architecture != "llama" {
-        return Err(EngineError::spec(
-            "general.architecture",
-            format!("`{architecture}` is not supported; supported: llama"),
-        ));
-    }
-    if file.unsigned("llama.expert_count").unwrap_or(0) > 0 {
-        return Err(EngineError::spec("llama.expert_count", "experts are not supported in this family yet"));
-    }
-    if file.tensors.contains_key("rope_freqs.weight") {
-        return Err(EngineError::tensor("rope_freqs.weight", "per-frequency rope factors are not supported yet"));
-    }
-    let layers = file.count("llama.block_count", LAYERS_MAX)?;
-    let hidden_size = file.count("llama.embedding_length", WIDTH_MAX)?;
-    let heads = file.count("llama.attention.head_count", WIDTH_MAX)?;
-    let optional = |key: &str, default: usize, max: usize| {
-        if file.meta.contains_key(key) { file.count(key, max) } else { Ok(default) }
-    };
-    let kv_heads = optional("llama.attention.head_count_kv", heads, WIDTH_MAX)?;
-    let head_dim = optional("llama.attention.key_length", hidden_size / heads, WIDTH_MAX)?;
-    if optional("llama.attention.value_length", head_dim, WIDTH_MAX)? != head_dim {
-        return Err(EngineError::spec("llama.attention.value_length", "differs from key_length"));
-    }
-    if optional("llama.rope.dimension_count", head_dim, WIDTH_MAX)? != head_dim {
-        return Err(EngineError::spec("llama.rope.dimension_count", "partial rotary embedding is not supported"));
-    }
-    let scaling = match file.meta.get("llama.rope.scaling.type") {
-        None | Some(Value::Text("none")) => RopeScaling::None,
-        Some(Value::Text("linear")) => RopeScaling::Linear { factor: file.positive("llama.rope.scaling.factor")? },
-        Some(v) => return Err(EngineError::spec("llama.rope.scaling.type", format!("{v:?} is not supported"))),
-    };
-    let embedding = file
-        .tensors
-        .get("token_embd.weight")
-        .ok_or_else(|| EngineError::tensor("token_embd.weight", "is missing from the file"))?;
-    let vocab_size = embedding.shape[0];
-    if vocab_size > VOCAB_MAX {
-        return Err(EngineError::tensor("token_embd.weight", format!("has {vocab_size} rows, more than {VOCAB_MAX}")));
-    }
-    let theta =
-        if file.meta.contains_key("llama.rope.freq_base") { file.positive("llama.rope.freq_base")? } else { 10_000.0 };
-    DecoderSpec {
-        family: Family::Llama,
-        layers,
-        hidden_size,
-        vocab_size,
-        context_tokens: file.count("llama.context_length", CONTEXT_MAX)?,
-        rms_eps: file.positive("llama.attention.layer_norm_rms_epsilon")?,
-        attention: Attention::Grouped { heads, kv_heads, head_dim },
-        rope: Rope { theta, interleaved: true, scaling },
-        feed_forward: vec![FeedForward::Dense { width: file.count("llama.feed_forward_length", WIDTH_MAX)? }; layers],
-        tied_head: !file.tensors.contains_key("output.weight"),
-        bos_token: file.token("tokenizer.ggml.bos_token_id"),
-        eos_tokens: file.token("tokenizer.ggml.eos_token_id").into_iter().collect(),
-    }
-    .checked()
 }

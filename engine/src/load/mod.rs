@@ -2,11 +2,13 @@
 //! Nothing is allocated by what a file claims before the claim is checked against its size.
 
 mod convert;
+mod fp8;
 pub(crate) mod gguf;
 mod safetensors;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -15,8 +17,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::error::EngineError;
-use crate::names::{self, Role, Scheme};
-use crate::spec::DecoderSpec;
+use crate::names::{self, Location, Part, Role, Scheme};
+use crate::spec::{self, DecoderSpec};
 
 /// Largest JSON file read, bytes (tokenizers of large vocabularies have tens of MiB).
 pub(crate) const JSON_BYTES_MAX: u64 = 256 << 20;
@@ -64,12 +66,21 @@ pub(crate) struct RawTensor<'a> {
     pub(crate) name: String,
     pub(crate) stored: Stored,
     pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: &'a [u8],
+    pub(crate) bytes: Cow<'a, [u8]>,
+}
+
+/// How the numbers of a file's tensor are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    /// As they are.
+    Plain(Stored),
+    /// E4M3 codes whose block factors are in `NAME_scale_inv`.
+    Fp8,
 }
 
 struct Entry {
     storage: usize,
-    stored: Stored,
+    encoding: Encoding,
     shape: Vec<usize>,
     range: Range<usize>,
 }
@@ -146,9 +157,12 @@ impl Checkpoint {
 
     fn gguf(storage: Storage) -> Result<Self, EngineError> {
         let file = gguf::Gguf::parse(storage.bytes())?;
-        let mut c = Self::empty(gguf::spec(&file)?, Scheme::Gguf);
+        let mut c = Self::empty(spec::from_gguf(&file, storage.bytes())?, Scheme::Gguf);
         for (name, t) in file.tensors {
-            c.entries.insert(name, Entry { storage: 0, stored: t.stored, shape: t.shape, range: t.range });
+            c.entries.insert(
+                name,
+                Entry { storage: 0, encoding: Encoding::Plain(t.stored), shape: t.shape, range: t.range },
+            );
         }
         c.storages.push(Arc::new(storage));
         Ok(c)
@@ -160,8 +174,8 @@ impl Checkpoint {
 
     fn add_safetensors(&mut self, storage: Storage) -> Result<(), EngineError> {
         let at = self.storages.len();
-        for (name, stored, shape, range) in safetensors::index(storage.bytes())? {
-            let entry = Entry { storage: at, stored, shape, range };
+        for (name, encoding, shape, range) in safetensors::index(storage.bytes())? {
+            let entry = Entry { storage: at, encoding, shape, range };
             if self.entries.insert(name.clone(), entry).is_some() {
                 return Err(EngineError::tensor(name, "is stored twice"));
             }
@@ -171,18 +185,46 @@ impl Checkpoint {
     }
 
     /// The tensor for a role, if the file has it.
-    fn find(&self, layer: usize, role: Role) -> Option<RawTensor<'_>> {
-        let name = names::name(self.scheme, self.spec.family, layer, role)?;
-        let e = self.entries.get(&name)?;
-        let bytes = self.storages.get(e.storage)?.bytes().get(e.range.clone())?;
-        Some(RawTensor { name, stored: e.stored, shape: e.shape.clone(), bytes })
+    pub(crate) fn find(&self, layer: usize, role: Role) -> Result<Option<RawTensor<'_>>, EngineError> {
+        for Location { name, part } in names::locations(self.scheme, self.spec.family, layer, role) {
+            let Some(t) = self.stored(name)? else { continue };
+            let name = t.name.clone();
+            let t = match part {
+                Part::Whole => Some(t),
+                Part::Slab(i) => t.slab(i),
+                Part::Row => Some(RawTensor { shape: [&[1], &t.shape[..]].concat(), ..t }),
+            };
+            return t.map(Some).ok_or_else(|| EngineError::tensor(name, format!("has no part {part:?}")));
+        }
+        Ok(None)
+    }
+
+    /// A tensor by its name in the file, as plain numbers.
+    fn stored(&self, name: String) -> Result<Option<RawTensor<'_>>, EngineError> {
+        let Some(e) = self.entries.get(&name) else { return Ok(None) };
+        let bytes = self.storages.get(e.storage).and_then(|s| s.bytes().get(e.range.clone()));
+        let bytes = bytes.ok_or_else(|| EngineError::tensor(name.clone(), "lies outside its file"))?;
+        let t = match e.encoding {
+            Encoding::Plain(stored) => RawTensor { name, stored, shape: e.shape.clone(), bytes: bytes.into() },
+            Encoding::Fp8 => {
+                let factors = format!("{name}_scale_inv");
+                let scales = match self.entries.get(&factors) {
+                    Some(Entry { encoding: Encoding::Plain(_), .. }) => self.stored(factors.clone())?,
+                    _ => None,
+                };
+                let problem = format!("is missing from the file, but `{name}` is FP8");
+                let scales = scales.ok_or_else(|| EngineError::tensor(factors, problem))?;
+                fp8::unpack(name, &e.shape, bytes, &scales)?
+            }
+        };
+        Ok(Some(t))
     }
 
     /// The tensor for a role, of whatever shape.
     pub(crate) fn require(&self, layer: usize, role: Role) -> Result<RawTensor<'_>, EngineError> {
-        self.find(layer, role).ok_or_else(|| {
-            let name = names::name(self.scheme, self.spec.family, layer, role);
-            EngineError::tensor(name.unwrap_or_else(|| format!("{role:?}")), "is missing from the file")
+        self.find(layer, role)?.ok_or_else(|| {
+            let place = names::locations(self.scheme, self.spec.family, layer, role).into_iter().next();
+            EngineError::tensor(place.map_or_else(|| format!("{role:?}"), |l| l.name), "is missing from the file")
         })
     }
 
@@ -217,7 +259,7 @@ pub fn check_safetensors(config: &[u8], weights: &[u8]) -> Result<DecoderSpec, E
 
 /// Loads everything and throws it away.
 fn check(file: &Checkpoint) -> Result<DecoderSpec, EngineError> {
-    crate::digest::of(file)?;
+    crate::digest::of(file);
     crate::decoder::Weights::load(&crate::backend::cpu::Cpu::new(1)?, file)?;
     Ok(file.spec.clone())
 }

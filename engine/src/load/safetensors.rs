@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::{Stored, read_small};
+use super::{Encoding, Stored, read_small};
 use crate::error::EngineError;
 
 /// Most shards of one model.
 const SHARDS_MAX: usize = 1024;
 
-type Item = (String, Stored, Vec<usize>, Range<usize>);
+type Item = (String, Encoding, Vec<usize>, Range<usize>);
 
 fn broken(problem: impl std::fmt::Display) -> EngineError {
     EngineError::Format { format: "safetensors", problem: problem.to_string() }
@@ -24,23 +24,24 @@ pub(super) fn index(bytes: &[u8]) -> Result<Vec<Item>, EngineError> {
     let data = bytes.len().checked_sub(start).ok_or_else(|| broken("file ends inside the header"))?;
     let mut out = Vec::new();
     for (name, info) in meta.tensors() {
-        let stored = match info.dtype {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            Dtype::BF16 => Stored::Bf16,
+        let (encoding, width) = match info.dtype {
+            Dtype::F32 => (Encoding::Plain(Stored::F32), 4),
+            Dtype::F16 => (Encoding::Plain(Stored::F16), 2),
+            Dtype::BF16 => (Encoding::Plain(Stored::Bf16), 2),
+            Dtype::F8_E4M3 => (Encoding::Fp8, 1),
             other => {
-                return Err(EngineError::tensor(name, format!("has type {other:?}; F32, F16 and BF16 are supported")));
+                let problem = format!("has type {other:?}; F32, F16, BF16 and F8_E4M3 are supported");
+                return Err(EngineError::tensor(name, problem));
             }
         };
         let (from, to) = info.data_offsets;
-        let width = if stored == Stored::F32 { 4 } else { 2 };
         let wanted = info.shape.iter().try_fold(width, |a: usize, &d| a.checked_mul(d));
         if from > to || to > data || wanted != Some(to - from) {
             let problem =
                 format!("bytes {from}..{to} do not fit shape {:?} in a file of {data} data bytes", info.shape);
             return Err(EngineError::tensor(name, problem));
         }
-        out.push((name, stored, info.shape.clone(), start + from..start + to));
+        out.push((name, encoding, info.shape.clone(), start + from..start + to));
     }
     Ok(out)
 }

@@ -278,7 +278,7 @@ fn broken_gguf_is_refused_with_the_reason() {
     refused(&with(&|w| w.tensors[0].2 = 99), "GGML type 99");
     refused(&with(&|w| w.tensors[2].1 = vec![HIDDEN / 2]), "blk.0.attn_norm.weight");
     refused(&with(&|w| w.tensors.push(w.tensors[0].clone())), "stored twice");
-    refused(&with(&|w| w.number("llama.expert_count", 8)), "llama.expert_count");
+    refused(&with(&|w| w.number("llama.expert_count", 8)), "llama.expert_used_count");
     let mut deep = Vec::new();
     for _ in 0..100 {
         deep.extend(9u32.to_le_bytes());
@@ -340,13 +340,14 @@ fn broken_configs_are_refused_with_the_field() {
         ("topk_group", json!(2)),
         ("rms_norm_eps", json!(-1.0)),
         ("rope_theta", json!(0)),
-        ("rope_scaling", json!({"type": "yarn", "factor": 40})),
+        ("rope_scaling", json!({"type": "spiral", "factor": 40})),
         ("eos_token_id", json!(5000)),
         ("hidden_act", json!("gelu")),
         ("scoring_func", json!("softmax")),
         ("attention_bias", json!(true)),
         ("qk_rope_head_dim", json!(15)),
-        ("quantization_config", json!({"quant_method": "fp8"})),
+        ("quantization_config", json!({"quant_method": "gptq"})),
+        ("quantization_config", json!({"quant_method": "fp8", "weight_block_size": [64, 128]})),
     ] {
         let mut c = config.clone();
         c[field] = bad.clone();
@@ -361,6 +362,7 @@ fn broken_configs_are_refused_with_the_field() {
             "n_group"
                 | "topk_group"
                 | "rope_scaling"
+                | "rope_theta"
                 | "eos_token_id"
                 | "hidden_act"
                 | "scoring_func"

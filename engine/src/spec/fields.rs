@@ -1,0 +1,105 @@
+//! Typed access to the fields of a `config.json`; every error names its field.
+
+use serde_json::Value;
+
+use crate::error::EngineError;
+
+/// Typed access to the fields of a JSON object.
+pub(super) struct Fields<'a> {
+    pub(super) value: &'a Value,
+}
+
+impl Fields<'_> {
+    pub(super) fn get(&self, name: &str) -> Result<&Value, EngineError> {
+        self.value.get(name).ok_or_else(|| EngineError::spec(name, "is missing"))
+    }
+
+    pub(super) fn text(&self, name: &str) -> Result<&str, EngineError> {
+        self.get(name)?.as_str().ok_or_else(|| EngineError::spec(name, "is not a string"))
+    }
+
+    pub(super) fn expect(&self, name: &str, only: &str) -> Result<(), EngineError> {
+        match self.value.get(name).and_then(Value::as_str) {
+            Some(v) if v == only => Ok(()),
+            None if self.value.get(name).is_none() => Ok(()),
+            _ => Err(EngineError::spec(name, format!("only `{only}` is supported"))),
+        }
+    }
+
+    pub(super) fn refuse_true(&self, name: &str) -> Result<(), EngineError> {
+        if self.flag_or(name, false)? { Err(EngineError::spec(name, "is not supported")) } else { Ok(()) }
+    }
+
+    pub(super) fn flag_or(&self, name: &str, default: bool) -> Result<bool, EngineError> {
+        match self.value.get(name) {
+            None | Some(Value::Null) => Ok(default),
+            Some(v) => v.as_bool().ok_or_else(|| EngineError::spec(name, "is not true or false")),
+        }
+    }
+
+    pub(super) fn count(&self, name: &str, max: usize) -> Result<usize, EngineError> {
+        self.get(name)?;
+        self.count_or(name, 0, 1, max)
+    }
+
+    pub(super) fn count_or(&self, name: &str, default: usize, min: usize, max: usize) -> Result<usize, EngineError> {
+        let n = match self.value.get(name) {
+            None | Some(Value::Null) => default as u64,
+            Some(v) => v.as_u64().ok_or_else(|| EngineError::spec(name, "is not a whole number"))?,
+        };
+        usize::try_from(n)
+            .ok()
+            .filter(|n| (min..=max).contains(n))
+            .ok_or_else(|| EngineError::spec(name, format!("{n} is outside {min}..={max}")))
+    }
+
+    pub(super) fn positive(&self, name: &str) -> Result<f32, EngineError> {
+        let n = self.get(name)?.as_f64().ok_or_else(|| EngineError::spec(name, "is not a number"))? as f32;
+        if n.is_finite() && n > 0.0 { Ok(n) } else { Err(EngineError::spec(name, format!("{n} is not positive"))) }
+    }
+
+    /// A positive number, or the default if the field is missing or null.
+    pub(super) fn positive_or(&self, name: &str, default: f32) -> Result<f32, EngineError> {
+        if self.has(name) { self.positive(name) } else { Ok(default) }
+    }
+
+    /// A positive number, if the field is there and not null.
+    pub(super) fn positive_if(&self, name: &str) -> Result<Option<f32>, EngineError> {
+        if self.has(name) { self.positive(name).map(Some) } else { Ok(None) }
+    }
+
+    /// Whether the field is there and not null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.value.get(name).is_some_and(|v| !v.is_null())
+    }
+
+    /// The object in a field, if it is there and not null.
+    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'_>>, EngineError> {
+        match self.value.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) if value.is_object() => Ok(Some(Fields { value })),
+            Some(_) => Err(EngineError::spec(name, "is not an object")),
+        }
+    }
+
+    /// A list of positive numbers.
+    pub(super) fn positives(&self, name: &str) -> Result<Vec<f32>, EngineError> {
+        let list = self.get(name)?.as_array().ok_or_else(|| EngineError::spec(name, "is not a list"))?;
+        list.iter()
+            .map(|v| v.as_f64().map(|v| v as f32).filter(|v| v.is_finite() && *v > 0.0))
+            .collect::<Option<_>>()
+            .ok_or_else(|| EngineError::spec(name, "holds something that is not a positive number"))
+    }
+
+    /// A token id, a list of them, or none.
+    pub(super) fn tokens(&self, name: &str) -> Result<Vec<u32>, EngineError> {
+        let id = |v: &Value| {
+            v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| EngineError::spec(name, "is not a token id"))
+        };
+        match self.value.get(name) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(id).collect(),
+            Some(v) => Ok(vec![id(v)?]),
+        }
+    }
+}
