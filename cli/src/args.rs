@@ -48,7 +48,7 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Runs an edge, a router and a cloud node with the embedded pair on this machine.
+    /// Runs an edge, a router and a cloud node on this machine, with the embedded pair or your models.
     Up(UpArgs),
     /// Asks a running node; without a prompt, a conversation.
     Chat(ChatArgs),
@@ -64,6 +64,8 @@ pub enum Command {
     Doctor,
     /// Checks or shows the settings.
     Config(ConfigArgs),
+    /// Downloads, lists, shows and removes models.
+    Model(ModelArgs),
     /// Measures.
     Bench(BenchArgs),
     /// Experiments: evaluation, calibration, links.
@@ -117,6 +119,13 @@ pub struct UpArgs {
     /// The edge alone: no router, no cloud.
     #[arg(long)]
     pub no_cloud: bool,
+    /// Model of the edge: a GGUF file, a folder in Hugging Face layout, org/name or
+    /// org/name:file.gguf from the local store, or `demo-edge` [default: demo-edge].
+    #[arg(long, value_name = "MODEL")]
+    pub edge_model: Option<String>,
+    /// Model of the cloud node, named in the same way [default: demo-cloud].
+    #[arg(long, value_name = "MODEL", conflicts_with = "no_cloud")]
+    pub cloud_model: Option<String>,
 }
 
 /// Who a process is.
@@ -149,6 +158,13 @@ pub struct EdgeArgs {
     /// Routers to ask for a cloud node: host:port, or server-name@host:port; may be repeated.
     #[arg(long, value_name = "ADDR")]
     pub router: Vec<String>,
+    /// Model to run: a GGUF file, a folder in Hugging Face layout, org/name or org/name:file.gguf
+    /// from the local store, or `demo-edge` [default: demo-edge].
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Name of the cloud's model to ask for, as the cloud node serves it [default: demo-cloud].
+    #[arg(long, value_name = "NAME")]
+    pub cloud_model: Option<String>,
 }
 
 /// Options of `cloud`.
@@ -163,6 +179,10 @@ pub struct CloudArgs {
     /// Routers to register with; may be repeated.
     #[arg(long, value_name = "ADDR")]
     pub router: Vec<String>,
+    /// Model to run: a GGUF file, a folder in Hugging Face layout, org/name or org/name:file.gguf
+    /// from the local store, or `demo-cloud` [default: demo-cloud].
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
     /// Who this is.
     #[command(flatten)]
     pub identity: IdentityArgs,
@@ -288,6 +308,55 @@ pub enum ConfigCommand {
     Check,
     /// Prints every setting with its value and where it came from.
     Show,
+}
+
+/// Options of `model`.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ModelCommand,
+}
+
+/// What `model` can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Downloads a model into the local store, checks it, and resumes what broke off.
+    Pull(ModelPullArgs),
+    /// Lists the models on this machine.
+    Ls,
+    /// Prints what a model is, and what of it fits into this machine's memory.
+    Show(ModelShowArgs),
+    /// Removes a model from the local store.
+    Rm(ModelRmArgs),
+}
+
+/// Options of `model pull`.
+#[derive(Clone, Debug, Args)]
+pub struct ModelPullArgs {
+    /// org/name, org/name:file.gguf or org/name:Q4_K_M.
+    pub name: String,
+    /// Branch, tag or commit [default: main].
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+}
+
+/// Options of `model show`.
+#[derive(Clone, Debug, Args)]
+pub struct ModelShowArgs {
+    /// A GGUF file, a folder in Hugging Face layout, org/name or org/name:file.gguf from the local
+    /// store, `demo-edge` or `demo-cloud`.
+    pub name: String,
+}
+
+/// Options of `model rm`.
+#[derive(Clone, Debug, Args)]
+pub struct ModelRmArgs {
+    /// org/name for all of it, org/name@REVISION for one revision.
+    pub name: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Options of `bench`.
@@ -478,11 +547,19 @@ mod tests {
             "tandem chat --mode local hello",
             "tandem edge --router a:1 --router b:2",
             "tandem edge --cloud a:1",
+            "tandem up --edge-model a.gguf --cloud-model org/b:Q4_K_M",
+            "tandem up --edge-model a.gguf --no-cloud",
+            "tandem edge --model a.gguf --router a:1 --cloud-model b",
+            "tandem cloud --model dir/",
             "tandem cloud --listen 0.0.0.0:4433 --router a:1 --advertise c:4433",
             "tandem router --listen 127.0.0.1:0 --metrics 127.0.0.1:0",
             "tandem explain last",
             "tandem doctor --json",
             "tandem config show --set edge.requests_max=1",
+            "tandem model pull org/name:Q4_K_M --revision main",
+            "tandem model ls --json",
+            "tandem model show org/name",
+            "tandem model rm org/name --yes",
             "tandem bench engine --model demo-edge --threads 1",
             "tandem bench perplexity --model demo-edge --context 128",
             "tandem completions bash",

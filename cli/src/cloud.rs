@@ -28,13 +28,16 @@ fn flags(args: &CloudArgs) -> Flags {
     flags.extend(args.identity.name.as_deref().map(|name| ("cloud.name", name.into(), "--name")));
     let identity = args.identity.identity.as_ref().and_then(|dir| dir.to_str());
     flags.extend(identity.map(|dir| ("peers.identity", dir.into(), "--identity")));
+    flags.extend(args.model.as_deref().map(|model| ("cloud.model", model.into(), "--model")));
     flags
 }
 
 /// Runs a cloud node until it is told to end.
 pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure> {
     let path = state::path(global)?;
-    let mut settings = config::load(global, &path, flags(args))?;
+    let mut layers = config::layers(global, &path, flags(args))?;
+    pair::prefer(&mut layers);
+    let mut settings = layers.settings().or_fail(Code::Config)?;
     logging::start(&settings.log)?;
     let shutdown = signals::shutdown(args.identity.lifeline)?;
     let state = StateDir::open(&path)?;
@@ -50,6 +53,7 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
         _ => None,
     };
     let loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads).await?;
+    settings.cloud.model.clone_from(&loaded.card.name);
     let boot_epoch = pair::now_ms();
     let hello = pair::hello(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
     let node = CloudNode::start(loaded.model, loaded.tokenizer, loaded.card.clone(), settings.cloud.clone())

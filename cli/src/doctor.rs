@@ -147,6 +147,10 @@ async fn model(name: String) -> Check {
         Ok((text, ms)) if text == ANSWER => {
             Check::ok("model", format!("{name} loads and answers as the reference ({ms} ms)"))
         }
+        // There is no reference for other models.
+        Ok((text, ms)) if tandem_models::find(&name).is_none() => {
+            Check::ok("model", format!("{name} loads and answers {text:?} ({ms} ms)"))
+        }
         Ok((text, _)) => Check::fail(
             "model",
             format!(
@@ -222,7 +226,10 @@ async fn node_or_ports(global: &Global, settings: &Settings) -> Vec<Check> {
     {
         let cloud =
             if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
-        return vec![Check::ok("node", format!("one is running, {cloud}"))];
+        return vec![match status["cloud_problem"].as_str() {
+            Some(problem) => Check::warn("node", format!("one is running, {cloud}, which cannot take part: {problem}")),
+            None => Check::ok("node", format!("one is running, {cloud}")),
+        }];
     }
     let ports = [
         ("api port", settings.listen.api, TcpListener::bind(settings.listen.api).is_ok(), "--listen"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tandem_edge_node::api::{ApiOptions, check_bind, router_with};
 use tandem_edge_node::node::{EdgeNode, EdgeParts};
+use tandem_edge_node::request::Mode;
 use tandem_edge_node::serve::NodeBackend;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
@@ -43,13 +44,21 @@ fn flags(args: &EdgeArgs) -> Flags {
     flags.extend(args.identity.name.as_deref().map(|name| ("edge.name", name.into(), "--name")));
     let identity = args.identity.identity.as_ref().and_then(|dir| dir.to_str());
     flags.extend(identity.map(|dir| ("peers.identity", dir.into(), "--identity")));
+    flags.extend(args.model.as_deref().map(|model| ("edge.model", model.into(), "--model")));
+    flags.extend(args.cloud_model.as_deref().map(|name| ("edge.cloud_model", name.into(), "--cloud-model")));
     flags
 }
 
 /// Runs an edge node until it is told to end.
 pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure> {
     let path = state::path(global)?;
-    let settings = config::load(global, &path, flags(args))?;
+    let mut layers = config::layers(global, &path, flags(args))?;
+    pair::prefer(&mut layers);
+    let mut settings = layers.settings().or_fail(Code::Config)?;
+    if settings.peers.cloud.is_none() && settings.peers.routers.is_empty() && layers.is_default("edge.default_mode") {
+        // There is nobody to ask.
+        settings.edge.default_mode = Mode::Local;
+    }
     logging::start(&settings.log)?;
     let shutdown = signals::shutdown(args.identity.lifeline)?;
     let listener = listen(settings.listen.api, &settings.api).await?;
@@ -129,6 +138,7 @@ pub(crate) async fn start(
     // Up at once, so that clients hear "loading" and not "connection refused".
     let serving = tokio::spawn(serve(listener, router_with(backend.clone(), options), shutdown));
     let loaded = pair::load_aside(&settings.edge.model, settings.engine.edge_threads).await?;
+    settings.edge.model.clone_from(&loaded.card.name);
     // Routers and cloud nodes know the node by its certificate.
     settings.edge.name.clone_from(&identity.id().name);
     let hello = pair::hello(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
@@ -141,6 +151,7 @@ pub(crate) async fn start(
         tokenizer: loaded.tokenizer,
         chat: loaded.chat,
         stop_tokens: loaded.stop_tokens,
+        sampling: loaded.sampling,
         policy,
         uplinks,
         bulk,

@@ -1,5 +1,5 @@
 //! The `tandem` command line: the parts of a fleet as processes (`up`, `edge`, `cloud`, `router`),
-//! and what a person asks of them (`chat`, `explain`, `doctor`, `config`, `bench`, `lab`).
+//! and what a person asks of them (`chat`, `explain`, `doctor`, `config`, `model`, `bench`, `lab`).
 //!
 //! Start with [`args`] (what can be typed) and [`failure`] (how it can end). [`up`] is the way from
 //! nothing to a chat: it runs an edge in its own process and a router and a cloud node as children.
@@ -21,6 +21,7 @@ mod lab;
 mod lifeline;
 mod logging;
 mod metrics_endpoint;
+mod model;
 mod node_client;
 mod pair;
 mod ready;
@@ -67,6 +68,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Completions(args) => completions::run(&args),
         Command::Config(args) => config_command::run(&global, &args),
         Command::Bench(args) => bench::run(&args),
+        Command::Model(args) => in_runtime(model::run(&global, &args)),
         Command::Lab(args) => in_runtime(lab::run(&global, &args)),
         Command::Up(args) => in_runtime(up::run(&global, &args)),
         Command::Edge(args) => in_runtime(edge::run(&global, &args)),

@@ -1,35 +1,58 @@
-//! The embedded models, loaded off the runtime's threads, and what they are called on the wire.
+//! The models of a node: found by name, loaded off the runtime's threads, and what they are called on
+//! the wire.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tandem_models::LoadedModel;
+use tandem_models::store::Store;
+use tandem_models::{EmbeddedModel, Found, LoadedModel};
 use tandem_proto::frame::schema_digest;
 use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
 use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::policy::PolicyFile;
 
+use crate::config::Layers;
 use crate::failure::{Code, Failure, OrFail as _};
 
-/// Loads the embedded model called `name` on `threads` threads (0 for one per core). Takes a
-/// noticeable time: not for a runtime's thread.
-pub(crate) fn load(name: &str, threads: usize) -> Result<LoadedModel, Failure> {
-    let embedded = tandem_models::find(name).ok_or_else(|| {
-        let known = tandem_models::ALL.map(|model| model.name).join(", ");
-        let message = format!(
-            "model `{name}` is not in this binary; there is {known}. Set edge.model or cloud.model to one of them"
-        );
-        Failure::new(Code::Config, message)
-    })?;
-    embedded
+/// Threshold of the entropy baseline, nats: used for pairs that no rule was fitted to.
+const BASELINE_NATS: f32 = 1.0;
+
+/// Finds a model by what was typed or set (see [`tandem_models::resolve()`]).
+pub(crate) fn find(model: &str) -> Result<Found, Failure> {
+    tandem_models::resolve(model, Store::from_env().as_ref()).or_fail(Code::Config)
+}
+
+/// Loads a model on `threads` threads (0 for one per core). Takes a noticeable time: not for a
+/// runtime's thread.
+pub(crate) fn load(model: &str, threads: usize) -> Result<LoadedModel, Failure> {
+    let found = find(model)?;
+    found
         .load(threads)
-        .map_err(|e| Failure::new(Code::Failed, format!("the embedded model {name} cannot be loaded: {e}")))
+        .map_err(|e| Failure::new(Code::Failed, format!("the model {} cannot be loaded: {e}", found.name)))
 }
 
 /// Loads on a thread that may block.
-pub(crate) async fn load_aside(name: &str, threads: usize) -> Result<LoadedModel, Failure> {
-    let name = name.to_owned();
-    tokio::task::spawn_blocking(move || load(&name, threads)).await.or_fail(Code::Failed)?
+pub(crate) async fn load_aside(model: &str, threads: usize) -> Result<LoadedModel, Failure> {
+    let model = model.to_owned();
+    tokio::task::spawn_blocking(move || load(&model, threads)).await.or_fail(Code::Failed)?
+}
+
+/// Sets the defaults that follow from which models run: what was chosen for or fitted to the embedded
+/// pair holds for no other.
+pub(crate) fn prefer(layers: &mut Layers) {
+    let is = |layers: &Layers, key: &str, model: EmbeddedModel| layers.text(key) == Some(model.name);
+    let edge = is(layers, "edge.model", tandem_models::EDGE);
+    if !edge {
+        layers.prefer("edge.trunk_layers", 0.into());
+        layers.prefer("engine.edge_threads", 0.into());
+    }
+    if !is(layers, "cloud.model", tandem_models::CLOUD) {
+        layers.prefer("cloud.trunk_layers", 0.into());
+    }
+    if !(edge && is(layers, "edge.cloud_model", tandem_models::CLOUD)) {
+        let baseline = [("policy".to_owned(), "entropy".into()), ("nats".to_owned(), f64::from(BASELINE_NATS).into())];
+        layers.prefer_table("policy", baseline.into_iter().collect());
+    }
 }
 
 /// Parameters of the calibrated escalation rule, fitted for the embedded pair; none if this build

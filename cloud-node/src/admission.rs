@@ -21,7 +21,7 @@ pub struct Bounds {
     pub jobs_max: usize,
     /// Longest grammar of a session, bytes; those past the wire's own bound do not arrive.
     pub grammar_bytes_max: usize,
-    /// KV blocks of the node.
+    /// KV blocks of the node; 0 for what the sessions can fill and the memory allows.
     pub kv_blocks: usize,
     /// Free KV blocks below which no new session is admitted.
     pub kv_blocks_reserve: usize,
@@ -37,7 +37,7 @@ impl Default for Bounds {
             idle_ms_max: 300_000,
             jobs_max: 512,
             grammar_bytes_max: GRAMMAR_BYTES_MAX,
-            kv_blocks: 2048,
+            kv_blocks: 0,
             kv_blocks_reserve: 32,
         }
     }

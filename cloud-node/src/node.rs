@@ -8,7 +8,7 @@ use serde::Serialize;
 use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
-use tandem_engine::{EngineError, Model, sampling};
+use tandem_engine::{EngineError, Model, memory, sampling};
 use tandem_proto::ids::SessionId;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 use tandem_proto::message::ModelCard;
@@ -95,14 +95,18 @@ impl CloudNode {
         model: Arc<Model>,
         tokenizer: Tokenizer,
         card: ModelCard,
-        settings: CloudSettings,
+        mut settings: CloudSettings,
     ) -> Result<Arc<Self>, CloudError> {
         let layers = model.spec().layers;
         if settings.trunk_layers >= layers {
             return Err(CloudError::Trunk { asked: settings.trunk_layers, layers });
         }
         let trunk = Trunk::of(&model, settings.trunk_layers);
-        let context = model.spec().context_tokens;
+        if settings.bounds.kv_blocks == 0 {
+            let available = memory::available_bytes();
+            settings.bounds.kv_blocks = memory::kv_blocks(model.spec(), settings.bounds.sessions_max, available);
+        }
+        let context = memory::context_tokens(model.spec(), settings.bounds.kv_blocks);
         let options = RunnerOptions {
             split: settings.trunk_layers,
             kv_blocks: settings.bounds.kv_blocks,

@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tandem_engine::Model;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::runner::{Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
+use tandem_engine::{Model, memory};
 use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
 use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
+use tandem_proto::message::SamplingParams;
 use tandem_router::exchange::Exchange;
 use tandem_router::policy::{Paired, Policy, PolicyFileError, Steering, SteeringConfig};
 use tandem_transport::bulk::BulkInbox;
@@ -66,6 +67,8 @@ pub struct EdgeParts {
     pub chat: ChatTemplate,
     /// Token ids that end an answer.
     pub stop_tokens: Vec<u32>,
+    /// Sampling where a request says nothing.
+    pub sampling: SamplingParams,
     /// When to ask the cloud.
     pub policy: Arc<dyn Policy>,
     /// The link to the cloud.
@@ -111,6 +114,8 @@ pub(crate) struct Inner {
     unfit_for: Mutex<Option<Digest>>,
     tenant_key: [u8; 32],
     pub(crate) trunk: Option<Trunk>,
+    sampling: SamplingParams,
+    context_tokens: usize,
     dials: Mutex<Dials>,
     estimates: Mutex<Estimates>,
     totals: Mutex<Totals>,
@@ -139,9 +144,15 @@ impl EdgeNode {
         }
         let policy = Paired::new(parts.policy, &parts.model.digest())?;
         let trunk = Trunk::of(&parts.model, settings.trunk_layers);
+        let spec = parts.model.spec();
+        let kv_blocks = match settings.kv_blocks {
+            0 => memory::kv_blocks(spec, settings.requests_max, memory::available_bytes()),
+            blocks => blocks,
+        };
+        let context_tokens = memory::context_tokens(spec, kv_blocks);
         let options = RunnerOptions {
             split: settings.trunk_layers,
-            kv_blocks: settings.kv_blocks,
+            kv_blocks,
             queue_max: settings.requests_max.max(1) * 4,
             batch: settings.batch(),
         };
@@ -162,6 +173,8 @@ impl EdgeNode {
             unfit_for: Mutex::default(),
             tenant_key: development_tenant_key(&parts.tenant),
             trunk,
+            sampling: parts.sampling,
+            context_tokens,
             estimates: Mutex::default(),
             totals: Mutex::default(),
             answered: Mutex::default(),
@@ -184,6 +197,11 @@ impl EdgeNode {
         }
         if matches!(request.mode, Mode::Exact | Mode::Cloud) && !inner.uplinks.configured() {
             return Err(GenerateError::NoCloud(request.mode.name()));
+        }
+        if request.mode != Mode::Local
+            && let Some(problem) = inner.uplinks.current().and_then(|link| inner.mismatch(&link))
+        {
+            return Err(GenerateError::ForeignCloud { mode: request.mode.name(), problem });
         }
         let limit = inner.settings.requests_max;
         let taken = inner.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
@@ -219,6 +237,18 @@ impl EdgeNode {
         &self.0.chat
     }
 
+    /// Sampling where a request says nothing.
+    #[must_use]
+    pub fn sampling(&self) -> &SamplingParams {
+        &self.0.sampling
+    }
+
+    /// True if a cloud is configured, connected or not.
+    #[must_use]
+    pub fn has_cloud(&self) -> bool {
+        self.0.uplinks.configured()
+    }
+
     /// Settings the node was started with.
     #[must_use]
     pub fn settings(&self) -> &EdgeSettings {
@@ -247,6 +277,7 @@ impl EdgeNode {
             edge_model: inner.settings.model.clone(),
             cloud_model: link.as_ref().map(|_| inner.settings.cloud_model.clone()),
             cloud_connected: link.is_some(),
+            cloud_problem: link.as_ref().and_then(|link| inner.mismatch(link)),
             cut: inner.uplinks.is_cut(),
             rtt_ms: stats.as_ref().map(|s| s.rtt_us as f64 / 1000.0),
             goodput_bytes_per_s: stats.as_ref().and_then(|s| s.goodput_bytes_per_s()).map(|g| g as f64),
@@ -292,7 +323,7 @@ impl EdgeNode {
 
 impl Inner {
     pub(crate) fn context_tokens(&self) -> usize {
-        self.model.spec().context_tokens
+        self.context_tokens
     }
 
     /// Digest of the model that the peer serves under the name we ask for.
@@ -331,6 +362,16 @@ impl Inner {
         let mut totals = lock(&self.totals);
         totals.tail.0 += u64::from(tokens);
         totals.tail.1 += u64::from(agreed);
+    }
+
+    /// Why the cloud's model cannot write with this one token by token, if it cannot: ids that mean
+    /// other text must never be exchanged. A model that the peer does not announce is refused by it.
+    pub(crate) fn mismatch(&self, link: &Link) -> Option<String> {
+        let card = link.peer_hello().models.iter().find(|card| card.name == self.settings.cloud_model)?;
+        (card.tokenizer != self.tokenizer.digest()).then(|| {
+            let (edge, cloud) = (&self.settings.model, &self.settings.cloud_model);
+            format!("the tokenizers of {edge} and {cloud} differ, so they cannot answer as one; pair models of one family, or use mode `local`")
+        })
     }
 
     /// True if the peer's trunk has our numbers.

@@ -206,6 +206,14 @@ pub enum GenerateError {
     /// The cloud cannot use the grammar of the answer.
     #[error("{0}")]
     Grammar(String),
+    /// The cloud's model has another tokenizer.
+    #[error("mode `{mode}` is impossible here: {problem}")]
+    ForeignCloud {
+        /// The mode.
+        mode: &'static str,
+        /// Which models, and what to do.
+        problem: String,
+    },
     /// The model failed.
     #[error("generation failed: {0}")]
     Engine(String),
@@ -232,6 +240,9 @@ pub struct NodeStatus {
     pub cloud_model: Option<String>,
     /// True while a cloud node is connected and not cut off.
     pub cloud_connected: bool,
+    /// Why the connected cloud cannot take part, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_problem: Option<String>,
     /// True while the operator has cut the cloud off.
     pub cut: bool,
     /// Smoothed round-trip time to the cloud, milliseconds.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::tokenizer::Tokenizer;
+use tandem_proto::message::SamplingParams;
 
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
 use crate::node::EdgeNode;
@@ -105,6 +106,10 @@ impl Backend for NodeBackend {
         self.ready_node().chat_template()
     }
 
+    fn sampling_defaults(&self) -> SamplingParams {
+        self.node.get().map(|node| node.sampling().clone()).unwrap_or_default()
+    }
+
     fn context_tokens(&self) -> usize {
         self.node.get().map_or(0, EdgeNode::context_tokens)
     }
@@ -114,7 +119,11 @@ impl Backend for NodeBackend {
         let entry =
             |id: &str, mode| ModelEntry { id: id.to_owned(), created: self.created, owned_by: "tandem".into(), mode };
         let settings = node.settings();
-        vec![entry(&settings.model, None), entry(&settings.cloud_model, Some(crate::request::Mode::Cloud))]
+        let mut models = vec![entry(&settings.model, None)];
+        if node.has_cloud() && settings.cloud_model != settings.model {
+            models.push(entry(&settings.cloud_model, Some(crate::request::Mode::Cloud)));
+        }
+        models
     }
 
     fn ready(&self) -> Readiness {

@@ -23,7 +23,7 @@ pub struct EdgeSettings {
     pub trunk_layers: usize,
     /// Most requests under way.
     pub requests_max: usize,
-    /// KV blocks of the node.
+    /// KV blocks of the node; 0 for what the requests can fill and the memory allows.
     pub kv_blocks: usize,
     /// Threshold on the risk in `auto`; the policy's own if absent.
     pub threshold: Option<f32>,
@@ -52,7 +52,7 @@ impl Default for EdgeSettings {
             default_mode: Mode::Auto,
             trunk_layers: 0,
             requests_max: 32,
-            kv_blocks: 1024,
+            kv_blocks: 0,
             threshold: None,
             exact: ExactStrategy::Auto,
             speculate_tokens_max: 64,

@@ -17,6 +17,7 @@ mod error;
 mod kernels;
 mod kv;
 mod load;
+pub mod memory;
 mod model;
 mod names;
 pub mod perplexity;
@@ -33,6 +34,15 @@ pub use backend::BackendKind;
 pub use error::EngineError;
 pub use kernels::numerics;
 pub use kv::{KvPool, POOL_BLOCKS_MAX, POOL_NUMBERS_MAX, Sequence};
-pub use load::{ModelFiles, check_gguf, check_safetensors};
+pub use load::{FormatShare, Inspection, ModelFiles, check_gguf, check_safetensors, inspect};
 pub use model::{Hidden, LoadOptions, Logits, Model, ROWS_MAX, Rows, trunk_layers};
 pub use spec::DecoderSpec;
+
+/// Checks the tokenizer and the chat template in the bytes of a GGUF file, as a load would.
+///
+/// # Errors
+/// What is wrong, naming the field.
+pub fn check_gguf_text(bytes: &[u8]) -> Result<(), EngineError> {
+    tokenizer::from_gguf_bytes(bytes)?;
+    chat::from_gguf_bytes(bytes).map(drop)
+}

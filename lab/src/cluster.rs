@@ -165,6 +165,7 @@ impl Cluster {
                 tokenizer: small.tokenizer,
                 chat: small.chat,
                 stop_tokens: small.stop_tokens,
+                sampling: small.sampling,
                 policy,
                 uplinks,
                 bulk,

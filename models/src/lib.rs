@@ -1,10 +1,14 @@
-//! The embedded model pair: compiled into the binary, so that `tandem up` needs no file and no
-//! network, also after `cargo install`. Provenance and licences: `models/README.md`,
-//! `models/*/SOURCES.md`.
+//! Models by name. The embedded pair is compiled into the binary, so that `tandem up` needs no file
+//! and no network, also after `cargo install` (provenance and licences: `models/README.md`,
+//! `models/*/SOURCES.md`). Others are files: [`resolve()`] finds them, [`store`] is where downloads lie.
 
 mod loaded;
+pub mod repo;
+mod resolve;
+pub mod store;
 
 pub use loaded::LoadedModel;
+pub use resolve::{Found, Place, ResolveError, matching, resolve};
 
 /// The files of one embedded model, in Hugging Face layout.
 #[derive(Clone, Copy)]

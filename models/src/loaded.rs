@@ -1,14 +1,16 @@
-//! An embedded model made ready: weights in the engine, tokenizer, chat template, and what it is
-//! called on the wire.
+//! A model made ready: weights in the engine, tokenizer, chat template, and what it is called on the
+//! wire.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tandem_engine::chat::ChatTemplate;
-use tandem_engine::tokenizer::{Tokenizer, stop_tokens};
-use tandem_engine::{EngineError, LoadOptions, Model, ModelFiles};
-use tandem_proto::message::ModelCard;
+use tandem_engine::tokenizer::{GenerationConfig, Tokenizer, gguf_stop_tokens};
+use tandem_engine::{DecoderSpec, EngineError, LoadOptions, Model};
+use tandem_proto::message::{ModelCard, SamplingParams};
 
 use crate::EmbeddedModel;
+use crate::resolve::{Found, Place};
 
 /// A model with what belongs to it.
 pub struct LoadedModel {
@@ -20,8 +22,48 @@ pub struct LoadedModel {
     pub chat: ChatTemplate,
     /// Token ids that end an answer.
     pub stop_tokens: Vec<u32>,
+    /// Sampling where a request says nothing.
+    pub sampling: SamplingParams,
     /// Name and digests.
     pub card: ModelCard,
+}
+
+/// What makes tokens of text and text of tokens.
+struct Text {
+    tokenizer: Tokenizer,
+    chat: ChatTemplate,
+    stop_tokens: Vec<u32>,
+    sampling: SamplingParams,
+}
+
+impl Text {
+    fn embedded(files: &EmbeddedModel, spec: &DecoderSpec) -> Result<Self, EngineError> {
+        let tokenizer = Tokenizer::from_json(files.tokenizer)?;
+        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default().to_owned();
+        let (bos, eos) = (token(spec.bos_token), token(spec.eos_tokens.first().copied()));
+        let chat = ChatTemplate::new(files.chat_template, &bos, &eos)?;
+        let config = GenerationConfig::parse(files.generation_config)?;
+        Ok(Self { chat, stop_tokens: config.stop_tokens(spec)?, sampling: config.sampling(), tokenizer })
+    }
+
+    fn folder(dir: &Path, spec: &DecoderSpec) -> Result<Self, EngineError> {
+        let config = GenerationConfig::from_dir(dir)?;
+        Ok(Self {
+            tokenizer: Tokenizer::from_dir(dir)?,
+            chat: ChatTemplate::from_dir(dir)?,
+            stop_tokens: config.stop_tokens(spec)?,
+            sampling: config.sampling(),
+        })
+    }
+
+    fn gguf(path: &Path, spec: &DecoderSpec) -> Result<Self, EngineError> {
+        Ok(Self {
+            tokenizer: Tokenizer::from_gguf(path)?,
+            chat: ChatTemplate::from_gguf(path)?,
+            stop_tokens: gguf_stop_tokens(path, spec)?,
+            sampling: SamplingParams::default(),
+        })
+    }
 }
 
 impl EmbeddedModel {
@@ -31,23 +73,40 @@ impl EmbeddedModel {
     /// # Errors
     /// As [`Model::load`]; the embedded files are sound, so memory is the likely one.
     pub fn load(&self, threads: usize) -> Result<LoadedModel, EngineError> {
-        let files = ModelFiles::Embedded { config: self.config, weights: self.weights };
-        let model = Model::load(&files, &LoadOptions { threads, ..LoadOptions::default() })?;
-        let tokenizer = Tokenizer::from_json(self.tokenizer)?;
-        let stop_tokens = stop_tokens(Some(self.generation_config), model.spec())?;
+        Found { name: self.name.to_owned(), place: Place::Embedded(*self) }.load(threads)
+    }
+}
+
+impl Found {
+    /// Loads the model to run on `threads` threads (0 for one per core). Takes a noticeable time:
+    /// not for a runtime's thread.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn load(&self, threads: usize) -> Result<LoadedModel, EngineError> {
+        let model = Model::load(&self.files(), &LoadOptions { threads, ..LoadOptions::default() })?;
         let spec = model.spec();
-        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id)).unwrap_or_default().to_owned();
-        let chat =
-            ChatTemplate::new(self.chat_template, &token(spec.bos_token), &token(spec.eos_tokens.first().copied()))?;
+        let text = match &self.place {
+            Place::Embedded(files) => Text::embedded(files, spec)?,
+            Place::Folder(dir) => Text::folder(dir, spec)?,
+            Place::Gguf(path) => Text::gguf(path, spec)?,
+        };
         let card = ModelCard {
-            name: self.name.to_owned(),
+            name: self.name.clone(),
             digest: model.digest(),
-            tokenizer: tokenizer.digest(),
+            tokenizer: text.tokenizer.digest(),
             layers: model.layer_digests().to_vec(),
             numerics: model.numerics().to_owned(),
-            hidden_size: u32::try_from(model.spec().hidden_size).unwrap_or(u32::MAX),
-            context_tokens: u32::try_from(model.spec().context_tokens).unwrap_or(u32::MAX),
+            hidden_size: u32::try_from(spec.hidden_size).unwrap_or(u32::MAX),
+            context_tokens: u32::try_from(spec.context_tokens).unwrap_or(u32::MAX),
         };
-        Ok(LoadedModel { model: Arc::new(model), tokenizer, chat, stop_tokens, card })
+        Ok(LoadedModel {
+            model: Arc::new(model),
+            tokenizer: text.tokenizer,
+            chat: text.chat,
+            stop_tokens: text.stop_tokens,
+            sampling: text.sampling,
+            card,
+        })
     }
 }

@@ -11,6 +11,7 @@ use tandem_engine::{LoadOptions, Model, ModelFiles};
 
 use crate::args::{BenchArgs, BenchCommand, BenchEngineArgs};
 use crate::failure::{Code, Failure, OrFail as _};
+use crate::pair;
 use crate::ready::print_line;
 use peer::Peer;
 
@@ -74,7 +75,7 @@ impl Ratio {
 }
 
 fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
-    let files = files(&args.model)?;
+    let files = pair::find(&args.model)?.files();
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
     let model = Model::load(&files, &load)
         .map_err(|e| Failure::new(Code::Failed, format!("{} cannot be loaded: {e}", args.model)))?;
@@ -133,21 +134,4 @@ fn start(programs: &[PathBuf], files: &ModelFiles, threads: usize) -> Result<Vec
         (_, ModelFiles::Gguf(path)) => programs.iter().map(|program| Peer::start(program, path, threads)).collect(),
         (_, _) => Err(Failure::new(Code::Usage, "--peer needs a GGUF file as --model")),
     }
-}
-
-/// The model's files by the name or path that was typed.
-fn files(model: &str) -> Result<ModelFiles, Failure> {
-    if let Some(embedded) = tandem_models::find(model) {
-        return Ok(ModelFiles::Embedded { config: embedded.config, weights: embedded.weights });
-    }
-    let path = PathBuf::from(model);
-    if path.is_dir() {
-        return Ok(ModelFiles::HfDir(path));
-    }
-    if path.is_file() {
-        return Ok(ModelFiles::Gguf(path));
-    }
-    let known = tandem_models::ALL.map(|model| model.name).join(", ");
-    let message = format!("model `{model}` is no file or folder, nor in this binary ({known}); check the path");
-    Err(Failure::new(Code::Usage, message))
 }

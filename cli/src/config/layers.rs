@@ -194,6 +194,23 @@ impl Layers {
         }
     }
 
+    /// Gives a whole table other defaults; if somebody gave a part of it, it stays.
+    pub(crate) fn prefer_table(&mut self, table: &str, values: Table) {
+        let inside = |key: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+        if self.entries.iter().any(|(key, entry)| inside(key) && entry.source != Source::Default) {
+            return;
+        }
+        self.entries.iter_mut().filter(|(key, _)| inside(key)).for_each(|(_, entry)| entry.value = None);
+        for (key, value) in values {
+            self.entries.insert(format!("{table}.{key}"), Entry { value: Some(value), source: Source::Default });
+        }
+    }
+
+    /// The value of a setting that is text.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.entries.get(key)?.value.as_ref()?.as_str()
+    }
+
     /// True if nobody gave the setting a value.
     pub(crate) fn is_default(&self, key: &str) -> bool {
         self.entries.get(key).is_none_or(|entry| entry.source == Source::Default)

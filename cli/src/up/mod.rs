@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tandem_edge_node::api::Backend as _;
 use tandem_transport::link::Link;
 use tandem_transport::{CloseCode, Role};
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ use crate::edge::{self, Edge};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::ready::print_line;
 use crate::state::{self, Running, StateDir};
-use crate::{logging, signals};
+use crate::{logging, pair, signals};
 use child::{Change, ChildSpec, Supervised, supervise};
 
 /// How long the ready line waits for the cloud link.
@@ -34,6 +35,8 @@ type Links = watch::Receiver<Option<Arc<Link>>>;
 fn flags(args: &UpArgs) -> Flags {
     let mut flags = edge::api_flags(&args.api);
     flags.extend(args.cloud_listen.map(|addr| ("listen.cloud", addr.to_string().into(), "--cloud-listen")));
+    flags.extend(args.edge_model.as_deref().map(|model| ("edge.model", model.into(), "--edge-model")));
+    flags.extend(args.cloud_model.as_deref().map(|model| ("cloud.model", model.into(), "--cloud-model")));
     flags.extend(args.router_listen.map(|addr| ("listen.router", addr.to_string().into(), "--router-listen")));
     flags
 }
@@ -44,6 +47,16 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
     let mut layers = config::layers(global, &path, flags(args))?;
     // All parts are on one machine: a dead one should be noticed soon.
     layers.prefer("link.profile", "near".into());
+    if args.no_cloud {
+        layers.prefer("edge.default_mode", "local".into());
+    } else {
+        // A wrong name is said at once, not by a child that dies; and the edge asks for the model by
+        // the name under which the cloud will serve it.
+        let cloud = pair::find(layers.text("cloud.model").unwrap_or_default())?;
+        layers.prefer("edge.cloud_model", cloud.name.into());
+    }
+    pair::find(layers.text("edge.model").unwrap_or_default())?;
+    pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
     logging::start(&settings.log)?;
     let shutdown = signals::shutdown(false)?;
@@ -123,6 +136,7 @@ impl Fleet {
         let mut args = shared;
         args.extend(["--router".into(), OsString::from(&router_address)]);
         args.extend(["--name".into(), OsString::from(&settings.cloud.name)]);
+        args.extend(["--model".into(), OsString::from(&settings.cloud.model)]);
         let cloud = ChildSpec {
             role: "cloud",
             listen: listen("listen.cloud", settings.listen.cloud, |addr| UdpSocket::bind(addr).is_ok()),
@@ -193,6 +207,7 @@ fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
     let child = |child: &Supervised| child.state.borrow().clone();
     let (router, cloud) = (fleet.and_then(|f| child(&f.router)), fleet.and_then(|f| child(&f.cloud)));
     let connected = edge.links.borrow().is_some();
+    let status = edge.backend.status();
     if global.json {
         let mut pids = json!({ "edge": std::process::id() });
         for ready in router.iter().chain(&cloud) {
@@ -206,6 +221,7 @@ fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
             "cloud": url(&cloud),
             "router": url(&router),
             "cloud_connected": connected,
+            "cloud_problem": status.cloud_problem,
             "state": state,
             "pids": pids,
         });
@@ -219,6 +235,13 @@ fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
             print_line(&format!(" cloud  {:<28} router {}{away}", cloud.url, router.url));
         }
         _ => print_line(" cloud  none (--no-cloud)"),
+    }
+    if let Some(problem) = &status.cloud_problem {
+        print_line(&format!(" note   the edge answers alone: {problem}"));
+    } else if fleet.is_some() && status.policy == "entropy" {
+        print_line(
+            " note   no rule was fitted to this pair: tokens go to the cloud by their entropy (setting `policy`)",
+        );
     }
     print_line(&format!(" state  {} (with its own development CA)", state.display()));
     print_line(" Ask it:  tandem chat \"What is the capital of Peru?\"     Ctrl-C ends it.");

@@ -99,8 +99,8 @@ export function showStatus(status, failure) {
   cut.disabled = asked;
   if (!asked) {
     cut.setAttribute("aria-checked", String(!status.cut));
-    byId("cut-label").textContent = status.cut ? "Cloud cut off" : status.cloud_connected ? "Cloud connected" : "Waiting for the cloud";
-    byId("cut-text").textContent = status.cut ? "Switch it on to let the cloud back." : "Switch it off to pull the plug: answers then come from this device alone.";
+    byId("cut-label").textContent = status.cut ? "Cloud cut off" : status.cloud_problem ? "Cloud cannot take part" : status.cloud_connected ? "Cloud connected" : "Waiting for the cloud";
+    byId("cut-text").textContent = status.cloud_problem ? status.cloud_problem : status.cut ? "Switch it on to let the cloud back." : "Switch it off to pull the plug: answers then come from this device alone.";
   }
   byId("pair").textContent = status.cloud_model ? `${status.edge_model} + ${status.cloud_model}` : status.edge_model;
   policy = status.threshold;

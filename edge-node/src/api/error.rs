@@ -138,6 +138,7 @@ impl ApiError {
             GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(prompt_param),
             GenerateError::NoCloud(_) => Self::bad_request("no_cloud", message).about("model"),
             GenerateError::Grammar(_) => Self::bad_request("invalid_grammar", message).about("response_format"),
+            GenerateError::ForeignCloud { .. } => Self::bad_request("tokenizers_differ", message).about("model"),
             GenerateError::Engine(_) => Self::internal(message),
         }
     }

@@ -58,10 +58,19 @@ pub(crate) async fn health(State(api): State<Arc<Api>>) -> Response {
     report(&readiness, matches!(readiness, Readiness::Ready | Readiness::Draining))
 }
 
-/// `GET /ready`: 503 whenever requests should go elsewhere.
+/// `GET /ready`: 503 whenever requests should go elsewhere; else the modes that can be asked for, and
+/// why not all of them.
 pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let readiness = api.backend.ready();
-    report(&readiness, readiness == Readiness::Ready)
+    if readiness != Readiness::Ready {
+        return report(&readiness, false);
+    }
+    let status = api.backend.status();
+    let modes: Vec<&str> = match status.cloud_problem {
+        Some(_) => vec![Mode::Local.name()],
+        None => MODES.iter().map(|mode| mode.name()).collect(),
+    };
+    Json(json!({ "status": "ok", "modes": modes, "cloud_problem": status.cloud_problem })).into_response()
 }
 
 fn report(readiness: &Readiness, fine: bool) -> Response {

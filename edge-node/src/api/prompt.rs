@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use tandem_engine::EngineError;
 
 use super::backend::Backend;
 use super::completion_fields::Prompt;
@@ -44,7 +45,8 @@ pub(crate) async fn of_chat(
             .map_err(|error| ApiError::invalid("messages", format!("the model's chat template refuses it: {error}")))?;
         let left_out = |message: &ChatMessage| message.role == "system" && !text.contains(message.content.trim());
         let notice = messages.iter().any(left_out).then_some(SYSTEM_IGNORED);
-        Ok((encode(backend, &text, "messages")?, notice))
+        let ids = backend.tokenizer().encode(&text);
+        Ok((ids.map_err(|error| untokenizable("messages", &error))?, notice))
     })
     .await
 }
@@ -58,7 +60,9 @@ pub(crate) async fn of_texts(backend: &Arc<dyn Backend>, prompts: Vec<Prompt>) -
     let bytes = prompts.iter().map(length).sum();
     on_right_thread(backend, bytes, move |backend| {
         let one = |prompt| match prompt {
-            Prompt::Text(text) => encode(backend, &text, "prompt"),
+            Prompt::Text(text) => {
+                backend.tokenizer().encode_whole(&text).map_err(|error| untokenizable("prompt", &error))
+            }
             Prompt::Tokens(tokens) => Ok(tokens),
         };
         prompts.into_iter().map(one).collect()
@@ -66,11 +70,8 @@ pub(crate) async fn of_texts(backend: &Arc<dyn Backend>, prompts: Vec<Prompt>) -
     .await
 }
 
-fn encode(backend: &dyn Backend, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
-    backend
-        .tokenizer()
-        .encode(text)
-        .map_err(|error| ApiError::invalid(param, format!("the text cannot be tokenized: {error}")))
+fn untokenizable(param: &str, error: &EngineError) -> ApiError {
+    ApiError::invalid(param, format!("the text cannot be tokenized: {error}"))
 }
 
 async fn on_right_thread<T: Send + 'static>(

@@ -29,7 +29,8 @@ const KEEP_ALIVE_S: u64 = 10;
 
 /// Mode that answers the request.
 pub(crate) const MODE_HEADER: &str = "x-tandem-mode";
-/// Where the mode comes from: `model` (the name), `request` (`tandem.mode`) or `default`.
+/// Where the mode comes from: `model` (the name), `request` (`tandem.mode`), `default`, or
+/// `tokenizers-differ` where the default needs a cloud that cannot take part.
 const REASON_HEADER: &str = "x-tandem-reason";
 /// Policy in use.
 const POLICY_HEADER: &str = "x-tandem-policy";
@@ -114,6 +115,8 @@ fn choose_mode(plan: &Plan, status: &NodeStatus) -> Result<(Mode, &'static str),
         }
         (Some(named), _) => Ok((named, "model")),
         (None, Some(asked)) => Ok((asked, "request")),
+        // Nobody promised a cloud: the device answers alone rather than not at all.
+        (None, None) if status.cloud_problem.is_some() => Ok((Mode::Local, "tokenizers-differ")),
         (None, None) => Ok((status.default_mode, "default")),
     }
 }

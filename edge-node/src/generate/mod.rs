@@ -272,6 +272,12 @@ impl Answer {
             return;
         }
         let Some(link) = self.link() else { return };
+        if let Some(problem) = self.node.mismatch(&link) {
+            // The cloud came, or changed its model, after the answer had begun.
+            self.cloud = Cloud::Refused;
+            self.go_alone(&problem);
+            return;
+        }
         self.trunk_shared = self.node.shares_trunk(&link);
         let fetch = self.fetch_is_due(&link);
         if !self.opens_early() && !self.session.is_waiting() && !fetch {

@@ -320,6 +320,17 @@ impl<'a> Gguf<'a> {
         }
     }
 
+    /// An array of 32-bit floats; none if the key is missing.
+    pub(crate) fn floats(&self, key: &str) -> Result<Vec<f32>, EngineError> {
+        match self.meta.get(key) {
+            Some(Value::Numbers { ty: 6, bytes }) => {
+                Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            }
+            Some(_) => Err(EngineError::spec(key, "is not an array of 32-bit floats")),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// A token id, if the key is there and fits.
     pub(crate) fn token(&self, key: &str) -> Option<u32> {
         self.unsigned(key).and_then(|n| u32::try_from(n).ok())

@@ -4,12 +4,16 @@
 mod convert;
 mod fp8;
 pub(crate) mod gguf;
+mod inspect;
 mod safetensors;
+pub(crate) mod split;
 #[cfg(test)]
 mod tests;
 
+pub use inspect::{FormatShare, Inspection, inspect};
+
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -38,7 +42,7 @@ pub enum ModelFiles {
     },
     /// A folder in Hugging Face layout: `config.json` and `*.safetensors`.
     HfDir(PathBuf),
-    /// A GGUF file.
+    /// A GGUF file; of a split model, any part.
     Gguf(PathBuf),
 }
 
@@ -60,6 +64,14 @@ pub(crate) enum Stored {
     Q6K,
 }
 
+impl Stored {
+    /// The format's name, as llama.cpp spells it.
+    fn name(self) -> String {
+        let name = format!("{self:?}").to_ascii_uppercase();
+        name.strip_suffix('K').map(|bits| format!("{bits}_K")).unwrap_or(name)
+    }
+}
+
 /// One tensor as stored. Shape is outermost first; `bytes` fits type and shape.
 #[derive(Clone)]
 pub(crate) struct RawTensor<'a> {
@@ -76,6 +88,15 @@ enum Encoding {
     Plain(Stored),
     /// E4M3 codes whose block factors are in `NAME_scale_inv`.
     Fp8,
+}
+
+impl Encoding {
+    fn name(self) -> String {
+        match self {
+            Self::Plain(stored) => stored.name(),
+            Self::Fp8 => "F8_E4M3".into(),
+        }
+    }
 }
 
 struct Entry {
@@ -151,21 +172,55 @@ impl Checkpoint {
                 }
                 Ok(c)
             }
-            ModelFiles::Gguf(path) => Self::gguf(map(path)?),
+            ModelFiles::Gguf(path) => Self::gguf_parts(&split::first(path)),
         }
     }
 
-    fn gguf(storage: Storage) -> Result<Self, EngineError> {
-        let file = gguf::Gguf::parse(storage.bytes())?;
-        let mut c = Self::empty(spec::from_gguf(&file, storage.bytes())?, Scheme::Gguf);
-        for (name, t) in file.tensors {
-            c.entries.insert(
-                name,
-                Entry { storage: 0, encoding: Encoding::Plain(t.stored), shape: t.shape, range: t.range },
-            );
+    /// A model in one file or in several; `path` is the first.
+    fn gguf_parts(path: &Path) -> Result<Self, EngineError> {
+        let storage = map(path)?;
+        let first = gguf::Gguf::parse(storage.bytes())?;
+        let others = split::others(path, &first)?;
+        let mut maps = Vec::with_capacity(others.len());
+        for path in &others {
+            maps.push(map(path)?);
         }
-        c.storages.push(Arc::new(storage));
+        let mut parts = vec![first];
+        for (index, map) in (1..).zip(&maps) {
+            let part = gguf::Gguf::parse(map.bytes())?;
+            split::check(&part, index, 1 + others.len() as u64)?;
+            parts.push(part);
+        }
+        let files: Vec<&[u8]> = std::iter::once(&storage).chain(&maps).map(Storage::bytes).collect();
+        let mut c = Self::gguf(&mut parts, &files)?;
+        c.storages = std::iter::once(storage).chain(maps).map(Arc::new).collect();
         Ok(c)
+    }
+
+    /// The index over the parts of a model, the first of which has the metadata; `files` are their
+    /// bytes. The caller adds the storages, in the same order.
+    fn gguf(parts: &mut [gguf::Gguf<'_>], files: &[&[u8]]) -> Result<Self, EngineError> {
+        // The tensors' names tell the spec what the model has, whichever file they are in.
+        let mut all = BTreeMap::new();
+        let mut entries: HashMap<String, Entry> = HashMap::new();
+        for (storage, part) in parts.iter_mut().enumerate() {
+            for (name, t) in std::mem::take(&mut part.tensors) {
+                let encoding = Encoding::Plain(t.stored);
+                let entry = Entry { storage, encoding, shape: t.shape.clone(), range: t.range.clone() };
+                if entries.insert(name.clone(), entry).is_some() {
+                    return Err(EngineError::tensor(name, "is stored twice"));
+                }
+                all.insert(name, t);
+            }
+        }
+        let Some(first) = parts.first_mut() else {
+            return Err(EngineError::Format { format: "gguf", problem: "no file".into() });
+        };
+        first.tensors = all;
+        split::check_tensors(first, first.tensors.len())?;
+        let stored = |name: &str| entries.get(name).and_then(|e| files.get(e.storage)?.get(e.range.clone()));
+        let spec = spec::from_gguf(first, &stored)?;
+        Ok(Self { entries, ..Self::empty(spec, Scheme::Gguf) })
     }
 
     fn empty(spec: DecoderSpec, scheme: Scheme) -> Self {
@@ -244,7 +299,13 @@ impl Checkpoint {
 /// # Errors
 /// What is wrong, naming the field or tensor.
 pub fn check_gguf(bytes: &[u8]) -> Result<DecoderSpec, EngineError> {
-    check(&Checkpoint::gguf(Storage::Owned(bytes.to_vec()))?)
+    let storage = Storage::Owned(bytes.to_vec());
+    let first = gguf::Gguf::parse(storage.bytes())?;
+    // The other parts of a split model are files, and there are only these bytes.
+    split::check(&first, 0, 1)?;
+    let mut file = Checkpoint::gguf(&mut [first], &[storage.bytes()])?;
+    file.storages.push(Arc::new(storage));
+    check(&file)
 }
 
 /// Checks the bytes of a `config.json` and a `model.safetensors` as a load would.

@@ -27,21 +27,24 @@ const ARCHITECTURES: &[(&str, Parser)] = &[
     ("qwen3moe", qwen::qwen3_moe_gguf),
 ];
 
-/// The decoder that a GGUF's metadata describes. `bytes` is the file.
-pub(crate) fn from_gguf(file: &Gguf<'_>, bytes: &[u8]) -> Result<DecoderSpec, EngineError> {
+/// The bytes of a tensor by its name, in whichever part of the model it is.
+type StoredBytes<'a> = &'a dyn Fn(&str) -> Option<&'a [u8]>;
+
+/// The decoder that a GGUF's metadata describes.
+pub(crate) fn from_gguf<'a>(file: &'a Gguf<'_>, stored: StoredBytes<'a>) -> Result<DecoderSpec, EngineError> {
     let architecture = file.text("general.architecture")?;
     let Some((_, parse)) = ARCHITECTURES.iter().find(|(name, _)| *name == architecture) else {
         let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
         let problem = format!("`{architecture}` is not supported; supported: {}", known.join(", "));
         return Err(EngineError::spec("general.architecture", problem));
     };
-    parse(&Metadata { file, bytes, architecture })?.checked()
+    parse(&Metadata { file, stored, architecture })?.checked()
 }
 
 /// The metadata of one architecture: keys are given without its name.
 pub(super) struct Metadata<'a> {
     file: &'a Gguf<'a>,
-    bytes: &'a [u8],
+    stored: StoredBytes<'a>,
     architecture: &'a str,
 }
 
@@ -86,7 +89,7 @@ impl Metadata<'_> {
     /// Numbers of a small tensor, if the file has it; at most one per rotated pair.
     pub(super) fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, EngineError> {
         let Some(t) = self.file.tensors.get(name) else { return Ok(None) };
-        let bytes = self.bytes.get(t.range.clone()).filter(|b| b.len() <= 4 * WIDTH_MAX);
+        let bytes = (self.stored)(name).filter(|b| b.len() <= 4 * WIDTH_MAX);
         let bytes = bytes.ok_or_else(|| EngineError::tensor(name, "is larger than any list of rope factors"))?;
         let t = RawTensor { name: name.into(), stored: t.stored, shape: t.shape.clone(), bytes: bytes.into() };
         t.to_f32().map(Some)

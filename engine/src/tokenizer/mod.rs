@@ -1,6 +1,8 @@
 //! Text to token ids and back: from a `tokenizer.json` or from GGUF metadata.
 
+mod generation;
 mod gguf;
+mod pre;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -8,16 +10,14 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
 use tandem_proto::ids::Digest;
-use tandem_proto::limits::STOP_TOKENS_MAX;
 use tokenizers::DecoderWrapper;
 
+pub use generation::{GenerationConfig, gguf_stop_tokens};
 pub use stream::StreamDecoder;
 
 use crate::error::EngineError;
-use crate::load::{JSON_BYTES_MAX, gguf as format, map_file, read_small};
-use crate::spec::DecoderSpec;
+use crate::load::{JSON_BYTES_MAX, gguf as format, map_file, read_small, split};
 
 /// Longest text encoded in one call, bytes.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
@@ -28,8 +28,30 @@ pub struct Tokenizer {
     /// Content and whether it is hidden in text, per token id that has any.
     tokens: Vec<Option<(String, bool)>>,
     digest: Digest,
-    /// Tokens stand for bytes through the GPT-2 alphabet.
-    byte_level: bool,
+    spelling: Spelling,
+    /// What a text of its own begins and ends with; none where `tokenizer.json` says it.
+    ends: Option<Ends>,
+}
+
+/// How tokens stand for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// Through the GPT-2 alphabet.
+    ByteLevel,
+    /// SentencePiece: U+2581 for a space, `<0xNN>` for a byte; a text's first space may be dropped.
+    Pieces {
+        /// It is dropped.
+        strip: bool,
+    },
+    /// In another way, which only the library's decoder knows.
+    Other,
+}
+
+/// Tokens around a text that is no part of a conversation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ends {
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -51,7 +73,9 @@ impl Tokenizer {
         if bytes.len() as u64 > JSON_BYTES_MAX {
             return Err(broken(format!("tokenizer.json has {} bytes, more than {JSON_BYTES_MAX}", bytes.len())));
         }
-        Self::new(tokenizers::Tokenizer::from_bytes(bytes).map_err(broken)?)
+        // The library panics where a part of it is no JSON.
+        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(broken)?;
+        guarded(|| Self::new(tokenizers::Tokenizer::from_bytes(bytes).map_err(broken)?, None))
     }
 
     /// From a folder in Hugging Face layout.
@@ -68,10 +92,10 @@ impl Tokenizer {
     /// [`EngineError::UnknownPreTokenizer`] if the file names splitting rules that are not known here;
     /// otherwise what is wrong with the file.
     pub fn from_gguf(path: &Path) -> Result<Self, EngineError> {
-        from_gguf_bytes(&map_file(path)?)
+        from_gguf_bytes(&map_file(&split::first(path))?)
     }
 
-    fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, EngineError> {
+    fn new(mut inner: tokenizers::Tokenizer, ends: Option<Ends>) -> Result<Self, EngineError> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(broken)?;
         let vocab: BTreeMap<u32, String> = inner.get_vocab(true).into_iter().map(|(t, i)| (i, t)).collect();
@@ -91,8 +115,8 @@ impl Tokenizer {
             hash.update(text.as_bytes());
             tokens[id as usize] = Some((text, hidden));
         }
-        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), byte_level })
+        let spelling = spelling(inner.get_decoder());
+        Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), spelling, ends })
     }
 
     /// Token ids of a text. Special tokens written out in it become those tokens; none is added.
@@ -100,10 +124,26 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::Tokenizer`] if the text is too long or the tokenizer cannot encode it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        self.ids(text, false)
+    }
+
+    /// As [`Tokenizer::encode`], with the tokens that the model wants around a text of its own (a chat
+    /// template writes them itself).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        match &self.ends {
+            None => self.ids(text, true),
+            Some(Ends { before, after }) => Ok([before, self.ids(text, false)?.as_slice(), after].concat()),
+        }
+    }
+
+    fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, EngineError> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(broken(format!("the text has {} bytes, at most {TEXT_BYTES_MAX} are taken", text.len())));
         }
-        Ok(self.inner.encode_fast(text, false).map_err(broken)?.get_ids().to_vec())
+        guarded(|| Ok(self.inner.encode_fast(text, around).map_err(broken)?.get_ids().to_vec()))
     }
 
     /// Text of token ids; special tokens are hidden, bytes that are not UTF-8 become U+FFFD.
@@ -161,10 +201,10 @@ impl Tokenizer {
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let (text, special) = self.tokens.get(id as usize)?.as_ref()?;
-        Some(match (special, self.byte_level) {
-            (true, _) => text.clone().into_bytes(),
-            (false, true) => stream::bytes_of(text),
-            (false, false) => stream::piece_bytes(text),
+        Some(match self.spelling {
+            _ if *special => text.clone().into_bytes(),
+            Spelling::ByteLevel => stream::bytes_of(text),
+            Spelling::Pieces { .. } | Spelling::Other => stream::piece_bytes(text),
         })
     }
 
@@ -175,34 +215,33 @@ impl Tokenizer {
 
 /// The tokenizer of a whole GGUF file.
 pub(crate) fn from_gguf_bytes(bytes: &[u8]) -> Result<Tokenizer, EngineError> {
-    Tokenizer::new(gguf::build(&format::Gguf::parse(bytes)?)?)
+    let (inner, ends) = gguf::build(&format::Gguf::parse(bytes)?)?;
+    Tokenizer::new(inner, Some(ends))
 }
 
-/// The tokens that end an answer: those of `generation_config.json` if it is there, and the model's.
-///
-/// # Errors
-/// [`EngineError::Json`] if the file is broken.
-pub fn stop_tokens(generation_config: Option<&[u8]>, spec: &DecoderSpec) -> Result<Vec<u32>, EngineError> {
-    let mut stops = spec.eos_tokens.clone();
-    if let Some(bytes) = generation_config {
-        let json = |problem: String| EngineError::Json { file: "generation_config.json", problem };
-        let value: Value = serde_json::from_slice(bytes).map_err(|e| json(e.to_string()))?;
-        let ids = match value.get("eos_token_id") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(list)) => list.clone(),
-            Some(one) => vec![one.clone()],
-        };
-        for id in ids {
-            let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
-            stops.push(id.ok_or_else(|| json("eos_token_id is not a token id".into()))?);
+/// Runs code of the library, which trusts its files: a panic in it is an error of the file. Nothing that
+/// it could leave half-done is used afterwards.
+fn guarded<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(broken("the library cannot work with this tokenizer")))
+}
+
+fn spelling(decoder: Option<&DecoderWrapper>) -> Spelling {
+    match decoder {
+        Some(DecoderWrapper::ByteLevel(_)) => Spelling::ByteLevel,
+        Some(DecoderWrapper::Sequence(steps)) => {
+            let steps = steps.get_decoders();
+            let has = |step: fn(&DecoderWrapper) -> bool| steps.iter().any(step);
+            if has(|step| matches!(step, DecoderWrapper::ByteLevel(_))) && steps.len() == 1 {
+                Spelling::ByteLevel
+            } else if has(|step| matches!(step, DecoderWrapper::ByteFallback(_)))
+                && has(|step| matches!(step, DecoderWrapper::Replace(_)))
+            {
+                Spelling::Pieces { strip: has(|step| matches!(step, DecoderWrapper::Strip(_))) }
+            } else {
+                Spelling::Other
+            }
         }
+        _ => Spelling::Other,
     }
-    stops.retain(|&id| (id as usize) < spec.vocab_size);
-    stops.sort_unstable();
-    stops.dedup();
-    if stops.len() > STOP_TOKENS_MAX {
-        let problem = format!("{} end tokens, at most {STOP_TOKENS_MAX} are taken", stops.len());
-        return Err(EngineError::Json { file: "generation_config.json", problem });
-    }
-    Ok(stops)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::{Tokenizer, broken};
+use super::{Spelling, Tokenizer, broken};
 use crate::error::EngineError;
 
 /// Tokens a non-byte-level decoder looks back on; more than any character spans.
@@ -19,6 +19,8 @@ pub struct StreamDecoder {
     window: Vec<u32>,
     emitted: usize,
     last: String,
+    /// Some text is out.
+    begun: bool,
 }
 
 impl StreamDecoder {
@@ -33,9 +35,19 @@ impl StreamDecoder {
         if tokenizer.is_special(id) {
             return Ok(String::new());
         }
-        if tokenizer.byte_level {
-            self.pending.extend(bytes_of(text));
-            return Ok(drain_valid(&mut self.pending));
+        match tokenizer.spelling {
+            Spelling::ByteLevel => {
+                self.pending.extend(bytes_of(text));
+                return Ok(drain_valid(&mut self.pending));
+            }
+            Spelling::Pieces { strip } => {
+                let bytes = piece_bytes(text);
+                let first = !std::mem::replace(&mut self.begun, true);
+                let skip = usize::from(strip && first && bytes.first() == Some(&b' '));
+                self.pending.extend(&bytes[skip..]);
+                return Ok(drain_valid(&mut self.pending));
+            }
+            Spelling::Other => {}
         }
         self.window.push(id);
         let all = tokenizer.inner().decode(&self.window, true).map_err(broken)?;

@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use tandem_models::{CLOUD, EDGE};
 
-use super::{Tokenizer, stop_tokens};
+use super::{GenerationConfig, Tokenizer};
 use crate::error::EngineError;
 use crate::spec::DecoderSpec;
 
@@ -33,11 +33,21 @@ fn the_pair_has_one_tokenizer() {
 #[test]
 fn stop_tokens_come_from_both_files() {
     let spec = DecoderSpec::from_hf(EDGE.config).expect("spec");
-    assert_eq!(stop_tokens(Some(EDGE.generation_config), &spec).expect("stops"), [1]);
-    assert_eq!(stop_tokens(Some(br#"{"eos_token_id": [3, 1, 99999999]}"#), &spec).expect("stops"), [1, 3]);
-    assert_eq!(stop_tokens(None, &spec).expect("stops"), [1]);
-    assert!(stop_tokens(Some(br#"{"eos_token_id": "x"}"#), &spec).is_err());
-    assert!(stop_tokens(Some(b"{"), &spec).is_err());
+    let stops = |json: &[u8]| GenerationConfig::parse(json)?.stop_tokens(&spec);
+    assert_eq!(stops(EDGE.generation_config).expect("stops"), [1]);
+    assert_eq!(stops(br#"{"eos_token_id": [3, 1, 99999999]}"#).expect("stops"), [1, 3]);
+    assert_eq!(GenerationConfig::default().stop_tokens(&spec).expect("stops"), [1]);
+    assert!(stops(br#"{"eos_token_id": "x"}"#).is_err());
+    assert!(stops(b"{").is_err() && stops(b"[]").is_err());
+}
+
+#[test]
+fn sampling_follows_the_models_wish() {
+    let sampling = |json: &[u8]| GenerationConfig::parse(json).expect("a config").sampling();
+    assert_eq!(sampling(br#"{"temperature": 0.7}"#).temperature, 0.0, "greedy unless it says do_sample");
+    let wish = sampling(br#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 7}"#);
+    assert_eq!((wish.temperature, wish.top_k, wish.top_p, wish.min_p), (0.6, 20, 0.95, 0.0));
+    assert_eq!(sampling(br#"{"do_sample": true}"#).temperature, 1.0);
 }
 
 #[test]
