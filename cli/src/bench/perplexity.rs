@@ -8,9 +8,10 @@ use tandem_engine::perplexity::negative_log_likelihood;
 use tandem_engine::tokenizer::{TEXT_BYTES_MAX, Tokenizer};
 use tandem_engine::{LoadOptions, Model, ModelFiles, ROWS_MAX};
 
-use super::{files, start};
+use super::start;
 use crate::args::BenchPerplexityArgs;
 use crate::failure::{Code, Failure, OrFail as _};
+use crate::pair;
 use crate::ready::print_line;
 
 /// The line that asks a peer: pieces of a text, each scored from an empty cache.
@@ -51,7 +52,7 @@ struct PeerReport {
 }
 
 pub(super) fn run(args: &BenchPerplexityArgs) -> Result<(), Failure> {
-    let files = files(&args.model)?;
+    let files = pair::find(&args.model)?.files();
     let tokenizer = match &files {
         ModelFiles::Gguf(path) => Tokenizer::from_gguf(path),
         ModelFiles::HfDir(path) => Tokenizer::from_dir(path),
