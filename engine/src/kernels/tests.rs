@@ -321,7 +321,9 @@ fn large_matrices_are_packed_slice_by_slice() {
         };
         let w = Packed::pack(&Arena::default(), kind, [n, k], &bytes, 3, &done).expect("memory");
         assert!(calls.get() > 1 && read.get() == bytes.len(), "{kind:?}");
-        let theirs = RawTensor { name: "w".into(), stored, shape: vec![n, k], bytes: &bytes }.to_f32().expect("reads");
+        let theirs = RawTensor { name: "w".into(), stored, shape: vec![n, k], bytes: bytes.as_slice().into() }
+            .to_f32()
+            .expect("reads");
         let mut row = vec![0.0; k];
         for (r, theirs) in theirs.chunks_exact(k).enumerate() {
             w.unpack_row(r, &mut row);
