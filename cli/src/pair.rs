@@ -17,15 +17,15 @@ use crate::failure::{Code, Failure, OrFail as _};
 /// Threshold of the entropy baseline, nats: used for pairs that no rule was fitted to.
 const BASELINE_NATS: f32 = 1.0;
 
-/// Finds a model by what was typed or set (see [`tandem_models::resolve()`]).
-pub(crate) fn find(model: &str) -> Result<Found, Failure> {
-    tandem_models::resolve(model, Store::from_env().as_ref()).or_fail(Code::Config)
+/// Finds a model by what was typed or set (see [`tandem_models::resolve()`]); `code` says which.
+pub(crate) fn find(model: &str, code: Code) -> Result<Found, Failure> {
+    tandem_models::resolve(model, Store::from_env().as_ref()).or_fail(code)
 }
 
 /// Loads a model on `threads` threads (0 for one per core). Takes a noticeable time: not for a
 /// runtime's thread.
 pub(crate) fn load(model: &str, threads: usize) -> Result<LoadedModel, Failure> {
-    let found = find(model)?;
+    let found = find(model, Code::Config)?;
     found
         .load(threads)
         .map_err(|e| Failure::new(Code::Failed, format!("the model {} cannot be loaded: {e}", found.name)))

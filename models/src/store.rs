@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn the_environment_names_the_store() {
-        let table: [(&[(&str, &str)], Option<&str>); 6] = [
+        type Variables = [(&'static str, &'static str)];
+        let table: [(&Variables, Option<&str>); 6] = [
             (&[("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("HOME", "/c")], Some("/a")),
             (&[("HUGGINGFACE_HUB_CACHE", "/a"), ("HF_HOME", "/b")], Some("/a")),
             (&[("HF_HOME", "/b"), ("XDG_CACHE_HOME", "/x")], Some("/b/hub")),

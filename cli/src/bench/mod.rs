@@ -75,7 +75,7 @@ impl Ratio {
 }
 
 fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
-    let files = pair::find(&args.model)?.files();
+    let files = pair::find(&args.model, Code::Usage)?.files();
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
     let model = Model::load(&files, &load)
         .map_err(|e| Failure::new(Code::Failed, format!("{} cannot be loaded: {e}", args.model)))?;

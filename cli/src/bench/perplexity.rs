@@ -52,7 +52,7 @@ struct PeerReport {
 }
 
 pub(super) fn run(args: &BenchPerplexityArgs) -> Result<(), Failure> {
-    let files = pair::find(&args.model)?.files();
+    let files = pair::find(&args.model, Code::Usage)?.files();
     let tokenizer = match &files {
         ModelFiles::Gguf(path) => Tokenizer::from_gguf(path),
         ModelFiles::HfDir(path) => Tokenizer::from_dir(path),

@@ -32,7 +32,7 @@ fn fits(model: &Inspection) -> Fits {
 
 /// Prints it.
 pub(super) fn run(global: &Global, args: &ModelShowArgs) -> Result<(), Failure> {
-    let found = pair::find(&args.name)?;
+    let found = pair::find(&args.name, Code::Usage)?;
     let model = inspect(&found.files())
         .map_err(|e| Failure::new(Code::Failed, format!("the model {} cannot be read: {e}", found.name)))?;
     let fits = fits(&model);

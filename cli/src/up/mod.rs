@@ -52,10 +52,10 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
     } else {
         // A wrong name is said at once, not by a child that dies; and the edge asks for the model by
         // the name under which the cloud will serve it.
-        let cloud = pair::find(layers.text("cloud.model").unwrap_or_default())?;
+        let cloud = pair::find(layers.text("cloud.model").unwrap_or_default(), Code::Config)?;
         layers.prefer("edge.cloud_model", cloud.name.into());
     }
-    pair::find(layers.text("edge.model").unwrap_or_default())?;
+    pair::find(layers.text("edge.model").unwrap_or_default(), Code::Config)?;
     pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
     logging::start(&settings.log)?;

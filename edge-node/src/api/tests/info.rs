@@ -36,7 +36,8 @@ async fn models_have_a_name_per_mode() {
 #[tokio::test]
 async fn health_version_metrics_and_page() {
     assert_eq!(get(app(&node()), "/health").await.json(), json!({ "status": "ok" }));
-    assert_eq!(get(app(&node()), "/ready").await.json(), json!({ "status": "ok" }));
+    let ready = json!({ "status": "ok", "modes": ["local", "auto", "exact", "cloud"], "cloud_problem": null });
+    assert_eq!(get(app(&node()), "/ready").await.json(), ready);
     assert_eq!(get(app(&node()), "/version").await.json()["version"], env!("CARGO_PKG_VERSION"));
     let metrics = get(app(&node()), "/metrics").await;
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
