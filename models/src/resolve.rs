@@ -165,7 +165,9 @@ fn folder(dir: &Path, name: String) -> Result<Found, ResolveError> {
     if dir.join("config.json").is_file() {
         return Ok(Found { name, place: Place::Folder(dir.to_owned()) });
     }
-    let gguf = gguf_files(&files_under(dir));
+    // Of the folder itself: what lies deeper belongs to other models.
+    let mut gguf = gguf_files(&files_under(dir));
+    gguf.retain(|name| !name.contains('/'));
     match gguf.as_slice() {
         [] => Err(no_model(dir, "it has neither a config.json nor a .gguf file")),
         [one] => Ok(Found { name, place: Place::Gguf(dir.join(one)) }),
