@@ -133,7 +133,8 @@ fn from_transport(code: u64, reason: String) -> TransportError {
         code if code & !0xff == CRYPTO => {
             TransportError::Unauthorised { reason: format!("{} ({reason})", tls_reason(code - CRYPTO)) }
         }
-        _ => TransportError::Lost { reason },
+        // What fails before the handshake's end carries no words (RFC 9000 section 10.2.3).
+        _ => TransportError::Lost { reason: format!("QUIC error {code:#x} ({reason})") },
     }
 }
 
