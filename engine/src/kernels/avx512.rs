@@ -15,7 +15,9 @@ use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format
 use super::matmul::Task;
 use super::quantize::Quantized;
 
-/// How far ahead of the first pass over a panel its numbers are prefetched, bytes.
+/// How far ahead of the first pass over a panel its numbers are prefetched, bytes. A single row goes
+/// without: it reads in sequence, and the hardware's prefetchers reach the memory's limit alone, while
+/// more rows compute too long between two lines.
 const PREFETCH: usize = 4096;
 
 /// Computes the panels `from..to` of a task for all its rows.
@@ -122,12 +124,16 @@ unsafe fn float_tile<const MR: usize, const P: usize, F: Format>(task: &Task<'_>
         let wp = w.codes.bytes().as_ptr().add(p * panel_bytes);
         let xp = task.x.as_ptr().add(r * k);
         let mut acc = [[_mm512_setzero_ps(); P]; MR];
+        // Near a panel's end its stream goes on in the next tile, `P` panels further on: what follows it
+        // in memory is the tile's own next panel, which another stream has fetched.
+        let tail = k.saturating_sub(PREFETCH / step);
         for i in 0..k {
             let mut v = [_mm512_setzero_ps(); P];
+            let ahead = PREFETCH + if i < tail { 0 } else { (P - 1) * panel_bytes };
             for q in 0..P {
                 let at = wp.add(q * panel_bytes + i * step);
-                if r == 0 && i % (PLANE / step).max(1) == 0 {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH).cast());
+                if MR > 1 && r == 0 && i % (PLANE / step).max(1) == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
                 }
                 v[q] = load16::<F>(at);
             }
@@ -313,7 +319,7 @@ unsafe fn fine_tile<const MR: usize, F: Format>(task: &Task<'_>, a: &Quantized, 
         let op = a.fine.offsets.as_ptr().add(row * blocks);
         for b in 0..blocks {
             let q = qp.add(b * step);
-            if r == 0 {
+            if MR > 1 && r == 0 {
                 for i in 0..step / PLANE {
                     _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(PREFETCH + i * PLANE).cast());
                 }
@@ -388,7 +394,7 @@ unsafe fn coarse_tile<const MR: usize, F: Format>(task: &Task<'_>, a: &Quantized
             let mut total = [_mm512_setzero_si512(); MR];
             for b in 0..SUPER / BLOCK {
                 let q = qp.add((s * (SUPER / BLOCK) + b) * step);
-                if r == 0 {
+                if MR > 1 && r == 0 {
                     for i in 0..step / PLANE {
                         _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(PREFETCH + i * PLANE).cast());
                     }
