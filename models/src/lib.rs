@@ -8,7 +8,9 @@ mod resolve;
 pub mod store;
 
 pub use loaded::LoadedModel;
-pub use resolve::{Found, Place, ResolveError, matching, resolve};
+pub use repo::is_file;
+pub use resolve::{Found, Place, ResolveError, gguf_files, matching, resolve};
+pub use tandem_engine::{SplitPart, split_part};
 
 /// The files of one embedded model, in Hugging Face layout.
 #[derive(Clone, Copy)]

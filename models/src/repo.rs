@@ -43,8 +43,11 @@ fn is_part(text: &str) -> bool {
         && !text.contains("--")
 }
 
-/// A path inside a repository that leads nowhere else.
-pub(crate) fn is_file(path: &str) -> bool {
+/// Whether `path` names something inside a repository and cannot lead out of it: parts between `/`,
+/// none of them empty, `.` or `..`, none with a backslash. Ask this of every name a hub gives before
+/// it becomes a path.
+#[must_use]
+pub fn is_file(path: &str) -> bool {
     !path.is_empty() && path.split('/').all(crate::store::is_plain)
 }
 

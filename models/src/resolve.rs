@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use tandem_engine::ModelFiles;
+use tandem_engine::{ModelFiles, split_part};
 use tandem_proto::limits::NAME_BYTES_MAX;
 
 use crate::repo::HubName;
-use crate::store::{Store, StoredFile, files_under};
+use crate::store::{Store, files_under};
 use crate::{ALL, EmbeddedModel, find};
 
 /// Most names that an error lists.
@@ -149,16 +149,8 @@ fn file(path: &Path) -> Result<Found, ResolveError> {
         return Err(no_model(path, "it does not begin with `GGUF`; a GGUF file or a folder is needed"));
     }
     let stem = path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
-    let stem = split_part(&stem).map_or(stem.as_ref(), |(base, _)| base);
+    let stem = split_part(&stem).map_or(stem.as_ref(), |split| split.base);
     Ok(Found { name: served_name(stem), place: Place::Gguf(path.to_owned()) })
-}
-
-/// `base-00001-of-00003` as the base and the number of the part.
-fn split_part(stem: &str) -> Option<(&str, u32)> {
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (base, part) = rest.rsplit_once('-')?;
-    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    (digits(count) && digits(part)).then(|| part.parse().ok().map(|part| (base, part))).flatten()
 }
 
 fn folder(dir: &Path, name: String) -> Result<Found, ResolveError> {
@@ -166,7 +158,7 @@ fn folder(dir: &Path, name: String) -> Result<Found, ResolveError> {
         return Ok(Found { name, place: Place::Folder(dir.to_owned()) });
     }
     // Of the folder itself: what lies deeper belongs to other models.
-    let mut gguf = gguf_files(&files_under(dir));
+    let mut gguf = gguf_files(files_under(dir).iter().map(|file| file.name.as_str()));
     gguf.retain(|name| !name.contains('/'));
     match gguf.as_slice() {
         [] => Err(no_model(dir, "it has neither a config.json nor a .gguf file")),
@@ -175,14 +167,15 @@ fn folder(dir: &Path, name: String) -> Result<Found, ResolveError> {
     }
 }
 
-/// The GGUF files of a snapshot; of a split one the first part. Vision projectors are no models.
-fn gguf_files(files: &[StoredFile]) -> Vec<String> {
-    let first = |name: &str| {
-        let stem = name.strip_suffix(".gguf")?;
-        let base = stem.rsplit('/').next().unwrap_or(stem);
-        (split_part(stem).is_none_or(|(_, part)| part == 1) && !base.starts_with("mmproj")).then(|| name.to_owned())
+/// The GGUF models among the files of a repository, in their order; of a split one the first part.
+/// Vision projectors are no models.
+#[must_use]
+pub fn gguf_files<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let is_model = |name: &&str| {
+        let base = name.rsplit('/').next().unwrap_or(name);
+        name.ends_with(".gguf") && !base.starts_with("mmproj") && split_part(name).is_none_or(|split| split.part == 1)
     };
-    files.iter().filter_map(|file| first(&file.name)).collect()
+    names.into_iter().filter(is_model).map(str::to_owned).collect()
 }
 
 fn stored(hub: &HubName, store: Option<&Store>) -> Result<Found, ResolveError> {
@@ -193,7 +186,7 @@ fn stored(hub: &HubName, store: Option<&Store>) -> Result<Found, ResolveError> {
     };
     let name = served_name(&text);
     let files = snapshot.files();
-    let gguf = gguf_files(&files);
+    let gguf = gguf_files(files.iter().map(|file| file.name.as_str()));
     let Some(wanted) = &hub.file else {
         let safetensors = files.iter().any(|file| file.name.ends_with(".safetensors"));
         if safetensors && snapshot.dir.join("config.json").is_file() {
@@ -226,7 +219,7 @@ pub fn matching(wanted: &str, files: &[String]) -> Vec<String> {
     let tag = |file: &&String| {
         let file = file.to_ascii_lowercase();
         let stem = file.strip_suffix(".gguf").unwrap_or(&file);
-        let stem = split_part(stem).map_or(stem, |(base, _)| base);
+        let stem = split_part(stem).map_or(stem, |split| split.base);
         stem.ends_with(&format!("-{wanted}")) || stem.ends_with(&format!(".{wanted}")) || stem == wanted
     };
     files.iter().filter(tag).cloned().collect()

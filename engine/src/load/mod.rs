@@ -11,6 +11,7 @@ pub(crate) mod split;
 mod tests;
 
 pub use inspect::{FormatShare, Inspection, inspect};
+pub use split::{SplitPart, split_part};
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

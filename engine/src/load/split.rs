@@ -13,14 +13,31 @@ const DIGITS: usize = 5;
 /// Tensors of all parts together.
 const TENSORS: &str = "split.tensors.count";
 
-/// `base-00002-of-00003.gguf` as base, part (from 1) and parts.
-fn named(path: &Path) -> Option<(&str, u64, u64)> {
-    let (rest, count) = path.file_name()?.to_str()?.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+/// What the name of one file of a split model says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitPart<'a> {
+    /// What all files of the model have in common at the front, folders included.
+    pub base: &'a str,
+    /// Which one this is, from 1.
+    pub part: u64,
+    /// How many there are.
+    pub parts: u64,
+}
+
+/// Reads `base-00002-of-00003`, with or without `.gguf`; none for the name of a whole model.
+#[must_use]
+pub fn split_part(name: &str) -> Option<SplitPart<'_>> {
+    let (rest, parts) = name.strip_suffix(".gguf").unwrap_or(name).rsplit_once("-of-")?;
     let (base, part) = rest.rsplit_once('-')?;
     let number = |text: &str| {
         (text.len() == DIGITS && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
     };
-    Some((base, number(part)?, number(count)?))
+    Some(SplitPart { base, part: number(part)?, parts: number(parts)? })
+}
+
+/// The part that a path leads to; only a `.gguf` file is one.
+fn named(path: &Path) -> Option<SplitPart<'_>> {
+    path.file_name()?.to_str().filter(|name| name.ends_with(".gguf")).and_then(split_part)
 }
 
 fn sibling(path: &Path, base: &str, part: u64, count: u64) -> PathBuf {
@@ -30,7 +47,7 @@ fn sibling(path: &Path, base: &str, part: u64, count: u64) -> PathBuf {
 /// The file with the metadata: the first part of a split model, else the file itself.
 pub(crate) fn first(path: &Path) -> PathBuf {
     match named(path) {
-        Some((base, part, count)) if part != 1 => sibling(path, base, 1, count),
+        Some(SplitPart { base, part, parts }) if part != 1 => sibling(path, base, 1, parts),
         _ => path.to_owned(),
     }
 }
@@ -43,7 +60,9 @@ pub(super) fn others(path: &Path, file: &Gguf<'_>) -> Result<Vec<PathBuf>, Engin
         return Ok(Vec::new());
     }
     match named(path) {
-        Some((base, 1, n)) if n == count => Ok((2..=count).map(|part| sibling(path, base, part, count)).collect()),
+        Some(SplitPart { base, part: 1, parts }) if parts == count => {
+            Ok((2..=count).map(|part| sibling(path, base, part, count)).collect())
+        }
         _ => {
             let name = format!("NAME-{:0DIGITS$}-of-{count:0DIGITS$}.gguf", 1);
             Err(EngineError::spec("split.count", format!("is {count}, but the file is not called {name}")))
