@@ -2,13 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tandem_edge_node::node::EdgeNode;
-use tandem_edge_node::request::{Event, FinishReason, GenerateRequest, Mode, RouteSummary, TokenEvent};
+use tandem_edge_node::request::{Controls, Event, FinishReason, GenerateRequest, Mode, RouteSummary, TokenEvent};
 use tandem_engine::chat::Message;
+use tandem_lab::cluster::Cluster;
 use tandem_proto::message::SamplingParams;
 use tokio::sync::Semaphore;
+
+use crate::process::{WAIT_MAX, until};
 
 /// A complete answer.
 #[derive(Clone, Debug)]
@@ -115,4 +119,64 @@ pub async fn answers(
         all.push(task.await??);
     }
     Ok(all)
+}
+
+/// Cuts the cloud off, or lets it back.
+pub fn cut(cluster: &Cluster, cut: bool) {
+    cluster.edge.set_controls(&Controls { cut: Some(cut), ..Controls::default() });
+}
+
+/// Waits until the edge has its cloud.
+pub async fn connected(cluster: &Cluster) -> Result<()> {
+    until("the edge to reach its cloud", async || Ok(cluster.edge.status().cloud_connected)).await
+}
+
+/// Cuts the cloud off, sees the link go, and lets the cloud back. True if the link went and an answer
+/// was under way then. Blocks its thread, so that it can stand between two tokens of an answer.
+fn cut_and_restore(cluster: &Cluster) -> Result<bool> {
+    let begun = Instant::now();
+    cut(cluster, true);
+    while cluster.edge.status().cloud_connected {
+        ensure!(begun.elapsed() < WAIT_MAX, "the link outlives its cut");
+        std::thread::yield_now();
+    }
+    let under_way = cluster.edge.status().active_requests > 0;
+    cut(cluster, false);
+    Ok(under_way)
+}
+
+/// Asks for one answer again and again, and takes the link away after every `step`th of its tokens: it
+/// must stay what it is without that, and the cloud must be in it to the end. `what` names the case.
+pub async fn cuts_change_nothing(
+    cluster: &Cluster,
+    what: &str,
+    step: usize,
+    make: impl Fn() -> Result<GenerateRequest>,
+) -> Result<()> {
+    let undisturbed = answer(&cluster.edge, make()?, |_| {}).await?;
+    let (mut cuts, mut under_way) = (0, 0);
+    for k in (0..undisturbed.tokens.len()).step_by(step) {
+        connected(cluster).await?;
+        let mut seen = None;
+        let disturbed = answer(&cluster.edge, make()?, |token| {
+            if token.index as usize == k {
+                seen = Some(cut_and_restore(cluster));
+            }
+        });
+        let disturbed = disturbed.await.with_context(|| format!("{what}, cut after token {k}"))?;
+        ensure!(
+            disturbed.ids() == undisturbed.ids(),
+            "{what}, cut after token {k}: {:?} instead of {:?}",
+            disturbed.ids(),
+            undisturbed.ids()
+        );
+        let why = &disturbed.route.degraded_reason;
+        ensure!(!disturbed.route.degraded, "{what}, cut after token {k}: went on without the cloud: {why:?}");
+        let seen = seen.with_context(|| format!("{what}: token {k} never came"))?;
+        cuts += 1;
+        under_way += usize::from(seen.with_context(|| format!("{what}, cut after token {k}"))?);
+    }
+    println!("{what}: {cuts} links lost, {under_way} of them while the answer was under way");
+    ensure!(under_way > 0, "{what}: no cut came before an answer's end");
+    Ok(())
 }
