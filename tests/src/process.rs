@@ -57,9 +57,14 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// Runs a command to its end.
+/// Runs the binary to its end.
 pub async fn run(args: &[impl AsRef<OsStr>]) -> Result<Ended> {
-    let output = tokio::time::timeout(WAIT_MAX, tandem(args)?.output()).await.context("the command does not end")??;
+    finish(&mut tandem(args)?).await
+}
+
+/// Runs a command to its end.
+pub async fn finish(command: &mut Command) -> Result<Ended> {
+    let output = tokio::time::timeout(WAIT_MAX, command.output()).await.context("the command does not end")??;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok(Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
 }

@@ -17,7 +17,7 @@ use axum::routing::get;
 use futures::StreamExt as _;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use serde_json::{Value, json};
-use tandem_tests::process::{Ended, tandem};
+use tandem_tests::process::{Ended, finish, tandem};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -136,9 +136,7 @@ impl World {
         for (name, value) in vars {
             command.env(name, value);
         }
-        let output = command.output().await?;
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+        finish(&mut command).await
     }
 
     fn asked(&self, name: &str) -> Vec<u64> {
@@ -264,5 +262,47 @@ async fn wrong_bytes_never_become_a_model() -> Result<()> {
     let pulled = world.run(&["model", "pull", "org/tiny@v1"], &[]).await?;
     ensure!(pulled.code == Some(0), "{pulled:?}");
     ensure!(world.blobs().len() == 2, "{:?}", world.blobs());
+
+    // Nor do names that lead out of the store become files.
+    for name in ["../../../escaped.gguf", "/escaped.gguf", "a/../../../../escaped.gguf", "a//b.gguf"] {
+        let world = World::new(&[(name, model.clone(), true), ("fine.gguf", model.clone(), true)]).await?;
+        let refused = world.run(&["model", "pull", "org/tiny:fine.gguf"], &[]).await?;
+        ensure!(refused.code == Some(1) && refused.stderr.contains(name), "{refused:?}");
+        ensure!(refused.stderr.contains("nothing was fetched"), "{refused:?}");
+        ensure!(std::fs::read_dir(world.store.path())?.next().is_none(), "{name}: the store was written to");
+    }
+    Ok(())
+}
+
+/// `org/name@main` is one revision, `org/name` all of them.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_is_removed_and_the_others_stay() -> Result<()> {
+    const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
+    let world = World::new(&[]).await?;
+    let repo = world.store.path().join("models--org--tiny");
+    for folder in ["blobs", "refs"] {
+        std::fs::create_dir_all(repo.join(folder))?;
+    }
+    for (commit, reference, own) in [(COMMIT, "main", "of-main"), (OTHER, "v1", "of-v1")] {
+        let snapshot = repo.join("snapshots").join(commit);
+        std::fs::create_dir_all(&snapshot)?;
+        std::fs::write(repo.join("refs").join(reference), commit)?;
+        for blob in [own, "of-both"] {
+            std::fs::write(repo.join("blobs").join(blob), blob)?;
+            let target = Path::new("../../blobs").join(blob);
+            std::os::unix::fs::symlink(target, snapshot.join(format!("{blob}.gguf")))?;
+        }
+    }
+    let removed = world.run(&["model", "rm", "org/tiny@main", "--yes"], &[]).await?;
+    ensure!(removed.code == Some(0) && removed.stdout.contains("org/tiny@main"), "{removed:?}");
+    ensure!(world.blobs() == ["of-both", "of-v1"], "{:?}", world.blobs());
+    ensure!(!repo.join("snapshots").join(COMMIT).exists() && !repo.join("refs/main").exists());
+    ensure!(std::fs::read(repo.join("snapshots").join(OTHER).join("of-both.gguf"))? == b"of-both");
+    ensure!(std::fs::read_to_string(repo.join("refs/v1"))? == OTHER);
+    let gone = world.run(&["model", "rm", "org/tiny@main", "--yes"], &[]).await?;
+    ensure!(gone.code == Some(2) && gone.stderr.contains("org/tiny@main is not in the store"), "{gone:?}");
+    let removed = world.run(&["model", "rm", "org/tiny", "--yes"], &[]).await?;
+    ensure!(removed.code == Some(0) && !repo.exists(), "{removed:?}");
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
+use tandem_models::is_file;
 use tandem_models::repo::{HubName, RepoId};
 use tandem_models::store::FILES_MAX;
 
@@ -145,6 +146,14 @@ impl Hub {
         let is_commit = listing.sha.len() == 40 && listing.sha.bytes().all(|b| b.is_ascii_hexdigit());
         if !is_commit || listing.siblings.len() > FILES_MAX {
             return Err(Failure::new(Code::Failed, format!("{} gives no usable listing of {hub}", self.endpoint)));
+        }
+        // The names become paths below the store.
+        if let Some(bad) = listing.siblings.iter().find(|file| !is_file(&file.name)) {
+            let message = format!(
+                "{} lists a file of {hub} as {:?}, which leads out of the store; nothing was fetched, and that server is not to be trusted",
+                self.endpoint, bad.name
+            );
+            return Err(Failure::new(Code::Failed, message));
         }
         Ok(listing)
     }

@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
-use tandem_models::matching;
 use tandem_models::repo::HubName;
 use tandem_models::store::{Snapshot, Store};
+use tandem_models::{gguf_files, matching, split_part};
 
 use super::hub::{Checksum, Hub, Listing, Remote, is_offline};
 use crate::failure::{Code, Failure};
@@ -94,16 +94,17 @@ fn choose(name: &HubName, listing: &Listing) -> Result<Vec<Remote>, Failure> {
         };
         return Ok(known(&|file| SMALL.contains(&file) || weights(file)));
     }
-    let gguf: Vec<String> = known(&|file| file.ends_with(".gguf")).into_iter().map(|file| file.name).collect();
-    let models: Vec<String> =
-        gguf.iter().filter(|file| part(file).is_none_or(|(_, part)| part == "00001")).cloned().collect();
+    let models = gguf_files(listing.siblings.iter().map(|file| file.name.as_str()));
     let found = match &name.file {
         Some(wanted) => matching(wanted, &models),
         None => models.clone(),
     };
     match found.as_slice() {
-        [one] => Ok(known(&|file| match part(one) {
-            Some((base, _)) => part(file).is_some_and(|(other, _)| other == base),
+        [one] => Ok(known(&|file| match split_part(one) {
+            Some(first) => {
+                let other = split_part(file).filter(|_| file.ends_with(".gguf"));
+                other.is_some_and(|other| (other.base, other.parts) == (first.base, first.parts))
+            }
             None => file == one,
         })),
         [] if models.is_empty() => Err(Failure::new(
@@ -120,13 +121,6 @@ fn choose(name: &HubName, listing: &Listing) -> Result<Vec<Remote>, Failure> {
 
 fn has_weights(listing: &Listing) -> bool {
     listing.siblings.iter().any(|file| file.name.ends_with(".safetensors") && !file.name.contains('/'))
-}
-
-/// `base-00001-of-00003.gguf` as everything but the part's number, and the number.
-fn part(file: &str) -> Option<(String, &str)> {
-    let (rest, count) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-    let (base, part) = rest.rsplit_once('-')?;
-    (part.len() == 5 && count.len() == 5).then(|| (format!("{base}/{count}"), part))
 }
 
 fn progress(total: u64, quiet: bool) -> ProgressBar {

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use serde_json::json;
-use tandem_models::repo::{HubName, MAIN};
+use tandem_models::repo::HubName;
 use tandem_models::store::Snapshot;
 
 use super::{human, size, store};
@@ -22,21 +22,22 @@ pub(super) fn run(global: &Global, args: &ModelRmArgs) -> Result<(), Failure> {
     }
     let store = store()?;
     let all = store.snapshots(&name.repo);
-    let one = store.snapshot(&name.repo, &name.revision);
-    let (gone, kept): (Vec<Snapshot>, Vec<Snapshot>) = if name.revision == MAIN {
-        (all, Vec::new())
-    } else {
-        let commit = one.map(|snapshot| snapshot.commit);
+    // `org/name@main` is one revision; read as a name it would be the same as `org/name`.
+    let one_revision = args.name.contains('@');
+    let (gone, kept): (Vec<Snapshot>, Vec<Snapshot>) = if one_revision {
+        let commit = store.snapshot(&name.repo, &name.revision).map(|snapshot| snapshot.commit);
         all.into_iter().partition(|snapshot| Some(&snapshot.commit) == commit.as_ref())
+    } else {
+        (all, Vec::new())
     };
+    let (asked, repo) = (&args.name, store.repo_dir(&name.repo));
     if gone.is_empty() {
-        return Err(Failure::new(Code::Usage, format!("{name} is not in the store; see `tandem model ls`")));
+        return Err(Failure::new(Code::Usage, format!("{asked} is not in the store; see `tandem model ls`")));
     }
     let bytes: u64 = gone.iter().map(size).sum();
-    if !args.yes && !confirmed(&format!("Remove {name} ({}) from {store}?", human(bytes)))? {
+    if !args.yes && !confirmed(&format!("Remove {asked} ({}) from {store}?", human(bytes)))? {
         return Err(Failure::new(Code::Interrupted, "nothing was removed"));
     }
-    let repo = store.repo_dir(&name.repo);
     let failed = |e: std::io::Error| Failure::new(Code::State, format!("{} cannot be removed: {e}", repo.display()));
     let freed = if kept.is_empty() {
         let freed = folder_bytes(&repo);
@@ -59,9 +60,9 @@ pub(super) fn run(global: &Global, args: &ModelRmArgs) -> Result<(), Failure> {
         freed
     };
     if global.json {
-        print_line(&json!({ "removed": name.to_string(), "snapshots": gone.len(), "bytes": freed }).to_string());
+        print_line(&json!({ "removed": asked, "snapshots": gone.len(), "bytes": freed }).to_string());
     } else {
-        print_line(&format!("removed {name}: {} freed", human(freed)));
+        print_line(&format!("removed {asked}: {} freed", human(freed)));
     }
     Ok(())
 }
