@@ -1,5 +1,4 @@
-//! Measures a model: prefill, decode and verification speed. The only place of this crate that looks
-//! at a clock. One round measures each once, so that a caller can alternate rounds with a peer's.
+//! Measures a model: prefill, decode and verification speed. One round measures each once, so that a caller can alternate rounds with a peer's.
 
 use std::time::Instant;
 

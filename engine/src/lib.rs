@@ -4,7 +4,8 @@
 //! [`KvPool`]) → [`Model::head`]. A row's bits never depend on what else is in the batch, on how a
 //! prompt was cut, or on the number of threads.
 //!
-//! Non-goals: no async, no network, no clock (but for `bench`), no policy. KV is an argument, never hidden in a model.
+//! Non-goals: no async, no network, no policy, no clock but to measure (`bench`, and how long a job of
+//! `runner` took). KV is an argument, never hidden in a model.
 
 pub mod accept;
 mod backend;

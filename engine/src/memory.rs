@@ -18,11 +18,19 @@ pub fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let system = line.trim().split(' ').next()?.parse::<u64>().ok()?.saturating_mul(1024);
-    let number = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
-    };
-    let group = number("memory.max").map(|max| max.saturating_sub(number("memory.current").unwrap_or(0)));
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).unwrap_or_default();
+    let group = group_available(&read("memory.max"), &read("memory.current"), &read("memory.stat"));
     Some(group.map_or(system, |group| system.min(group)))
+}
+
+/// What a control group leaves, from its files `memory.max`, `memory.current` and `memory.stat`; none
+/// without a bound. Of the memory it counts as used, pages of files that nobody has touched lately are
+/// given up as soon as others need them.
+fn group_available(max: &str, current: &str, stat: &str) -> Option<u64> {
+    let max = max.trim().parse::<u64>().ok()?;
+    let used = current.trim().parse::<u64>().unwrap_or(0);
+    let cache = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok());
+    Some(max.saturating_sub(used.saturating_sub(cache.unwrap_or(0))))
 }
 
 /// KV state of one token over all layers, bytes.
@@ -74,6 +82,26 @@ mod tests {
         assert_eq!(context_tokens(&spec, 1024), 4096);
         assert_eq!(context_tokens(&self::spec(1 << 20), usize::MAX), SESSION_TOKENS_MAX);
         assert!(kv_blocks(&self::spec(1 << 20), usize::MAX, None) <= POOL_BLOCKS_MAX);
+    }
+
+    #[test]
+    fn files_in_the_cache_do_not_count_as_used() {
+        let stat = "anon 4096\nfile 9000\ninactive_anon 7\nactive_file 1000\ninactive_file 8000\nslab 5\n";
+        let table = [
+            (("max\n", "10000\n", stat), None),
+            (("", "", ""), None),
+            (("20000\n", "10000\n", stat), Some(18_000)),
+            // Files of older kernels, or none.
+            (("20000\n", "10000\n", "anon 4096\n"), Some(10_000)),
+            (("20000\n", "10000\n", "inactive_file many\n"), Some(10_000)),
+            (("20000\n", "", ""), Some(20_000)),
+            // Read at different moments, the numbers need not fit together.
+            (("20000\n", "5000\n", stat), Some(20_000)),
+            (("20000\n", "30000\n", "inactive_file 0\n"), Some(0)),
+        ];
+        for ((max, current, stat), left) in table {
+            assert_eq!(group_available(max, current, stat), left, "{max:?} {current:?} {stat:?}");
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -19,6 +19,10 @@ use crate::spec::DecoderSpec;
 /// Most rows of one call; a longer prompt is cut by the caller (bounds the buffers of a step).
 pub const ROWS_MAX: usize = 8192;
 
+/// Rows whose logits are held at a time: those of a whole pass over a large vocabulary take hundreds
+/// of MiB.
+pub(crate) const HEAD_ROWS_MAX: usize = 64;
+
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
@@ -89,12 +93,13 @@ pub struct Rows<'a> {
     pub rows: usize,
 }
 
-struct Runner<B: Backend> {
+/// The weights on one backend.
+struct Loaded<B: Backend> {
     weights: Weights<B>,
     scratch: Mutex<Scratch<B>>,
 }
 
-impl<B: Backend> Runner<B> {
+impl<B: Backend> Loaded<B> {
     fn load(backend: B, file: &Checkpoint) -> Result<Self, EngineError> {
         let weights = Weights::load(&backend, file)?;
         Ok(Self { weights, scratch: Mutex::new(Scratch::new(backend, &file.spec)) })
@@ -120,16 +125,16 @@ impl<B: Backend> Drop for Awake<'_, B> {
 }
 
 enum Engine {
-    Cpu(Box<Runner<Cpu>>),
-    Candle(Box<Runner<Candle>>),
+    Cpu(Box<Loaded<Cpu>>),
+    Candle(Box<Loaded<Candle>>),
 }
 
 /// Calls the same code on whichever backend the model has.
 macro_rules! on_engine {
-    ($engine:expr, $runner:ident => $body:expr) => {
+    ($engine:expr, $loaded:ident => $body:expr) => {
         match $engine {
-            Engine::Cpu($runner) => $body,
-            Engine::Candle($runner) => $body,
+            Engine::Cpu($loaded) => $body,
+            Engine::Candle($loaded) => $body,
         }
     };
 }
@@ -168,11 +173,11 @@ impl Model {
                 release(usize::MAX);
                 cpu.call_while_packing(release);
                 let threads = cpu.threads();
-                let runner = Runner::load(cpu, &file)?;
-                (Engine::Cpu(Box::new(runner)), crate::numerics(), threads)
+                let loaded = Loaded::load(cpu, &file)?;
+                (Engine::Cpu(Box::new(loaded)), crate::numerics(), threads)
             }
             BackendKind::Candle => {
-                (Engine::Candle(Box::new(Runner::load(Candle::new(), &file)?)), Candle::numerics(), threads)
+                (Engine::Candle(Box::new(Loaded::load(Candle::new(), &file)?)), Candle::numerics(), threads)
             }
         };
         Ok(Self { spec: file.spec, digest, layer_digests, numerics, threads, engine })

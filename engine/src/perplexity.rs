@@ -2,11 +2,8 @@
 
 use crate::error::EngineError;
 use crate::kv::KvPool;
-use crate::model::{Model, ROWS_MAX, Rows};
+use crate::model::{HEAD_ROWS_MAX, Model, ROWS_MAX, Rows};
 use tandem_proto::limits::KV_BLOCK_TOKENS;
-
-/// Rows whose logits are held at a time.
-const HEAD_ROWS_MAX: usize = 64;
 
 /// Sum over `tokens[1..]` of −ln p(token | the tokens before it), in nats; the tokens run as one pass
 /// from an empty cache.

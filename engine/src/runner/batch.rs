@@ -2,7 +2,7 @@
 //!
 //! Decisions that somebody waits for (verification, single decode steps) go first, in order of
 //! arrival; prompts fill what is left, in chunks, so that a long prompt delays nobody for more than
-//! one pass. The oldest prompt always gets at least one chunk, so it cannot starve.
+//! one pass. The oldest prompt always gets a place and the reserved rows, so it cannot starve.
 
 /// Work that waits for the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +48,10 @@ pub fn compose(waiting: &[Waiting], bounds: &BatchBounds) -> Vec<Take> {
     let mut used = 0;
     for index in order {
         let w = &waiting[index];
-        if takes.len() >= bounds.sequences_max {
-            break;
+        // Decisions leave a place for a prompt.
+        let kept = usize::from(has_prefill && bounds.sequences_max > 1 && !w.is_prefill);
+        if takes.len() + kept >= bounds.sequences_max {
+            continue;
         }
         let room = if w.is_prefill { bounds.rows_max - used } else { (bounds.rows_max - reserve).saturating_sub(used) };
         let chunk = if w.is_prefill { bounds.prefill_chunk } else { bounds.rows_max };
@@ -88,6 +90,8 @@ mod tests {
             ("v40 v40 p100", "0:40 1:16 2:8"),
             ("p40 p40 p40", "0:32 1:32"),
             ("v1 v1 v1 v1 v1", "0:1 1:1 2:1 3:1"),
+            ("v1 v1 v1 v1 v1 p100", "0:1 1:1 2:1 5:32"),
+            ("p9 v1 v1 v1 v1 p100", "1:1 2:1 3:1 0:9"),
             ("v100", "0:64"),
             ("v0 p0 v2", "2:2"),
         ];
@@ -100,18 +104,20 @@ mod tests {
 
     #[test]
     fn a_prompt_is_served_although_decisions_keep_coming() {
-        let mut prompt = Waiting { rows: 1000, is_prefill: true, arrival: 0 };
-        for pass in 0.. {
-            let mut all = waiting("v64 v64 v64");
-            all.push(prompt);
-            let takes = compose(&all, &BOUNDS);
-            assert!(takes.iter().map(|t| t.rows).sum::<usize>() <= BOUNDS.rows_max);
-            prompt.rows -= takes.iter().find(|t| t.index == 3).map_or(0, |t| t.rows);
-            if prompt.rows == 0 {
-                assert!(pass <= 1000 / BOUNDS.prefill_reserve);
-                break;
+        for decisions in ["v64 v64 v64", "v1 v1 v1 v1 v1 v1"] {
+            let mut prompt = Waiting { rows: 1000, is_prefill: true, arrival: 0 };
+            let mut passes = 0;
+            while prompt.rows > 0 {
+                assert!(passes < 1000 / BOUNDS.prefill_reserve, "the prompt starves beside {decisions}");
+                passes += 1;
+                let mut all = waiting(decisions);
+                let index = all.len();
+                all.push(prompt);
+                let takes = compose(&all, &BOUNDS);
+                assert!(takes.iter().map(|t| t.rows).sum::<usize>() <= BOUNDS.rows_max);
+                assert!(takes.len() <= BOUNDS.sequences_max);
+                prompt.rows -= takes.iter().find(|t| t.index == index).map_or(0, |t| t.rows);
             }
-            assert!(pass < 1000, "the prompt starves");
         }
     }
 }

@@ -10,10 +10,12 @@ pub mod batch;
 mod state;
 mod worker;
 
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::SamplingParams;
@@ -21,7 +23,7 @@ use tandem_proto::message::SamplingParams;
 use crate::constraint::{Followed, TokenMask};
 use crate::error::EngineError;
 use crate::kv::KvPool;
-use crate::model::Model;
+use crate::model::{Model, ROWS_MAX};
 use batch::BatchBounds;
 
 /// Why a job failed.
@@ -40,6 +42,18 @@ pub enum RunnerError {
         have: usize,
         /// Tokens needed.
         wanted: usize,
+    },
+    /// The runner was asked to work with bounds that it cannot keep.
+    #[error("runner option `{field}` is {value}; {min} to {max} are taken")]
+    Options {
+        /// The option.
+        field: &'static str,
+        /// What it is.
+        value: usize,
+        /// Least.
+        min: usize,
+        /// Most.
+        max: usize,
     },
     /// The job contradicts itself.
     #[error("bad job: {0}")]
@@ -141,10 +155,21 @@ pub struct JobDone<T> {
 pub type OnDone<T> = Box<dyn FnOnce(Result<T, RunnerError>) + Send>;
 
 enum Command<T> {
-    Run(Box<Job>, OnDone<JobDone<T>>),
+    Run(Box<Job>, OnDone<JobDone<T>>, Instant),
     Forget(SessionId),
-    ExportTrunk { key: SessionId, tokens: usize, done: OnDone<Vec<Vec<f32>>> },
-    ImportTrunk { key: SessionId, blocks: Vec<Vec<f32>>, tokens: usize, done: OnDone<usize> },
+    /// Look at what is to be forgotten although the queue was full.
+    Wake,
+    ExportTrunk {
+        key: SessionId,
+        tokens: usize,
+        done: OnDone<Vec<Vec<f32>>>,
+    },
+    ImportTrunk {
+        key: SessionId,
+        blocks: Vec<Vec<f32>>,
+        tokens: usize,
+        done: OnDone<usize>,
+    },
 }
 
 /// Gauges that other threads read.
@@ -175,17 +200,52 @@ pub struct RunnerOptions {
     pub batch: BatchBounds,
 }
 
+impl RunnerOptions {
+    fn check(&self, layers: usize) -> Result<(), RunnerError> {
+        let BatchBounds { rows_max, sequences_max, prefill_chunk, prefill_reserve } = self.batch;
+        let table = [
+            ("split", self.split, 0, layers),
+            ("queue_max", self.queue_max, 1, usize::MAX),
+            // A pass without room for a row would be composed again and again.
+            ("rows_max", rows_max, 1, ROWS_MAX),
+            ("sequences_max", sequences_max, 1, usize::MAX),
+            ("prefill_chunk", prefill_chunk, 1, usize::MAX),
+            ("prefill_reserve", prefill_reserve, 0, usize::MAX),
+        ];
+        match table.into_iter().find(|(_, value, min, max)| !(*min..=*max).contains(value)) {
+            Some((field, value, min, max)) => Err(RunnerError::Options { field, value, min, max }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sequences to forget that found the queue full. Bounded by the sequences there are.
+#[derive(Debug, Default)]
+struct Unwanted(Mutex<HashSet<SessionId>>);
+
+impl Unwanted {
+    fn keys(&self) -> MutexGuard<'_, HashSet<SessionId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Handle to the engine thread. The thread ends when the last handle is gone.
 #[derive(Debug)]
 pub struct Runner<T> {
     commands: SyncSender<Command<T>>,
+    unwanted: Arc<Unwanted>,
     queue_max: usize,
     load: Arc<RunnerLoad>,
 }
 
 impl<T> Clone for Runner<T> {
     fn clone(&self) -> Self {
-        Self { commands: self.commands.clone(), queue_max: self.queue_max, load: self.load.clone() }
+        Self {
+            commands: self.commands.clone(),
+            unwanted: self.unwanted.clone(),
+            queue_max: self.queue_max,
+            load: self.load.clone(),
+        }
     }
 }
 
@@ -193,24 +253,24 @@ impl<T: Send + 'static> Runner<T> {
     /// Starts the thread.
     ///
     /// # Errors
-    /// The pools do not fit in memory, or no thread can be started.
+    /// An option is out of range, the pools do not fit in memory, or no thread can be started.
     pub fn start(model: Arc<Model>, options: RunnerOptions, choose: Choose<T>) -> Result<Self, RunnerError> {
         let layers: Range<usize> = 0..model.spec().layers;
-        if options.split > layers.end {
-            return Err(RunnerError::BadJob("the trunk has more layers than the model"));
-        }
+        options.check(layers.end)?;
         let trunk_pool =
             (options.split > 0).then(|| KvPool::new(&model, 0..options.split, options.kv_blocks)).transpose()?;
         let upper_pool = KvPool::new(&model, options.split..layers.end, options.kv_blocks)?;
-        let (commands, inbox) = sync_channel(options.queue_max.max(1));
+        let (commands, inbox) = sync_channel(options.queue_max);
+        let unwanted = Arc::new(Unwanted::default());
         let load = Arc::new(RunnerLoad::default());
         load.kv_blocks_free.store(options.kv_blocks, Ordering::Relaxed);
-        let worker = worker::Worker::new(model, options, trunk_pool, upper_pool, choose, load.clone());
+        let pools = (trunk_pool, upper_pool);
+        let worker = worker::Worker::new(model, options, pools, choose, unwanted.clone(), load.clone());
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.run(&inbox))
             .map_err(|e| RunnerError::Stopped(e.to_string()))?;
-        Ok(Self { commands, queue_max: options.queue_max, load })
+        Ok(Self { commands, unwanted, queue_max: options.queue_max, load })
     }
 
     /// Gauges.
@@ -224,15 +284,25 @@ impl<T: Send + 'static> Runner<T> {
     /// # Errors
     /// The queue is full or the thread is gone.
     pub fn submit(&self, job: Job, done: OnDone<JobDone<T>>) -> Result<(), RunnerError> {
-        self.send(Command::Run(Box::new(job), done))
+        self.send(Command::Run(Box::new(job), done, Instant::now()))
     }
 
-    /// Drops a sequence's state (after its running job, if any).
+    /// Drops a sequence's state (after its running job, if any), also when the queue is full: state that
+    /// nobody asks for again would stay for ever.
     ///
     /// # Errors
-    /// The queue is full or the thread is gone.
+    /// The thread is gone.
     pub fn forget(&self, key: SessionId) -> Result<(), RunnerError> {
-        self.send(Command::Forget(key))
+        match self.send(Command::Forget(key)) {
+            Err(RunnerError::Full(_)) => {}
+            sent => return sent,
+        }
+        self.unwanted.keys().insert(key);
+        // If the queue is full still, the thread has a command to come back for; else this wakes it.
+        match self.send(Command::Wake) {
+            Err(RunnerError::Full(_)) => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Copies out the trunk state of the sequence's first `tokens` tokens, one `[layer][token][width]`

@@ -45,7 +45,12 @@ pub(super) struct Pending<T> {
 }
 
 impl<T> Pending<T> {
-    pub(super) fn new(job: Box<Job>, done: OnDone<JobDone<T>>, kv: KvState, arrival: u64) -> Self {
+    pub(super) fn new(
+        job: Box<Job>,
+        done: OnDone<JobDone<T>>,
+        kv: KvState,
+        (arrival, queued_at): (u64, Instant),
+    ) -> Self {
         Self {
             cursor: job.feed_from,
             job,
@@ -56,7 +61,7 @@ impl<T> Pending<T> {
             trunk_hidden: Vec::new(),
             trunk_rows: (0, 0),
             arrival,
-            queued_at: Instant::now(),
+            queued_at,
             started_at: None,
             forget: false,
         }
@@ -118,4 +123,41 @@ pub(super) struct Plan {
     pub(super) rows: usize,
     /// Only the trunk runs, for state that was skipped before.
     pub(super) catching_up: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use tandem_proto::ids::SessionId;
+
+    use super::*;
+
+    /// However late the thread takes a job out of the queue.
+    #[test]
+    fn a_job_has_queued_since_it_was_submitted() {
+        let job = Job {
+            key: SessionId([1; 16]),
+            sequence: vec![1],
+            feed_from: 0,
+            hidden: None,
+            outputs_from: 1,
+            prompt_len: 0,
+            sampling: Arc::default(),
+            top_logprobs: 0,
+            is_prefill: false,
+            keep_trunk_hidden: false,
+            constraint: None,
+        };
+        let pool = KvPool::with_shape(0..1, 1, 1).expect("pool");
+        let (send, result) = channel();
+        let done: OnDone<JobDone<()>> = Box::new(move |result| drop(send.send(result)));
+        let submitted = Instant::now();
+        let mut pending = Pending::new(Box::new(job), done, KvState::new(None, &pool), (0, submitted));
+        pending.started_at = Some(submitted + Duration::from_micros(5000));
+        assert!(pending.finish().is_some());
+        assert_eq!(result.recv().expect("told").expect("done").queue_us, 5000);
+    }
 }

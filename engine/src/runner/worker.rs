@@ -10,11 +10,11 @@ use tandem_proto::ids::SessionId;
 
 use crate::error::EngineError;
 use crate::kv::{KvPool, Sequence};
-use crate::model::{Hidden, Model, Rows};
+use crate::model::{HEAD_ROWS_MAX, Hidden, Model, Rows};
 
 use super::batch::{Take, Waiting, compose};
 use super::state::{KvState, Pending, Plan};
-use super::{Choose, Command, Job, JobDone, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions};
+use super::{Choose, Command, Job, JobDone, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions, Unwanted};
 
 pub(super) struct Worker<T> {
     model: Arc<Model>,
@@ -26,6 +26,7 @@ pub(super) struct Worker<T> {
     pending: Vec<Pending<T>>,
     arrivals: u64,
     choose: Choose<T>,
+    unwanted: Arc<Unwanted>,
     load: Arc<RunnerLoad>,
 }
 
@@ -33,9 +34,9 @@ impl<T> Worker<T> {
     pub(super) fn new(
         model: Arc<Model>,
         options: RunnerOptions,
-        trunk_pool: Option<KvPool>,
-        upper_pool: KvPool,
+        (trunk_pool, upper_pool): (Option<KvPool>, KvPool),
         choose: Choose<T>,
+        unwanted: Arc<Unwanted>,
         load: Arc<RunnerLoad>,
     ) -> Self {
         Self {
@@ -47,6 +48,7 @@ impl<T> Worker<T> {
             pending: Vec::new(),
             arrivals: 0,
             choose,
+            unwanted,
             load,
         }
     }
@@ -60,9 +62,12 @@ impl<T> Worker<T> {
                     Err(_) => return,
                 }
             }
+            // Taken before the commands, so that a job sent before its sequence was forgotten comes first.
+            let unwanted = std::mem::take(&mut *self.unwanted.keys());
             while let Ok(command) = inbox.try_recv() {
                 self.take(command);
             }
+            unwanted.into_iter().for_each(|key| self.forget(key));
             if !self.pending.is_empty() {
                 self.step();
                 self.publish_load();
@@ -78,23 +83,32 @@ impl<T> Worker<T> {
 
     fn take(&mut self, command: Command<T>) {
         match command {
-            Command::Run(job, done) => self.admit(job, done),
-            Command::Forget(key) => {
-                self.idle.remove(&key);
-                for p in self.pending.iter_mut().filter(|p| p.job.key == key) {
-                    p.forget = true;
-                }
-            }
+            Command::Run(job, done, queued_at) => self.admit(job, done, queued_at),
+            Command::Forget(key) => self.forget(key),
+            Command::Wake => {}
             Command::ExportTrunk { key, tokens, done } => done(self.export(key, tokens)),
             Command::ImportTrunk { key, blocks, tokens, done } => done(self.import(key, &blocks, tokens)),
         }
     }
 
-    fn admit(&mut self, job: Box<Job>, done: OnDone<JobDone<T>>) {
+    fn forget(&mut self, key: SessionId) {
+        self.idle.remove(&key);
+        for p in self.pending.iter_mut().filter(|p| p.job.key == key) {
+            p.forget = true;
+        }
+    }
+
+    fn admit(&mut self, job: Box<Job>, done: OnDone<JobDone<T>>, queued_at: Instant) {
         let rows = job.sequence.len().saturating_sub(job.feed_from);
-        let width = self.model.spec().hidden_size;
+        let spec = self.model.spec();
+        let width = spec.hidden_size;
+        // What the model would refuse fails here, alone: in a pass it would take the others with it.
         let bad = if rows == 0 {
             Some("nothing to feed")
+        } else if job.sequence.len() > spec.context_tokens {
+            Some("the sequence passes the model's context")
+        } else if job.sequence.iter().any(|&token| token as usize >= spec.vocab_size) {
+            Some("a token is outside the vocabulary")
         } else if job.outputs_from <= job.feed_from {
             Some("an output is wanted for a token that is not fed")
         } else if job.hidden.as_ref().is_some_and(|h| h.len() != rows * width || self.options.split == 0) {
@@ -119,7 +133,7 @@ impl<T> Worker<T> {
         }
         kv.truncate(job.feed_from);
         self.arrivals += 1;
-        self.pending.push(Pending::new(job, done, kv, self.arrivals));
+        self.pending.push(Pending::new(job, done, kv, (self.arrivals, queued_at)));
     }
 
     /// Runs one batch and answers the jobs it ends.
@@ -180,7 +194,9 @@ impl<T> Worker<T> {
                 Ok(()) => plans.push(plan),
                 Err(e) => {
                     removed += 1;
-                    let p = self.pending.remove(take.index);
+                    let mut p = self.pending.remove(take.index);
+                    // The trunk may have got its blocks.
+                    p.kv.truncate(usize::MAX);
                     if !p.forget {
                         self.idle.insert(p.job.key, p.kv);
                     }
@@ -274,19 +290,17 @@ impl<T> Worker<T> {
             at += plan.rows;
             p.cursor += plan.rows;
         }
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let logits = model.head(hidden, &rows)?;
-        for (i, (index, position)) in wanted.into_iter().enumerate() {
-            let p = &mut self.pending[index];
-            let row = &hidden.data[rows[i] * hidden.width..(rows[i] + 1) * hidden.width];
-            let output =
-                RowOutput { position, logits: &logits.data[i * logits.vocab..(i + 1) * logits.vocab], hidden: row };
-            // What one answer cannot have is no reason to drop the others.
-            match (self.choose)(&p.job, output) {
-                Ok(chosen) => p.outputs.push(chosen),
-                Err(e) => p.failed = Some(e.into()),
+        for (rows, wanted) in rows.chunks(HEAD_ROWS_MAX).zip(wanted.chunks(HEAD_ROWS_MAX)) {
+            let logits = model.head(hidden, rows)?;
+            let logits = logits.data.chunks_exact(logits.vocab);
+            for ((&row, &(index, position)), logits) in rows.iter().zip(wanted).zip(logits) {
+                let p = &mut self.pending[index];
+                let hidden = &hidden.data[row * hidden.width..(row + 1) * hidden.width];
+                // What one answer cannot have is no reason to drop the others.
+                match (self.choose)(&p.job, RowOutput { position, logits, hidden }) {
+                    Ok(chosen) => p.outputs.push(chosen),
+                    Err(e) => p.failed = Some(e.into()),
+                }
             }
         }
         Ok(())
