@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Words after the list of commands.
-const AFTER: &str = "\
+pub(crate) const AFTER: &str = "\
 Exit codes: 0 success, 1 failed, 2 bad command line, 3 configuration refused, 4 cannot listen,
 5 state folder unusable, 6 no node answers, 7 the node refused, 8 doctor found a fault,
 130 interrupted.
@@ -61,7 +61,7 @@ pub enum Command {
     /// Shows why each token of an answer stayed on the edge or went to the cloud.
     Explain(ExplainArgs),
     /// Checks this machine and says what to do about what is wrong.
-    Doctor,
+    Doctor(NodeArgs),
     /// Checks or shows the settings.
     Config(ConfigArgs),
     /// Downloads, lists, shows and removes models.
@@ -379,7 +379,8 @@ pub enum BenchCommand {
 /// Options of `bench engine`.
 #[derive(Clone, Debug, Args)]
 pub struct BenchEngineArgs {
-    /// A GGUF file, a folder in Hugging Face layout, `demo-edge` or `demo-cloud`.
+    /// A GGUF file, a folder in Hugging Face layout, org/name or org/name:file.gguf from the local
+    /// store, `demo-edge` or `demo-cloud`.
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Threads; 0 for one per core.
@@ -406,7 +407,8 @@ pub struct BenchEngineArgs {
 /// Options of `bench perplexity`.
 #[derive(Clone, Debug, Args)]
 pub struct BenchPerplexityArgs {
-    /// A GGUF file, a folder in Hugging Face layout, `demo-edge` or `demo-cloud`.
+    /// A GGUF file, a folder in Hugging Face layout, org/name or org/name:file.gguf from the local
+    /// store, `demo-edge` or `demo-cloud`.
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Threads; 0 for one per core.
@@ -555,6 +557,7 @@ mod tests {
             "tandem router --listen 127.0.0.1:0 --metrics 127.0.0.1:0",
             "tandem explain last",
             "tandem doctor --json",
+            "tandem doctor --url http://h:1 --api-key k",
             "tandem config show --set edge.requests_max=1",
             "tandem model pull org/name:Q4_K_M --revision main",
             "tandem model ls --json",

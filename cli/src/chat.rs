@@ -1,6 +1,6 @@
 //! `tandem chat`: one question or a conversation with a running node.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{ChatArgs, Global};
 use crate::failure::{Code, Failure};
 use crate::node_client::NodeClient;
-use crate::ready::print_line;
+use crate::ready::{print, print_line};
 use crate::sse::Events;
 
 /// Most messages of a conversation that are sent along; older ones are dropped.
@@ -37,7 +37,7 @@ pub(crate) async fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure>
         ended = work => ended,
         _ = tokio::signal::ctrl_c() => {
             // The half-written line stays; the node stops when the connection goes.
-            println!();
+            print_line("");
             Err(Failure::reported(Code::Interrupted))
         }
     }
@@ -102,8 +102,8 @@ async fn converse(global: &Global, args: &ChatArgs, client: &NodeClient) -> Resu
 async fn read_line(prompt: bool) -> Result<Option<String>, Failure> {
     let reading = tokio::task::spawn_blocking(move || {
         if prompt {
-            print!("> ");
-            let _ = std::io::stdout().flush();
+            // Without a reader the answer will end the conversation.
+            let _ = print("> ");
         }
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line).map(|read| (read > 0).then_some(line))
@@ -125,8 +125,7 @@ async fn ask(args: &ChatArgs, client: &NodeClient, messages: &[Value], show: boo
             }
             let new = take(&mut answer, &event, begun)?;
             if show && !new.is_empty() {
-                print!("{new}");
-                let _ = std::io::stdout().flush();
+                print(&new)?;
             }
         }
     }

@@ -36,6 +36,7 @@ fn flags(args: &CloudArgs) -> Flags {
 pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure> {
     let path = state::path(global)?;
     let mut layers = config::layers(global, &path, flags(args))?;
+    pair::find_set(&layers, "cloud.model")?;
     pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
     logging::start(&settings.log)?;
@@ -52,7 +53,11 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
         }
         _ => None,
     };
-    let loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads).await?;
+    let loaded = tokio::select! {
+        loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads) => loaded?,
+        // Loading cannot be stopped, but it ends with the process.
+        () = shutdown.cancelled() => return Ok(()),
+    };
     settings.cloud.model.clone_from(&loaded.card.name);
     let boot_epoch = pair::now_ms();
     let hello = pair::hello(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);

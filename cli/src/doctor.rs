@@ -4,14 +4,16 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::json;
-use tandem_engine::{KvPool, Rows};
+use tandem_engine::{KvPool, Rows, inspect, memory::available_bytes};
 use tandem_transport::{Connector, DevCa, Role, Server, Settings as QuicSettings};
 
 use crate::args::{Global, NodeArgs};
 use crate::config::{self, Settings};
 use crate::failure::{Code, Failure, OrFail as _};
+use crate::model::human;
 use crate::node_client::NodeClient;
 use crate::ready::print_line;
 use crate::state::{self, StateDir};
@@ -21,8 +23,8 @@ use crate::{logging, pair};
 const QUESTION: &str = "Zagreb is the capital of which country?";
 /// The answer to it.
 const ANSWER: &str = "Zagreb is the capital of Croatia.";
-/// Memory that the pair, its buffers and its KV pools take, MiB.
-const MEMORY_MIB: u64 = 512;
+/// Memory that buffers and the smallest useful KV pools take beside the weights, bytes.
+const WORK_BYTES: u64 = 256 << 20;
 /// No build of this program is older: 2025-01-01.
 const BUILT_AFTER_S: u64 = 1_735_689_600;
 /// Longest wait for a link over loopback.
@@ -64,19 +66,19 @@ impl Check {
 }
 
 /// Runs every check and reports; fails if one does.
-pub(crate) async fn run(global: &Global) -> Result<(), Failure> {
+pub(crate) async fn run(global: &Global, args: &NodeArgs) -> Result<(), Failure> {
     let path = state::path(global)?;
     let (configuration, settings) = match config::load(global, &path, Vec::new()) {
         Ok(settings) => (Check::ok("configuration", "every key is known"), settings),
         Err(failure) => (Check::fail("configuration", failure.to_string()), Settings::default()),
     };
     logging::start(&settings.log)?;
-    let mut checks = vec![configuration, cpu(), memory(), clock(), state_folder(&path)];
+    let mut checks = vec![configuration, cpu(), memory(&settings), clock(), state_folder(&path)];
     for name in [&settings.edge.model, &settings.cloud.model] {
         checks.push(model(name.clone()).await);
     }
     checks.push(loopback_link().await);
-    checks.extend(node_or_ports(global, &settings).await);
+    checks.extend(node_or_ports(global, args, &settings).await);
     let broken = checks.iter().any(|check| check.verdict == Verdict::Fail);
     if global.json {
         print_line(&json!({ "ok": !broken, "checks": checks }).to_string());
@@ -104,20 +106,22 @@ fn cpu() -> Check {
     Check::ok("cpu", format!("{cores} cores, kernels {kernels}"))
 }
 
-fn memory() -> Check {
-    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().split(' ').next()?.parse::<u64>().ok()
-    });
-    match available.map(|kib| kib / 1024) {
-        None => Check::warn("memory", format!("cannot be read here; the pair needs about {MEMORY_MIB} MiB")),
-        Some(mib) if mib < MEMORY_MIB => Check::fail(
+fn memory(settings: &Settings) -> Check {
+    // What cannot be read is the business of the models' own checks.
+    let weights = |name: &String| Some(inspect(&pair::find(name, Code::Config).ok()?.files()).ok()?.weight_bytes);
+    let weights: u64 = [&settings.edge.model, &settings.cloud.model].into_iter().filter_map(weights).sum();
+    let needed = weights.saturating_add(WORK_BYTES);
+    match available_bytes() {
+        None => Check::warn("memory", format!("cannot be read here; about {} are needed", human(needed))),
+        Some(free) if free < needed => Check::fail(
             "memory",
             format!(
-                "{mib} MiB free, the pair needs about {MEMORY_MIB}; end something, or lower edge.kv_blocks and cloud.bounds.kv_blocks"
+                "{} free, the models and their state need about {}; end something, choose smaller models, or lower edge.kv_blocks and cloud.bounds.kv_blocks",
+                human(free),
+                human(needed)
             ),
         ),
-        Some(mib) => Check::ok("memory", format!("{mib} MiB free")),
+        Some(free) => Check::ok("memory", format!("{} free, the models take {}", human(free), human(weights))),
     }
 }
 
@@ -142,21 +146,22 @@ fn state_folder(path: &Path) -> Check {
 
 async fn model(name: String) -> Check {
     let asked = name.clone();
-    let answered = tokio::task::spawn_blocking(move || answer(&asked)).await.or_fail(Code::Failed);
-    match answered.and_then(|answer| answer) {
-        Ok((text, ms)) if text == ANSWER => {
+    let answered = tokio::task::spawn_blocking(move || {
+        let embedded = pair::find(&asked, Code::Config)?.is_embedded();
+        answer(&asked).map(|(text, ms)| (embedded, text, ms))
+    });
+    match answered.await.or_fail(Code::Failed).and_then(|answered| answered) {
+        Ok((true, text, ms)) if text == ANSWER => {
             Check::ok("model", format!("{name} loads and answers as the reference ({ms} ms)"))
         }
-        // There is no reference for other models.
-        Ok((text, ms)) if tandem_models::find(&name).is_none() => {
-            Check::ok("model", format!("{name} loads and answers {text:?} ({ms} ms)"))
-        }
-        Ok((text, _)) => Check::fail(
+        Ok((true, text, _)) => Check::fail(
             "model",
             format!(
                 "{name} answers {text:?}, the reference {ANSWER:?}: the kernels are wrong on this machine; please report it with `tandem doctor --json`"
             ),
         ),
+        // There is no reference for other models.
+        Ok((false, text, ms)) => Check::ok("model", format!("{name} loads and answers {text:?} ({ms} ms)")),
         Err(failure) => Check::fail("model", failure.to_string()),
     }
 }
@@ -219,18 +224,37 @@ async fn loopback_link() -> Check {
 }
 
 /// The running node, or else whether the ports it would take are free.
-async fn node_or_ports(global: &Global, settings: &Settings) -> Vec<Check> {
-    if let Ok(client) = NodeClient::new(global, &NodeArgs::default())
-        && let Ok(response) = client.send(client.get("/tandem/status")).await
-        && let Ok(status) = client.json(response).await
-    {
-        let cloud =
-            if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
-        return vec![match status["cloud_problem"].as_str() {
-            Some(problem) => Check::warn("node", format!("one is running, {cloud}, which cannot take part: {problem}")),
-            None => Check::ok("node", format!("one is running, {cloud}")),
-        }];
+async fn node_or_ports(global: &Global, args: &NodeArgs, settings: &Settings) -> Vec<Check> {
+    match node(global, args).await {
+        Some(check) => vec![check],
+        None => ports(settings),
     }
+}
+
+/// The running node; none if nothing answers there, or something else.
+async fn node(global: &Global, args: &NodeArgs) -> Option<Check> {
+    let client = match NodeClient::new(global, args) {
+        Ok(client) => client,
+        Err(failure) if failure.code() == Code::Usage => return Some(Check::fail("node", failure.to_string())),
+        Err(_) => return None,
+    };
+    let response = client.get("/tandem/status").send().await.ok()?;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let url = client.url();
+        let detail =
+            format!("one answers at {url} but refuses; set TANDEM_API_KEY to its key, or give it with --api-key");
+        return Some(Check::warn("node", detail));
+    }
+    let status = client.json(response.error_for_status().ok()?).await.ok()?;
+    let cloud = if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
+    Some(match status["cloud_problem"].as_str() {
+        Some(problem) => Check::warn("node", format!("one is running, {cloud}, which cannot take part: {problem}")),
+        None => Check::ok("node", format!("one is running, {cloud}")),
+    })
+}
+
+/// Whether the ports that `up` would take are free.
+fn ports(settings: &Settings) -> Vec<Check> {
     let ports = [
         ("api port", settings.listen.api, TcpListener::bind(settings.listen.api).is_ok(), "--listen"),
         ("router port", settings.listen.router, TcpListener::bind(settings.listen.router).is_ok(), "--router-listen"),

@@ -53,6 +53,7 @@ fn flags(args: &EdgeArgs) -> Flags {
 pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure> {
     let path = state::path(global)?;
     let mut layers = config::layers(global, &path, flags(args))?;
+    pair::find_set(&layers, "edge.model")?;
     pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
     if settings.peers.cloud.is_none() && settings.peers.routers.is_empty() && layers.is_default("edge.default_mode") {
@@ -64,7 +65,11 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
     let listener = listen(settings.listen.api, &settings.api).await?;
     let state = StateDir::open(&path)?;
     let identity = state.identity(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name)?;
-    let edge = start(settings, &identity, listener, shutdown.clone()).await?;
+    let edge = tokio::select! {
+        edge = start(settings, &identity, listener, shutdown.clone()) => edge?,
+        // Loading cannot be stopped, but it ends with the process.
+        () = shutdown.cancelled() => return Ok(()),
+    };
     Ready {
         ready: true,
         role: "edge".into(),

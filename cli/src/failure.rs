@@ -136,10 +136,29 @@ impl<T, E: Display> OrFail<T> for Result<T, E> {
 mod tests {
     use super::*;
 
+    /// The sentence "Exit codes: …" of a text, on one line, as a map from code to words.
+    fn sentence(text: &str) -> Vec<(u8, String)> {
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('`', "");
+        let (_, rest) = flat.split_once("Exit codes: ").expect("the sentence");
+        let (sentence, _) = rest.split_once('.').expect("its end");
+        let pair = |part: &str| {
+            let (number, words) = part.split_once(' ').expect("a code and words");
+            (number.parse().expect("a number"), words.to_owned())
+        };
+        sentence.split(", ").map(pair).collect()
+    }
+
     #[test]
-    fn codes_are_what_the_readme_says() {
-        let table = [1, 2, 3, 4, 5, 6, 7, 8, 130];
-        assert_eq!(Code::ALL.map(|(code, _)| code.number()), table);
+    fn codes_are_what_the_readme_and_the_help_say() {
+        let readme = sentence(include_str!("../../README.md"));
+        assert_eq!(readme, sentence(crate::args::AFTER));
+        let numbers: Vec<u8> = readme.into_iter().map(|(number, _)| number).collect();
+        let codes = std::iter::once(0).chain(Code::ALL.map(|(code, _)| code.number()));
+        assert_eq!(numbers, codes.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn failures_survive_their_line() {
         assert_eq!(Code::Listen.name(), "listen");
         for (code, _) in Code::ALL {
             let failure = Failure::new(code, "what and \"why\"");

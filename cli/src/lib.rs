@@ -76,7 +76,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Router(args) => in_runtime(router::run(&global, &args)),
         Command::Chat(args) => in_runtime(chat::run(&global, &args)),
         Command::Explain(args) => in_runtime(explain::run(&global, &args)),
-        Command::Doctor => in_runtime(doctor::run(&global)),
+        Command::Doctor(args) => in_runtime(doctor::run(&global, &args)),
     }
 }
 

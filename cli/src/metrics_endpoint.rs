@@ -41,7 +41,12 @@ pub(crate) async fn serve(
     handle: PrometheusHandle,
     shutdown: CancellationToken,
 ) -> Result<String, Failure> {
-    check_bind(address, None, insecure).or_fail(Code::Listen)?;
+    check_bind(address, None, insecure).map_err(|_| {
+        let message = format!(
+            "--metrics {address} can be reached from other machines; listen on 127.0.0.1, or accept the risk with --insecure"
+        );
+        Failure::new(Code::Listen, message)
+    })?;
     let listener = bind(address, "--metrics").await?;
     let bound = listener.local_addr().or_fail(Code::Listen)?;
     let routes = Router::new()

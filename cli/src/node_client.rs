@@ -41,6 +41,11 @@ impl NodeClient {
         Ok(Self { base: base(args.url.as_deref(), &path)?, key, client })
     }
 
+    /// Base address of the node.
+    pub(crate) fn url(&self) -> &str {
+        &self.base
+    }
+
     /// A GET of `path`.
     pub(crate) fn get(&self, path: &str) -> RequestBuilder {
         self.with_key(self.client.get(format!("{}{path}", self.base)))

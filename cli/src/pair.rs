@@ -22,6 +22,12 @@ pub(crate) fn find(model: &str, code: Code) -> Result<Found, Failure> {
     tandem_models::resolve(model, Store::from_env().as_ref()).or_fail(code)
 }
 
+/// Finds the model that a setting names.
+pub(crate) fn find_set(layers: &Layers, key: &str) -> Result<Found, Failure> {
+    let code = if layers.is_typed(key) { Code::Usage } else { Code::Config };
+    find(layers.text(key).unwrap_or_default(), code)
+}
+
 /// Loads a model on `threads` threads (0 for one per core). Takes a noticeable time: not for a
 /// runtime's thread.
 pub(crate) fn load(model: &str, threads: usize) -> Result<LoadedModel, Failure> {

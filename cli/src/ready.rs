@@ -54,7 +54,12 @@ pub(crate) fn to_line<T: Serialize>(value: &T) -> Result<String, Failure> {
 
 /// Prints a line at once, also into a pipe. A reader that is gone is no reason to stop serving.
 pub(crate) fn print_line(line: &str) {
+    let _ = print(&format!("{line}\n"));
+}
+
+/// Prints at once, also into a pipe; a reader that is gone ends the command without a word.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     use std::io::Write as _;
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|_| Failure::reported(Code::Failed))
 }

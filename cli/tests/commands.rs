@@ -1,16 +1,23 @@
 //! Commands that need no running node, as processes: what they print and how they end.
 
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
 fn tandem(args: &[&str]) -> Output {
     let state = tempfile::tempdir().expect("a folder");
+    command(state.path()).args(args).output().expect("the binary runs")
+}
+
+/// The binary, without the settings of whoever runs the tests.
+fn command(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TANDEM_")) {
         command.env_remove(name);
     }
-    command.env("TANDEM_STATE", state.path()).args(args).output().expect("the binary runs")
+    command.env("TANDEM_STATE", state);
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -117,9 +124,50 @@ fn fleet_parts_refuse_what_cannot_work() {
     assert!(text(&hidden.stderr).contains("--advertise"), "{}", text(&hidden.stderr));
     let open = tandem(&["router", "--listen", "127.0.0.1:0", "--metrics", "0.0.0.0:0"]);
     assert_eq!(open.status.code(), Some(4));
+    let said = text(&open.stderr);
+    assert!(
+        said.contains("--metrics 0.0.0.0:0") && said.contains("127.0.0.1") && said.contains("--insecure"),
+        "{said}"
+    );
+    assert!(!said.contains("key"), "a router's metrics take none: {said}");
     let name = tandem(&["edge", "--listen", "127.0.0.1:0", "--name", "My Phone"]);
     assert_eq!(name.status.code(), Some(5));
     assert!(text(&name.stderr).contains("not a node name"), "{}", text(&name.stderr));
     let cloud = tandem(&["edge", "--listen", "127.0.0.1:0", "--cloud", "nowhere"]);
     assert_eq!(cloud.status.code(), Some(3));
+}
+
+#[test]
+fn an_unknown_model_ends_with_2_if_typed_and_with_3_if_set() {
+    for line in ["up --edge-model gpt-9", "up --cloud-model gpt-9", "edge --model gpt-9", "cloud --model gpt-9"] {
+        let mut args: Vec<&str> = line.split(' ').collect();
+        args.extend(["--listen", "127.0.0.1:0"]);
+        let typed = tandem(&args);
+        assert_eq!(typed.status.code(), Some(2), "{line}: {}", text(&typed.stderr));
+        assert!(text(&typed.stderr).contains("demo-edge"), "{line}: {}", text(&typed.stderr));
+    }
+    let state = tempfile::tempdir().expect("a folder");
+    std::fs::write(state.path().join("tandem.toml"), "[edge]\nmodel = \"gpt-9\"\n").expect("written");
+    let set = command(state.path()).args(["edge", "--listen", "127.0.0.1:0"]).output().expect("the binary runs");
+    assert_eq!(set.status.code(), Some(3), "{}", text(&set.stderr));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let state = tempfile::tempdir().expect("a folder");
+    for line in ["completions bash", "config show"] {
+        let mut command = command(state.path());
+        command.args(line.split(' ')).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("it ends");
+        assert!(ended.stderr.is_empty(), "{line}: {}", text(&ended.stderr));
+    }
+}
+
+#[test]
+fn a_missing_text_says_how_to_name_one() {
+    let missing = tandem(&["bench", "perplexity", "--model", "demo-edge", "--text", "/nowhere/text"]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("name one with --text"), "{}", text(&missing.stderr));
 }

@@ -18,6 +18,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::process::required;
+
 /// Longest wait for anything the page shows. Far above what is needed: it only ends hung tests.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -89,7 +91,7 @@ impl Browser {
         let chromium = find("CHROMIUM", &["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]);
         let (Some(driver), Some(chromium)) = (driver, chromium) else {
             let what = "no chromedriver and Chromium in PATH (Debian: apt-get install chromium chromium-driver)";
-            ensure!(std::env::var_os("TANDEM_REQUIRE_BROWSER").is_none_or(|v| v != "1"), "{what}");
+            ensure!(!required("TANDEM_REQUIRE_BROWSER"), "{what}");
             println!("SKIPPED: {what}");
             return Ok(None);
         };

@@ -191,6 +191,13 @@ pub async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> R
     tokio::time::timeout(WAIT_MAX, wait).await.with_context(|| format!("waited {} s for {what}", WAIT_MAX.as_secs()))?
 }
 
+/// True if the variable says that what a test needs must be there; without it such a test is skipped, and
+/// says so.
+#[must_use]
+pub fn required(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty() && value != "0")
+}
+
 /// A running `tandem up` in a state folder of its own.
 #[derive(Debug)]
 pub struct Up {
@@ -215,11 +222,14 @@ impl Up {
         let args: Vec<&str> = fixed.into_iter().chain(["--state", folder]).chain(extra.iter().copied()).collect();
         let process = Process::start(&args).await?;
         let (api, page) = (process.field("api")?, process.field("page")?);
+        let up = Self { process, api, page, state };
         if !extra.contains(&"--no-cloud") {
-            let connected = process.ready["cloud_connected"] == true;
-            ensure!(connected, "the cloud is not connected: {} {}", process.ready, process.stderr());
+            // The ready line does not wait for a slow cloud.
+            until("the edge to reach its cloud", async || Ok(up.status().await?["cloud_connected"] == true))
+                .await
+                .with_context(|| up.process.stderr())?;
         }
-        Ok(Self { process, api, page, state })
+        Ok(up)
     }
 
     /// Process id of `edge`, `router` or `cloud`.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use tandem_tests::process::{Up, run, tandem};
+use tandem_tests::process::{Ended, Up, finish, run, tandem};
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/goldens")
@@ -41,8 +41,10 @@ async fn chat(up: &Up, model: &str, prompt: &str, tokens: usize) -> Result<Reply
     Ok(Reply { status: response.status(), mode, reason, policy, body: response.json().await? })
 }
 
-/// Every prompt of the golden file gets llama.cpp's answer.
-async fn answers_like_llama_cpp(up: &Up, model: &str) -> Result<()> {
+/// Every prompt of the golden file gets llama.cpp's answer, from whom the mode promises it. Returns how
+/// many tokens the cloud chose or judged.
+async fn answers_like_llama_cpp(up: &Up, model: &str) -> Result<u64> {
+    let mut by_cloud = 0;
     let golden: Value = serde_json::from_slice(&std::fs::read(goldens().join("tiny-llama.json"))?)?;
     for row in golden["prompts"].as_array().context("prompts")? {
         let prompt = row["prompt"].as_str().context("prompt")?;
@@ -58,8 +60,12 @@ async fn answers_like_llama_cpp(up: &Up, model: &str) -> Result<()> {
             .collect();
         ensure!(got == wanted, "{model}, {prompt:?}: {got:?} instead of {wanted:?}");
         ensure!(reply.body["usage"]["prompt_tokens"] == row["ids"].as_array().map_or(0, Vec::len), "{}", reply.body);
+        let route = &reply.body["usage"]["tandem"];
+        ensure!(route["degraded"] == false, "{model}: {}", reply.body);
+        let count = |name: &str| route[name].as_u64().with_context(|| format!("no {name} in {}", reply.body));
+        by_cloud += count("cloud_tokens")? + count("accepted")?;
     }
-    Ok(())
+    Ok(by_cloud)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +100,8 @@ async fn one_model_on_both_ends_is_exact_and_uses_the_baseline() -> Result<()> {
     let model = tiny()?;
     let up = Up::start(&["--edge-model", &model, "--cloud-model", &model]).await?;
     for mode in ["local", "exact", "cloud"] {
-        answers_like_llama_cpp(&up, &format!("tandem:{mode}")).await.context(mode)?;
+        let by_cloud = answers_like_llama_cpp(&up, &format!("tandem:{mode}")).await.context(mode)?;
+        ensure!((by_cloud > 0) == (mode != "local"), "{mode}: {by_cloud} tokens by the cloud");
     }
     let reply = chat(&up, "tandem", "a", 4).await?;
     ensure!(reply.mode == "auto" && reply.policy.starts_with("entropy"), "{} {}", reply.mode, reply.policy);
@@ -146,12 +153,11 @@ async fn folders_and_names_of_the_store_are_models_too() -> Result<()> {
         Ok(command)
     };
     for name in ["org/tiny", "org/tiny:f16"] {
-        let output = engine(name)?.output().await?;
-        ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let ended = finish(&mut engine(name)?).await?;
+        ensure!(ended.code == Some(0), "{name}: {}", ended.stderr);
     }
-    let output = engine("org/other")?.output().await?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(2), "{said}");
+    let Ended { code, stderr: said, .. } = finish(&mut engine("org/other")?).await?;
+    ensure!(code == Some(2), "{said}");
     ensure!(said.contains("org/tiny") && said.contains("tandem model pull org/other"), "{said}");
     Ok(())
 }

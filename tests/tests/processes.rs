@@ -61,6 +61,12 @@ async fn edge_router_and_clouds_as_separate_processes() -> Result<()> {
     ensure!(run(&["chat", "hello", "--url", &keyed.field("url")?]).await?.code == Some(7), "the key is asked for");
     let with_key = run(&["chat", QUESTION, "--url", &keyed.field("url")?, "--api-key", "secret"]).await?;
     ensure!(with_key.code == Some(0), "{with_key:?}");
+    let folder = fleet.folder.path().to_str().context("folder")?;
+    let url = keyed.field("url")?;
+    let doctor = run(&["doctor", "--state", folder, "--url", &url]).await?;
+    ensure!(doctor.stdout.contains("but refuses; set TANDEM_API_KEY"), "{doctor:?}");
+    let doctor = run(&["doctor", "--state", folder, "--url", &url, "--api-key", "secret"]).await?;
+    ensure!(doctor.stdout.contains("one is running"), "{doctor:?}");
     drop(keyed);
 
     edge_args.truncate(4);

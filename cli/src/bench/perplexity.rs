@@ -109,7 +109,8 @@ pub(super) fn run(args: &BenchPerplexityArgs) -> Result<(), Failure> {
 }
 
 fn text(path: &Path) -> Result<String, Failure> {
-    let failed = |what: String| Failure::new(Code::Usage, format!("text {}: {what}", path.display()));
+    let failed =
+        |what: String| Failure::new(Code::Usage, format!("the text {}: {what}; name one with --text", path.display()));
     let bytes = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
     if bytes > TEXT_BYTES_MAX as u64 {
         return Err(failed(format!("{bytes} bytes; at most {TEXT_BYTES_MAX} are taken")));

@@ -216,6 +216,11 @@ impl Layers {
         self.entries.get(key).is_none_or(|entry| entry.source == Source::Default)
     }
 
+    /// True if the value was typed for this one command.
+    pub(crate) fn is_typed(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| matches!(entry.source, Source::Flag(_)))
+    }
+
     /// Every setting by its key.
     pub fn entries(&self) -> impl Iterator<Item = (&str, Entry)> {
         self.entries.iter().map(|(key, entry)| {

@@ -101,7 +101,7 @@ fn size(snapshot: &Snapshot) -> u64 {
 }
 
 /// Bytes for people.
-fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let units = ["KB", "MB", "GB", "TB"];
     let mut value = bytes as f64 / 1e3;
     let mut unit = 0;

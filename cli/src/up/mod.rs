@@ -1,7 +1,8 @@
 //! `tandem up`: an edge in this process, a router and a cloud node as its children.
 //!
-//! The edge answers from the first moment on and whatever happens to the children; they are started
-//! again when they die, and end with this process however it ends ([`crate::lifeline`]).
+//! The edge answers as soon as its own model is loaded and whatever happens to the children, a cloud
+//! that takes minutes to load included; they are started again when they die, and end with this process
+//! however it ends ([`crate::lifeline`]).
 
 mod child;
 
@@ -9,6 +10,7 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -22,10 +24,10 @@ use crate::args::{Global, UpArgs};
 use crate::config::{self, Flags, Settings};
 use crate::edge::{self, Edge};
 use crate::failure::{Code, Failure, OrFail as _};
-use crate::ready::print_line;
+use crate::ready::{Ready, print_line};
 use crate::state::{self, Running, StateDir};
 use crate::{logging, pair, signals};
-use child::{Change, ChildSpec, Supervised, supervise};
+use child::{Change, ChildSpec, State, Supervised, supervise};
 
 /// How long the ready line waits for the cloud link.
 const LINK_GRACE: Duration = Duration::from_secs(15);
@@ -52,10 +54,10 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
     } else {
         // A wrong name is said at once, not by a child that dies; and the edge asks for the model by
         // the name under which the cloud will serve it.
-        let cloud = pair::find(layers.text("cloud.model").unwrap_or_default(), Code::Config)?;
+        let cloud = pair::find_set(&layers, "cloud.model")?;
         layers.prefer("edge.cloud_model", cloud.name.into());
     }
-    pair::find(layers.text("edge.model").unwrap_or_default(), Code::Config)?;
+    pair::find_set(&layers, "edge.model")?;
     pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
     logging::start(&settings.log)?;
@@ -70,21 +72,30 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
 
     let children_shutdown = CancellationToken::new();
     let end = children_shutdown.clone();
+    // Before that, a failure ends this process and is said once.
+    let announced = Arc::new(AtomicBool::new(false));
     let begin = async {
         let fleet = if args.no_cloud {
             None
         } else {
-            Some(Fleet::start(global, &path, &settings, &layers, &children_shutdown).await?)
+            Some(Fleet::start(global, &path, &settings, &layers, &announced, &children_shutdown).await?)
         };
         if let Some(fleet) = &fleet {
             settings.peers.routers = vec![fleet.router_address.clone()];
         }
-        let edge = edge::start(settings, &identity, listener, shutdown.clone()).await?;
-        if let Some(fleet) = &fleet {
-            fleet.watch(edge.links.clone());
-            wait_for_link(edge.links.clone()).await;
-        }
-        Ok::<_, Failure>((fleet, edge))
+        let answering = async {
+            let edge = edge::start(settings, &identity, listener, shutdown.clone()).await?;
+            if let Some(fleet) = &fleet {
+                fleet.watch(edge.links.clone());
+                wait_for_link(edge.links.clone()).await;
+            }
+            Ok::<_, Failure>(edge)
+        };
+        let edge = tokio::select! {
+            edge = answering => edge?,
+            failure = failed(fleet.as_ref()) => return Err(failure),
+        };
+        Ok((fleet, edge))
     };
     let begun = tokio::select! {
         begun = begin => Some(begun),
@@ -96,6 +107,7 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
         Some(Err(failure)) => return Err(failure),
         None => return Ok(()),
     };
+    announced.store(true, Ordering::Relaxed);
     lock.note(&Running { api: edge.api(), pid: std::process::id() });
     announce(global, &path, &edge, fleet.as_ref());
     let ended = edge.end(&shutdown).await;
@@ -114,35 +126,33 @@ struct Fleet {
 }
 
 impl Fleet {
+    /// Starts the router, and the cloud once the router's address is known; that one loads its model
+    /// while others go on.
     async fn start(
         global: &Global,
         state: &Path,
         settings: &Settings,
         layers: &config::Layers,
+        announced: &Arc<AtomicBool>,
         shutdown: &CancellationToken,
     ) -> Result<Self, Failure> {
-        let shared = shared_args(global, state);
-        let listen = |key: &str, wanted: SocketAddr, free: fn(SocketAddr) -> bool| {
+        let program = std::env::current_exe().or_fail(Code::Failed)?;
+        let begin = |role, key: &str, wanted: SocketAddr, free: bool, args: Vec<OsString>| {
             // Nobody asked for the usual port: any will do if it is taken.
-            if layers.is_default(key) && !free(wanted) { SocketAddr::new(wanted.ip(), 0) } else { wanted }
+            let listen = if layers.is_default(key) && !free { SocketAddr::new(wanted.ip(), 0) } else { wanted };
+            let announced = Arc::clone(announced);
+            let changed = move |role, change| report(role, &change, announced.load(Ordering::Relaxed));
+            supervise(ChildSpec { program: program.clone(), role, listen, args }, changed, shutdown.clone())
         };
-        let router = ChildSpec {
-            role: "router",
-            listen: listen("listen.router", settings.listen.router, |addr| TcpListener::bind(addr).is_ok()),
-            args: shared.clone(),
-        };
-        let router = supervise(router, report, shutdown.clone()).await?;
-        let router_address = ready_address(&router)?;
-        let mut args = shared;
+        let mut args = shared_args(global, state);
+        let wanted = settings.listen.router;
+        let router = begin("router", "listen.router", wanted, TcpListener::bind(wanted).is_ok(), args.clone());
+        let router_address = router.serving().await?.listen;
         args.extend(["--router".into(), OsString::from(&router_address)]);
         args.extend(["--name".into(), OsString::from(&settings.cloud.name)]);
         args.extend(["--model".into(), OsString::from(&settings.cloud.model)]);
-        let cloud = ChildSpec {
-            role: "cloud",
-            listen: listen("listen.cloud", settings.listen.cloud, |addr| UdpSocket::bind(addr).is_ok()),
-            args,
-        };
-        let cloud = supervise(cloud, report, shutdown.clone()).await?;
+        let wanted = settings.listen.cloud;
+        let cloud = begin("cloud", "listen.cloud", wanted, UdpSocket::bind(wanted).is_ok(), args);
         Ok(Self { router, cloud, router_address })
     }
 
@@ -152,7 +162,7 @@ impl Fleet {
         let mut cloud = self.cloud.state.clone();
         tokio::spawn(async move {
             while cloud.changed().await.is_ok() {
-                let gone = cloud.borrow_and_update().is_none();
+                let gone = matches!(*cloud.borrow_and_update(), State::Away(_));
                 let link = links.borrow().clone();
                 if let Some(link) = link.filter(|_| gone) {
                     link.close(CloseCode::Done, "the cloud's process has ended");
@@ -162,11 +172,13 @@ impl Fleet {
     }
 }
 
-fn ready_address(child: &Supervised) -> Result<String, Failure> {
-    let ready = child.state.borrow().clone();
-    ready
-        .map(|ready| ready.listen)
-        .ok_or_else(|| Failure::new(Code::Failed, "the router ended as soon as it had begun"))
+/// Waits until a child cannot be started, or dies; for ever without children.
+async fn failed(fleet: Option<&Fleet>) -> Failure {
+    let Some(fleet) = fleet else { return std::future::pending().await };
+    tokio::select! {
+        failure = fleet.router.failure() => failure,
+        failure = fleet.cloud.failure() => failure,
+    }
 }
 
 /// Arguments that the children take over.
@@ -184,14 +196,18 @@ fn shared_args(global: &Global, state: &Path) -> Vec<OsString> {
     args
 }
 
-/// Tells the person at the terminal what happens to a child.
-fn report(role: &'static str, change: Change) {
+/// Tells the person at the terminal what happens to a child. What happens before the summary is in it,
+/// or ends this process.
+fn report(role: &'static str, change: &Change, announced: bool) {
+    let meanwhile = if role == "cloud" { "the edge goes on alone" } else { "placed edges go on" };
     match change {
+        Change::Loading(since) => eprintln!(" {role:6} is loading, for {} s so far; {meanwhile}", since.as_secs()),
+        _ if !announced => {}
+        Change::Serves { again: true, .. } => eprintln!(" {role:6} is back"),
+        Change::Serves { url, .. } => eprintln!(" {role:6} has loaded and serves at {url}"),
         Change::Ended { how, again_in } => {
-            let meanwhile = if role == "cloud" { "the edge goes on alone" } else { "placed edges go on" };
             eprintln!(" {role:6} ended ({how}); {meanwhile}; starts again in {} s", again_in.as_secs());
         }
-        Change::Back => eprintln!(" {role:6} is back"),
     }
 }
 
@@ -203,17 +219,29 @@ async fn wait_for_link(mut links: Links) {
     }
 }
 
+/// What a child said, while it serves.
+fn serving(child: Option<&State>) -> Option<&Ready> {
+    if let Some(State::Serving(ready)) = child { Some(ready) } else { None }
+}
+
 fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
-    let child = |child: &Supervised| child.state.borrow().clone();
-    let (router, cloud) = (fleet.and_then(|f| child(&f.router)), fleet.and_then(|f| child(&f.cloud)));
+    let state_of = |child: &Supervised| child.state.borrow().clone();
+    let (router, cloud) = (fleet.map(|f| state_of(&f.router)), fleet.map(|f| state_of(&f.cloud)));
     let connected = edge.links.borrow().is_some();
     let status = edge.backend.status();
     if global.json {
+        let pid = |child: &State| match child {
+            State::Begun { pid } => *pid,
+            State::Serving(ready) => Some(ready.pid),
+            State::Away(_) => None,
+        };
         let mut pids = json!({ "edge": std::process::id() });
-        for ready in router.iter().chain(&cloud) {
-            pids[ready.role.as_str()] = json!(ready.pid);
+        for (role, child) in [("router", &router), ("cloud", &cloud)] {
+            if let Some(pid) = child.as_ref().and_then(pid) {
+                pids[role] = json!(pid);
+            }
         }
-        let url = |ready: &Option<crate::ready::Ready>| ready.as_ref().map_or(Value::Null, |r| json!(r.url));
+        let url = |child: &Option<State>| serving(child.as_ref()).map_or(Value::Null, |ready| json!(ready.url));
         let line = json!({
             "ready": true,
             "api": edge.api(),
@@ -229,12 +257,12 @@ fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
         return;
     }
     print_line(&format!(" edge   {:<28} page   {}", edge.api(), edge.page()));
-    match (cloud, router) {
-        (Some(cloud), Some(router)) => {
-            let away = if connected { "" } else { "  (not connected yet)" };
-            print_line(&format!(" cloud  {:<28} router {}{away}", cloud.url, router.url));
-        }
-        _ => print_line(" cloud  none (--no-cloud)"),
+    if fleet.is_some() {
+        let url = |child: &Option<State>| serving(child.as_ref()).map_or("is loading", |ready| &ready.url).to_owned();
+        let away = if connected { "" } else { "  (not connected yet)" };
+        print_line(&format!(" cloud  {:<28} router {}{away}", url(&cloud), url(&router)));
+    } else {
+        print_line(" cloud  none (--no-cloud)");
     }
     if let Some(problem) = &status.cloud_problem {
         print_line(&format!(" note   the edge answers alone: {problem}"));
