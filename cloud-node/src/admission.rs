@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tandem_proto::limits::GRAMMAR_BYTES_MAX;
+use tandem_proto::message::RefuseCode;
 
 /// Bounds of a cloud node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +87,15 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Code to refuse with.
+    #[must_use]
+    pub fn code(self) -> RefuseCode {
+        match self {
+            Self::Draining => RefuseCode::ShuttingDown,
+            Self::Sessions(_) | Self::DeviceSessions(_) | Self::Queue(_) | Self::Memory { .. } => RefuseCode::Busy,
+        }
+    }
+
     /// When to try again, milliseconds; 0 for never at this node.
     #[must_use]
     pub fn retry_after_ms(self) -> u32 {
@@ -141,6 +151,21 @@ mod tests {
         ];
         for (load, expected) in table {
             assert_eq!(admit(&load, &bounds), expected, "{load:?}");
+        }
+    }
+
+    /// An edge gives up on a node that is `Busy` and says no time.
+    #[test]
+    fn who_is_refused_for_now_is_told_when_to_come_again() {
+        assert_eq!(Refusal::Draining.code(), RefuseCode::ShuttingDown);
+        let for_now = [
+            Refusal::Sessions(1),
+            Refusal::DeviceSessions(1),
+            Refusal::Queue(1),
+            Refusal::Memory { free: 0, wanted: 1 },
+        ];
+        for refusal in for_now {
+            assert!(refusal.code() == RefuseCode::Busy && refusal.retry_after_ms() > 0, "{refusal}");
         }
     }
 }

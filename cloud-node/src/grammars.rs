@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tandem_engine::constraint::{ConstraintError, Constraints, Followed};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::Open;
 use tokio::sync::Semaphore;
-
-use crate::session::token_ids;
 
 /// Most grammars compiled at a time; further sessions wait.
 const COMPILING_MAX: usize = 2;
@@ -26,11 +23,12 @@ impl Grammars {
         Self { constraints: Constraints::new(Arc::new(tokenizer)), turns: Semaphore::new(COMPILING_MAX), bytes_max }
     }
 
-    /// Follows the grammar of a session, if it has one, up to the tokens that are final already.
+    /// Follows the grammar of a session, if it has one, over `answer`, the tokens that are final
+    /// already. Only sessions that were let in wait here, so their number bounds the queue.
     pub(crate) async fn follow(
         self: &Arc<Self>,
         open: &Open,
-        payload: &Bytes,
+        answer: &[u32],
     ) -> Result<Option<Followed>, ConstraintError> {
         let Some(grammar) = open.grammar.clone() else { return Ok(None) };
         let bytes = grammar.text.len();
@@ -39,8 +37,7 @@ impl Grammars {
         }
         let gone = |e: &dyn std::fmt::Display| ConstraintError::Failed(e.to_string());
         let _turn = self.turns.acquire().await.map_err(|e| gone(&e))?;
-        let (this, stop_tokens) = (self.clone(), open.stop_tokens.clone());
-        let answer = token_ids(payload).split_off((open.prompt_tokens as usize).min(payload.len() / 4));
+        let (this, stop_tokens, answer) = (self.clone(), open.stop_tokens.clone(), answer.to_vec());
         let work = move || {
             let followed = this.constraints.compile(&grammar)?.follow(&stop_tokens);
             followed.allowed(&answer)?;

@@ -1,8 +1,21 @@
 //! Names and labels of the cloud node's metrics, in one place.
 
-/// Counter: sessions opened; label `resumed` = `true` | `false`.
+/// Label: `true` if the session came back, else `false`.
+pub const LABEL_RESUMED: &str = "resumed";
+/// Label: name of the refusal.
+pub const LABEL_CODE: &str = "code";
+/// Label: whose trunk numbers a row has: `here` | `edge`.
+pub const LABEL_TRUNK: &str = "trunk";
+/// Label: `sent` | `received`.
+pub const LABEL_DIRECTION: &str = "direction";
+/// Label: what became of a KV block: `published` | `refused`.
+pub const LABEL_RESULT: &str = "result";
+/// Label: where trunk state came from: `edge` | `recomputed`.
+pub const LABEL_SOURCE: &str = "source";
+
+/// Counter: sessions opened; label `resumed`.
 pub const SESSIONS_OPENED: &str = "tandem_cloud_sessions_opened_total";
-/// Counter: sessions refused; label `code` (the refusal's name).
+/// Counter: sessions refused; label `code`.
 pub const SESSIONS_REFUSED: &str = "tandem_cloud_sessions_refused_total";
 /// Gauge: open sessions.
 pub const SESSIONS: &str = "tandem_cloud_sessions";
@@ -12,15 +25,15 @@ pub const DRAFTS_JUDGED: &str = "tandem_cloud_drafts_judged_total";
 pub const DRAFTS_ACCEPTED: &str = "tandem_cloud_drafts_accepted_total";
 /// Counter: tokens decoded for edges that stream.
 pub const TOKENS_STREAMED: &str = "tandem_cloud_tokens_streamed_total";
-/// Counter: rows fed; label `trunk` = `here` | `edge` (hidden states came from the edge).
+/// Counter: rows fed; label `trunk`.
 pub const ROWS: &str = "tandem_cloud_rows_total";
 /// Histogram: seconds a job waited for the model.
 pub const QUEUE_SECONDS: &str = "tandem_cloud_queue_seconds";
 /// Histogram: seconds a job took in the model.
 pub const COMPUTE_SECONDS: &str = "tandem_cloud_compute_seconds";
-/// Counter: KV blocks; labels `direction` = `sent` | `received`, `result` = `published` | `refused`.
+/// Counter: KV blocks; labels `direction`, `result`.
 pub const KV_BLOCKS: &str = "tandem_cloud_kv_blocks_total";
 /// Counter: bytes of KV payload; label `direction`.
 pub const KV_BYTES: &str = "tandem_cloud_kv_bytes_total";
-/// Counter: trunk state brought in; label `source` = `edge` | `recomputed`.
+/// Counter: trunk state brought in; label `source`.
 pub const TRUNK_FETCHED: &str = "tandem_cloud_trunk_fetched_total";

@@ -9,7 +9,6 @@ use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
 use tandem_engine::{EngineError, Model, memory, sampling};
-use tandem_proto::ids::SessionId;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 use tandem_proto::message::ModelCard;
 use tandem_proto::session::Decided;
@@ -22,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Load, Refusal, admit};
 use crate::grammars::Grammars;
-use crate::registry::{Registry, SharedRegistry};
+use crate::registry::{Live, Registry};
 use crate::session;
 use crate::settings::CloudSettings;
 
@@ -71,10 +70,12 @@ pub struct CloudNode {
     pub(crate) card: ModelCard,
     pub(crate) runner: Runner<Decided>,
     pub(crate) grammars: Arc<Grammars>,
-    pub(crate) registry: SharedRegistry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) bulk: BulkInbox,
     pub(crate) trunk: Option<Trunk>,
     pub(crate) context_tokens: usize,
+    /// Tokens of the model's vocabulary.
+    pub(crate) vocabulary: usize,
     draining: AtomicBool,
 }
 
@@ -107,6 +108,7 @@ impl CloudNode {
             settings.bounds.kv_blocks = memory::kv_blocks(model.spec(), settings.bounds.sessions_max, available);
         }
         let context = memory::context_tokens(model.spec(), settings.bounds.kv_blocks);
+        let vocabulary = model.spec().vocab_size;
         let options = RunnerOptions {
             split: settings.trunk_layers,
             kv_blocks: settings.bounds.kv_blocks,
@@ -114,15 +116,22 @@ impl CloudNode {
             batch: settings.batch(),
         };
         let runner = Runner::start(model, options, Box::new(decide))?;
+        let forgetful = runner.clone();
+        let forget = move |id| {
+            if let Err(e) = forgetful.forget(id) {
+                tracing::warn!("the state of session {id} could not be dropped: {e}");
+            }
+        };
         Ok(Arc::new(Self {
             grammars: Arc::new(Grammars::new(tokenizer, settings.bounds.grammar_bytes_max)),
+            registry: Registry::new(settings.bounds, Box::new(forget)),
             settings,
             card,
             runner,
-            registry: Arc::new(Registry::default()),
             bulk: BulkInbox::default(),
             trunk,
             context_tokens: context,
+            vocabulary,
             draining: AtomicBool::new(false),
         }))
     }
@@ -132,7 +141,7 @@ impl CloudNode {
     pub fn load(&self) -> NodeLoad {
         let load = self.runner.load();
         NodeLoad {
-            sessions: self.registry.live("").0,
+            sessions: self.registry.live(),
             sessions_max: self.settings.bounds.sessions_max,
             jobs: load.jobs.load(Ordering::Relaxed),
             kv_blocks_free: load.kv_blocks_free.load(Ordering::Relaxed),
@@ -144,26 +153,18 @@ impl CloudNode {
         }
     }
 
-    pub(crate) fn admit(&self, device: &str, tokens: usize) -> Result<(), Refusal> {
-        let now = self.load();
-        let (sessions, sessions_of_device) = self.registry.live(device);
+    /// Lets a session of up to `tokens` tokens in beside the live ones, or not.
+    pub(crate) fn admit(&self, live: Live, tokens: usize) -> Result<(), Refusal> {
+        let runner = self.runner.load();
         let load = Load {
-            sessions,
-            sessions_of_device,
-            jobs: now.jobs,
-            kv_blocks_free: now.kv_blocks_free,
+            sessions: live.all,
+            sessions_of_device: live.of_device,
+            jobs: runner.jobs.load(Ordering::Relaxed),
+            kv_blocks_free: runner.kv_blocks_free.load(Ordering::Relaxed),
             kv_blocks_wanted: tokens.div_ceil(KV_BLOCK_TOKENS),
-            draining: now.draining,
+            draining: self.draining.load(Ordering::Relaxed),
         };
         admit(&load, &self.settings.bounds)
-    }
-
-    pub(crate) fn forget(&self, ids: Vec<SessionId>) {
-        for id in ids {
-            if let Err(e) = self.runner.forget(id) {
-                tracing::warn!("the state of session {id} could not be dropped: {e}");
-            }
-        }
     }
 
     /// Serves links until `shutdown`, then lets the sessions' tasks end.
@@ -173,7 +174,7 @@ impl CloudNode {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                _ = sweep.tick() => self.forget(self.registry.expire(&self.settings.bounds)),
+                _ = sweep.tick() => self.registry.expire(),
                 link = server.accept() => match link {
                     Some(link) => { tasks.spawn(self.clone().serve_link(Arc::new(link), shutdown.clone(), tasks.clone())); }
                     None => break,

@@ -86,12 +86,21 @@ pub enum DialState {
     Cut,
 }
 
+/// The person's switch. A watch shows the last of several turns only, so it counts them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Switch {
+    /// Severed: there must be no link.
+    cut: bool,
+    /// Times it was cut.
+    cuts: u64,
+}
+
 /// Dials again whenever there is no link. Stops, and lets go of the link, when dropped.
 #[derive(Debug)]
 pub struct Redial {
     link: watch::Receiver<Option<Arc<Link>>>,
     state: watch::Receiver<DialState>,
-    cut: watch::Sender<bool>,
+    switch: watch::Sender<Switch>,
     demand: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -106,12 +115,18 @@ impl Redial {
     {
         let (link_tx, link) = watch::channel(None);
         let (state_tx, state) = watch::channel(DialState::Dialing { failures: 0 });
-        let (cut, cut_rx) = watch::channel(false);
+        let (switch, turns) = watch::channel(Switch::default());
         let demand = Arc::new(Notify::new());
-        let supervisor =
-            Supervisor { connector, backoff, link: link_tx, state: state_tx, cut: cut_rx, demand: Arc::clone(&demand) };
+        let supervisor = Supervisor {
+            connector,
+            backoff,
+            link: link_tx,
+            state: state_tx,
+            switch: turns,
+            demand: Arc::clone(&demand),
+        };
         let task = tokio::spawn(supervisor.run(resolve));
-        Self { link, state, cut, demand, task }
+        Self { link, state, switch, demand, task }
     }
 
     /// The link of the moment, to be watched: `None` while there is none.
@@ -132,15 +147,23 @@ impl Redial {
         self.state.clone()
     }
 
-    /// True severs the link and dials no more; false dials at once.
+    /// True severs the link and dials no more; false dials at once. A link that is severed is gone,
+    /// however soon it is let back.
     pub fn cut(&self, cut: bool) {
-        self.cut.send_replace(cut);
+        let link = self.current().filter(|_| cut);
+        self.switch.send_modify(|switch| {
+            switch.cuts += u64::from(cut);
+            switch.cut = cut;
+        });
+        if let Some(link) = link {
+            sever(&link);
+        }
     }
 
     /// True while severed.
     #[must_use]
     pub fn is_cut(&self) -> bool {
-        *self.cut.borrow()
+        self.switch.borrow().cut
     }
 
     /// Somebody needs the link now: ends a wait between attempts.
@@ -170,12 +193,16 @@ impl Drop for Redial {
     }
 }
 
+fn sever(link: &Link) {
+    link.close(CloseCode::Cut, "severed by a switch");
+}
+
 struct Supervisor {
     connector: Arc<Connector>,
     backoff: Backoff,
     link: watch::Sender<Option<Arc<Link>>>,
     state: watch::Sender<DialState>,
-    cut: watch::Receiver<bool>,
+    switch: watch::Receiver<Switch>,
     demand: Arc<Notify>,
 }
 
@@ -187,24 +214,26 @@ impl Supervisor {
     {
         let mut failures = 0;
         loop {
-            if *self.cut.borrow_and_update() {
+            let Switch { cut, cuts } = *self.switch.borrow_and_update();
+            if cut {
                 self.state.send_replace(DialState::Cut);
-                if self.cut.wait_for(|cut| !cut).await.is_err() {
+                if self.switch.wait_for(|switch| !switch.cut).await.is_err() {
                     return;
                 }
                 failures = 0;
+                continue;
             }
             self.state.send_replace(DialState::Dialing { failures });
             let attempt = tokio::select! {
                 biased;
-                _ = self.cut.wait_for(|cut| *cut) => continue,
+                _ = self.switch.wait_for(|switch| switch.cuts != cuts) => continue,
                 attempt = dial(&self.connector, &resolve, self.backoff.attempt(failures)) => attempt,
             };
             let error = match attempt {
                 Err(error) => error,
                 Ok(link) => {
                     let up_since = Instant::now();
-                    let error = self.hold(Arc::new(link)).await;
+                    let error = self.hold(Arc::new(link), cuts).await;
                     if up_since.elapsed() >= STABLE {
                         failures = 0;
                     }
@@ -221,19 +250,20 @@ impl Supervisor {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.demand.notified() => {}
-                _ = self.cut.wait_for(|cut| *cut) => {}
+                _ = self.switch.wait_for(|switch| switch.cuts != cuts) => {}
             }
         }
     }
 
-    /// Publishes the link until it ends; says why it ended.
-    async fn hold(&mut self, link: Arc<Link>) -> TransportError {
+    /// Publishes the link until it ends; says why it ended. `cuts` is what the switch had counted
+    /// when the link was dialed.
+    async fn hold(&mut self, link: Arc<Link>, cuts: u64) -> TransportError {
         self.link.send_replace(Some(Arc::clone(&link)));
         self.state.send_replace(DialState::Up);
         let error = tokio::select! {
             biased;
-            _ = self.cut.wait_for(|cut| *cut) => {
-                link.close(CloseCode::Cut, "severed by a switch");
+            _ = self.switch.wait_for(|switch| switch.cuts != cuts) => {
+                sever(&link);
                 TransportError::Cut
             }
             error = link.closed() => error,

@@ -45,6 +45,18 @@ impl Job {
     }
 }
 
+/// What a session must know of the target model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Context length, tokens.
+    pub context_tokens: usize,
+    /// Tokens of the vocabulary: ids are below it.
+    pub vocabulary: usize,
+    /// Size of one hidden state above the trunk, bytes. 0 if this edge's do not stand in for the
+    /// model's own: what it sends of them is dropped.
+    pub hidden_row_bytes: usize,
+}
+
 /// Time spent on a job, microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct JobTimes {
@@ -81,6 +93,7 @@ pub struct CloudSession {
     epoch: Epoch,
     prompt_len: usize,
     end_max: usize,
+    vocabulary: usize,
     hidden_row_bytes: usize,
     stop_tokens: Vec<u32>,
     tokens: Vec<u32>,
@@ -99,14 +112,12 @@ pub struct CloudSession {
 }
 
 impl CloudSession {
-    /// Opens a session from its first frame and the tokens of its payload. `context_tokens` is the
-    /// model's context length; `hidden_row_bytes` the size of one hidden state.
-    pub fn open(
-        open: &Open,
-        tokens: Vec<u32>,
-        context_tokens: usize,
-        hidden_row_bytes: usize,
-    ) -> Result<Self, SessionError> {
+    /// Opens a session from its first frame and the tokens of its payload.
+    ///
+    /// # Errors
+    /// The frame contradicts itself, passes a limit, or names tokens the model does not have.
+    pub fn open(open: &Open, tokens: Vec<u32>, target: Target) -> Result<Self, SessionError> {
+        let Target { context_tokens, vocabulary, hidden_row_bytes } = target;
         let (prompt, committed) = (open.prompt_tokens as usize, open.committed_tokens as usize);
         check_limit("model", open.model.len(), NAME_BYTES_MAX)?;
         check_limit("request_id", open.request_id.len(), NAME_BYTES_MAX)?;
@@ -115,6 +126,7 @@ impl CloudSession {
         check_limit("top_logprobs", open.top_logprobs as usize, TOP_LOGPROBS_MAX)?;
         check_limit("grammar", open.grammar.as_ref().map_or(0, |g| g.text.len()), GRAMMAR_BYTES_MAX)?;
         check_limit("tokens", tokens.len(), SESSION_TOKENS_MAX.min(context_tokens))?;
+        check_tokens(&tokens, vocabulary)?;
         if prompt == 0 || prompt.checked_add(committed) != Some(tokens.len()) {
             return Err(SessionError::Malformed(format!(
                 "{prompt} prompt and {committed} committed tokens announced, {} sent",
@@ -126,6 +138,7 @@ impl CloudSession {
             epoch: open.epoch,
             prompt_len: prompt,
             end_max,
+            vocabulary,
             hidden_row_bytes,
             stop_tokens: open.stop_tokens.clone(),
             tokens,
@@ -187,12 +200,15 @@ impl CloudSession {
     fn on_draft(&mut self, d: &Draft, payload: &Bytes) -> Result<(), SessionError> {
         check_epoch(d.epoch, self.epoch)?;
         check_limit("tokens", d.tokens.len(), DRAFT_TOKENS_MAX)?;
+        check_tokens(&d.tokens, self.vocabulary)?;
         let (start, judge_from) = (d.start as usize, d.judge_from as usize);
         let end = start + d.tokens.len();
         if judge_from < start || judge_from > end {
             return Err(SessionError::Malformed(format!("judge_from {judge_from} is outside {start}..={end}")));
         }
-        if payload.len() != d.hidden_rows as usize * self.hidden_row_bytes {
+        // An edge may send hidden states before it has been told that they are not wanted.
+        let wanted = self.hidden_row_bytes > 0;
+        if wanted && payload.len() != d.hidden_rows as usize * self.hidden_row_bytes {
             return Err(SessionError::Malformed(format!(
                 "{} hidden rows of {} bytes announced, {} bytes sent",
                 d.hidden_rows,
@@ -215,7 +231,11 @@ impl CloudSession {
     fn on_generate(&mut self, g: &Generate) -> Result<(), SessionError> {
         check_epoch(g.epoch, self.epoch)?;
         check_limit("tail", g.tail.len(), DRAFT_TOKENS_MAX)?;
+        check_tokens(&g.tail, self.vocabulary)?;
         let start = g.start as usize;
+        if start >= self.end_max {
+            return Err(SessionError::Full { position: start, max: self.end_max });
+        }
         let Some(tail_from) = start.checked_sub(g.tail.len()) else {
             return Err(SessionError::Malformed(format!("a tail of {} tokens before position {start}", g.tail.len())));
         };
@@ -245,7 +265,7 @@ impl CloudSession {
                 self.tokens.len()
             )));
         }
-        check_limit("sequence", start + tokens.len(), self.end_max.max(self.tokens.len()))?;
+        check_limit("sequence", start + tokens.len(), self.end_max)?;
         if round > self.round {
             self.round = round;
             self.dead = false;
@@ -441,7 +461,10 @@ impl CloudSession {
                 self.end_path();
                 self.truncate(position);
             }
-            self.tokens.push(id);
+            // A choice past the end is told and goes nowhere.
+            if position < self.end_max {
+                self.tokens.push(id);
+            }
         }
         if alternatives.iter().all(Vec::is_empty) {
             alternatives.clear();
@@ -488,5 +511,12 @@ impl CloudSession {
         } else {
             self.span = Some(span);
         }
+    }
+}
+
+fn check_tokens(tokens: &[u32], vocabulary: usize) -> Result<(), SessionError> {
+    match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+        Some(&token) => Err(SessionError::Vocabulary { token, vocabulary }),
+        None => Ok(()),
     }
 }

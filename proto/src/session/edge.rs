@@ -65,6 +65,8 @@ struct Question {
     from: usize,
     /// Last position the verdict decides.
     to: usize,
+    /// Tokens the target feeds for it, at least.
+    rows: usize,
 }
 
 /// What a frame of the cloud did to the path.
@@ -113,8 +115,6 @@ pub struct EdgeSession<I> {
     pub round_trips: u32,
     /// Drafts thrown away.
     pub rolled_back: u32,
-    /// Context tokens the target was asked about on the side, and how many it agreed with.
-    pub tail: (u32, u32),
 }
 
 impl<I> EdgeSession<I> {
@@ -140,7 +140,6 @@ impl<I> EdgeSession<I> {
             finished: answer_max == 0,
             round_trips: 0,
             rolled_back: 0,
-            tail: (0, 0),
         }
     }
 
@@ -180,6 +179,12 @@ impl<I> EdgeSession<I> {
         self.questions.len()
     }
 
+    /// Tokens the target feeds for the question that the next verdict answers; 0 if none is open.
+    #[must_use]
+    pub fn rows_in_question(&self) -> usize {
+        self.questions.front().map_or(0, |q| q.rows)
+    }
+
     /// True while the cloud decodes by itself.
     #[must_use]
     pub fn is_streaming(&self) -> bool {
@@ -198,24 +203,12 @@ impl<I> EdgeSession<I> {
         self.slots.iter().any(|s| s.state == SlotState::Asked)
     }
 
-    /// True if asked positions have not been sent.
-    #[must_use]
-    pub fn has_unsent(&self) -> bool {
-        self.next_asked().is_some()
-    }
-
     /// True if the path may grow: it has not reached its end.
     #[must_use]
     pub fn can_draft(&self) -> bool {
         !self.finished
             && self.tokens.len() < self.end_max
             && (self.tokens.len() == self.prompt_len || !self.is_stop(self.tokens[self.tokens.len() - 1]))
-    }
-
-    /// Current draft path.
-    #[must_use]
-    pub fn round(&self) -> Round {
-        self.round
     }
 
     fn is_stop(&self, token: u32) -> bool {
@@ -229,9 +222,15 @@ impl<I> EdgeSession<I> {
         self.slots.push_back(Slot { state, info: Some(info), logprob: None, alternatives: Vec::new() });
     }
 
+    /// True if [`Self::commit`] has a token to give.
+    #[must_use]
+    pub fn can_commit(&self) -> bool {
+        !self.finished && self.slots.front().is_some_and(|s| s.state != SlotState::Asked)
+    }
+
     /// Takes the next token that has become final, in order.
     pub fn commit(&mut self) -> Option<Committed<I>> {
-        if self.finished || self.slots.front().is_none_or(|s| s.state == SlotState::Asked) {
+        if !self.can_commit() {
             return None;
         }
         let slot = self.slots.pop_front()?;
@@ -348,7 +347,7 @@ impl<I> EdgeSession<I> {
             return self.tail_frame(start, last_fed);
         }
         let frame = self.frame(start, from, last_fed);
-        self.questions.push_back(Question { from, to: last_fed });
+        self.questions.push_back(Question { from, to: last_fed, rows: last_fed + 1 - start });
         self.asked_to = last_fed + 1;
         Some(frame)
     }
@@ -356,7 +355,7 @@ impl<I> EdgeSession<I> {
     fn tail_frame(&mut self, start: usize, end: usize) -> Option<Draft> {
         (end > start).then(|| {
             let frame = self.frame(start, end, end);
-            self.questions.push_back(Question { from: end, to: end });
+            self.questions.push_back(Question { from: end, to: end, rows: end + 1 - start });
             frame
         })
     }
@@ -434,7 +433,6 @@ impl<I> EdgeSession<I> {
         }
         self.questions.pop_front();
         self.round_trips += 1;
-        self.tail = (self.tail.0 + v.tail_tokens, self.tail.1 + v.tail_agreed);
         let alternatives = |i: usize| v.alternatives.get(i).cloned().unwrap_or_default();
         for i in 0..accepted {
             self.decide(from + i, Decider::Agreed, v.logprobs[i], alternatives(i));

@@ -59,6 +59,22 @@ pub enum SessionError {
         /// The bound.
         max: usize,
     },
+    /// A token id means nothing to the model.
+    #[error("token {token} is outside the model's vocabulary of {vocabulary} tokens")]
+    Vocabulary {
+        /// The id.
+        token: u32,
+        /// Tokens of the vocabulary.
+        vocabulary: usize,
+    },
+    /// Nothing can follow the sequence.
+    #[error("position {position} is past the end of the sequence at {max} tokens")]
+    Full {
+        /// Position asked for.
+        position: usize,
+        /// Longest sequence of the session.
+        max: usize,
+    },
     /// A value makes no sense.
     #[error("malformed message: {0}")]
     Malformed(String),
@@ -74,7 +90,8 @@ impl SessionError {
         match self {
             Self::StaleEpoch { .. } => RefuseCode::StaleEpoch,
             Self::UnknownEpoch { .. } | Self::OutOfOrder(_) => RefuseCode::OutOfOrder,
-            Self::Limit { .. } | Self::Malformed(_) => RefuseCode::Malformed,
+            Self::Limit { .. } | Self::Vocabulary { .. } | Self::Malformed(_) => RefuseCode::Malformed,
+            Self::Full { .. } => RefuseCode::TooLong,
             Self::Damaged(_) => RefuseCode::BadState,
         }
     }

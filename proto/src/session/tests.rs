@@ -8,7 +8,7 @@ use std::println;
 
 use bytes::Bytes;
 
-use super::cloud::{CloudSession, Job, JobTimes};
+use super::cloud::{CloudSession, Job, JobTimes, Target};
 use super::edge::{Decider, EdgeSession, FrameRule, PathChange};
 use super::{Decided, SessionError};
 use crate::frame::Message;
@@ -18,6 +18,7 @@ use crate::message::{Draft, Generate, Open, SamplingParams, Verdict};
 const EOS: u32 = 0;
 const CONTEXT: usize = 4096;
 const HIDDEN_ROW: usize = 4;
+const TARGET: Target = Target { context_tokens: CONTEXT, vocabulary: 100, hidden_row_bytes: HIDDEN_ROW };
 
 /// SplitMix64 (Steele et al. 2014).
 struct Rng(u64);
@@ -165,7 +166,7 @@ impl World {
         while self.up.front().is_some_and(|(at, ..)| *at <= self.clock) {
             let (_, m, tokens, payload) = self.up.pop_front().unwrap();
             if let Message::Open(open) = &m {
-                let mut fresh = CloudSession::open(open, tokens, CONTEXT, HIDDEN_ROW)?;
+                let mut fresh = CloudSession::open(open, tokens, TARGET)?;
                 if let Some(old) = self.cloud.take() {
                     fresh.adopt(&old);
                 }
@@ -280,9 +281,12 @@ fn answers_are_exact_whatever_the_link_does() {
 }
 
 fn opened() -> CloudSession {
+    opened_at(TARGET)
+}
+fn opened_at(target: Target) -> CloudSession {
     let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
     let (open, tokens) = edge.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
-    CloudSession::open(&open, tokens, CONTEXT, HIDDEN_ROW).unwrap()
+    CloudSession::open(&open, tokens, target).unwrap()
 }
 fn draft(epoch: u64, round: u32, start: u32, judge_from: u32, tokens: &[u32]) -> Message {
     Message::Draft(Draft {
@@ -344,8 +348,52 @@ fn an_open_that_lies_about_its_tokens_is_refused() {
         top_logprobs: 0,
         grammar: None,
     };
-    assert!(matches!(CloudSession::open(&open, vec![1; 4], CONTEXT, 0), Err(SessionError::Malformed(_))));
-    assert!(matches!(CloudSession::open(&open, vec![1; CONTEXT + 1], CONTEXT, 0), Err(SessionError::Limit { .. })));
+    assert!(matches!(CloudSession::open(&open, vec![1; 4], TARGET), Err(SessionError::Malformed(_))));
+    assert!(matches!(CloudSession::open(&open, vec![1; CONTEXT + 1], TARGET), Err(SessionError::Limit { .. })));
+}
+
+#[test]
+fn token_ids_past_the_vocabulary_are_refused() {
+    let none = Bytes::new();
+    let past = TARGET.vocabulary as u32;
+    let outside = Err(SessionError::Vocabulary { token: past, vocabulary: TARGET.vocabulary });
+    let mut c = opened();
+    assert_eq!(c.handle(&draft(3, 1, 3, 3, &[1, past]), &none), outside);
+    let tail = vec![past];
+    let generate = Message::Generate(Generate { epoch: Epoch(3), round: Round(1), start: 4, tail, tokens_max: 4 });
+    assert_eq!(c.handle(&generate, &none), outside);
+    assert_eq!(c.handle(&draft(3, 1, 3, 3, &[1, past - 1]), &none), Ok(()));
+    let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, past], 10, &[EOS]);
+    let (open, tokens) = edge.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+    assert_eq!(CloudSession::open(&open, tokens, TARGET).map(|_| ()), outside);
+}
+
+/// The session of [`opened`] ends at 13 tokens.
+#[test]
+fn nothing_follows_the_end_of_the_sequence() {
+    let none = Bytes::new();
+    let mut c = opened();
+    c.handle(&draft(3, 1, 3, 13, &[1; 10]), &none).unwrap();
+    let job = c.next_job(100).unwrap();
+    let decided = Decided { id: 1, logprob: 0.0, alternatives: vec![] };
+    let out = c.complete(vec![decided; job.picks()], JobTimes::default()).unwrap();
+    assert!(matches!(&out[..], [Message::Verdict(v)] if v.from == 13 && v.next == Some(1)), "{out:?}");
+    assert_eq!(c.tokens().len(), 13);
+    let full = Err(SessionError::Full { position: 13, max: 13 });
+    let generate =
+        Message::Generate(Generate { epoch: Epoch(3), round: Round(2), start: 13, tail: vec![], tokens_max: 4 });
+    assert_eq!(c.handle(&generate, &none), full);
+    assert!(matches!(c.handle(&draft(3, 1, 13, 13, &[1]), &none), Err(SessionError::Limit { .. })));
+}
+
+/// They may be on their way before the edge knows that they are not wanted.
+#[test]
+fn hidden_states_that_do_not_stand_in_are_dropped() {
+    let mut c = opened_at(Target { hidden_row_bytes: 0, ..TARGET });
+    let Message::Draft(d) = draft(3, 1, 3, 3, &[1, 2]) else { unreachable!() };
+    let with_rows = Message::Draft(Draft { hidden_rows: 2, ..d });
+    c.handle(&with_rows, &Bytes::from_static(&[7; 24])).unwrap();
+    assert_eq!(c.next_job(100).unwrap().hidden, None);
 }
 
 #[test]
@@ -360,7 +408,7 @@ fn a_verdict_that_lies_is_refused() {
         (e, f)
     };
     let (mut e, f) = make();
-    assert_eq!((f.start, f.judge_from, f.tokens.len()), (3, 3, 3));
+    assert_eq!((f.start, f.judge_from, f.tokens.len(), e.rows_in_question()), (3, 3, 3, 4));
     let good = Verdict {
         epoch: Epoch(3),
         round: f.round,
@@ -400,8 +448,9 @@ fn without_the_cloud_the_edge_goes_on_and_can_come_back() {
     let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
     e.draft(1, true, ());
     e.draft(2, false, ());
-    assert!(e.commit().is_none(), "an asked token waits");
+    assert!(!e.can_commit() && e.commit().is_none(), "an asked token waits");
     e.resolve_locally();
+    assert!(e.can_commit());
     assert_eq!(e.commit().map(|c| (c.token, c.decider)), Some((1, Decider::Edge)));
     assert_eq!(e.commit().map(|c| c.token), Some(2));
     let (open, tokens) = e.open(Epoch(1), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);

@@ -279,6 +279,26 @@ async fn the_switch_severs_and_refuses_until_it_is_closed_again() {
     within(server.accept()).await.unwrap();
 }
 
+/// The supervisor may see the last of two turns only.
+#[tokio::test]
+async fn the_switch_severs_even_if_it_is_closed_again_at_once() {
+    let bed = Bed::new();
+    let server = bed.server(Settings::dev());
+    let redial = redial(&bed, &Arc::new(Mutex::new(server.local_addr().unwrap())));
+    let mut link = up(&redial).await;
+    for _ in 0..3 {
+        let cloud = within(server.accept()).await.unwrap();
+        redial.cut(true);
+        assert!(link.is_closed(), "a request could still go out");
+        redial.cut(false);
+        let end = within(cloud.closed()).await;
+        assert!(matches!(end, TransportError::Closed { code: CloseCode::Cut, .. }), "{end}");
+        let next = up(&redial).await;
+        assert!(!Arc::ptr_eq(&link, &next) && !redial.is_cut());
+        link = next;
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_is_not_there_is_dialed_with_growing_waits() {
     let bed = Bed::new();
