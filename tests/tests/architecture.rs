@@ -7,16 +7,23 @@ use anyhow::{Context as _, Result, ensure};
 
 /// Longest source file, lines; tests aside.
 const LINES_MAX: usize = 600;
-/// Crates with source, and what of this workspace each may depend on.
-const MAY_USE: [(&str, &[&str]); 7] = [
+/// Every crate of the workspace, lowest first.
+const CRATES: [&str; 10] =
+    ["proto", "engine", "transport", "router", "models", "edge-node", "cloud-node", "lab", "cli", "tests"];
+/// What of this workspace each crate may be built from; the table of ARCHITECTURE.md.
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("proto", &[]),
-    ("engine", &["proto", "models"]),
+    ("engine", &["proto"]),
     ("transport", &["proto"]),
-    ("router", &["proto", "transport", "router"]),
+    ("router", &["proto", "transport"]),
     ("models", &["engine", "proto"]),
-    ("edge-node", &["engine", "transport", "router", "proto", "models"]),
-    ("cloud-node", &["engine", "transport", "router", "proto", "models"]),
+    ("edge-node", &["engine", "transport", "router", "proto"]),
+    ("cloud-node", &["engine", "transport", "router", "proto"]),
+    ("lab", &["proto", "engine", "transport", "router", "models", "edge-node", "cloud-node"]),
+    ("cli", &["proto", "engine", "transport", "router", "models", "edge-node", "cloud-node", "lab"]),
 ];
+/// What the tests of any crate may use as well, beside the crate itself.
+const TESTS_MAY_USE: [&str; 1] = ["models"];
 /// Where `unsafe` may be allowed: the kernels, and the weights' memory map.
 const UNSAFE: [&str; 2] = ["engine/src/kernels/", "engine/src/load/mod.rs"];
 
@@ -27,8 +34,7 @@ fn root() -> PathBuf {
 /// Every Rust file of the workspace's crates, by its path from the root.
 fn sources() -> Result<Vec<(String, String)>> {
     let root = root();
-    let crates = ["proto", "engine", "transport", "router", "models", "edge-node", "cloud-node", "lab", "cli", "tests"];
-    let mut open: Vec<PathBuf> = crates.iter().map(|name| root.join(name)).collect();
+    let mut open: Vec<PathBuf> = CRATES.iter().map(|name| root.join(name)).collect();
     let mut files = Vec::new();
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
@@ -53,9 +59,17 @@ fn manifest(name: &str) -> Result<String> {
 fn crates_depend_only_downwards() -> Result<()> {
     for (name, allowed) in MAY_USE {
         let manifest = manifest(name)?;
-        for line in manifest.lines().filter(|line| line.starts_with("tandem-")) {
-            let used = line.trim_start_matches("tandem-").split(['.', ' ', '=']).next().unwrap_or_default();
-            ensure!(allowed.contains(&used), "{name} must not depend on {used}");
+        let mut section = "";
+        for line in manifest.lines() {
+            if line.starts_with('[') {
+                section = line;
+            }
+            let Some(rest) = line.strip_prefix("tandem-").filter(|_| section.contains("dependencies")) else {
+                continue;
+            };
+            let used = rest.split(['.', ' ', '=']).next().unwrap_or_default();
+            let by_tests = section == "[dev-dependencies]" && (TESTS_MAY_USE.contains(&used) || used == name);
+            ensure!(allowed.contains(&used) || by_tests, "{name} must not depend on {used} ({section})");
         }
     }
     Ok(())
@@ -87,7 +101,7 @@ fn unsafe_stands_in_the_kernels_and_the_weights_map_only() -> Result<()> {
     }
     let lints = std::fs::read_to_string(root().join("Cargo.toml"))?;
     ensure!(lints.contains("unsafe_code = \"deny\"") && lints.contains("undocumented_unsafe_blocks = \"deny\""));
-    for (name, _) in MAY_USE {
+    for name in CRATES {
         ensure!(manifest(name)?.contains("[lints]\nworkspace = true"), "{name} does not take the workspace's lints");
     }
     Ok(())
@@ -110,7 +124,43 @@ fn one_decoder_one_block_hash_one_set_of_limits() -> Result<()> {
         sources.iter().filter(|(_, text)| text.contains(needle)).map(|(path, _)| path.as_str()).collect()
     };
     ensure!(homes(concat!("pub struct ", "DecoderSpec")) == ["engine/src/spec/mod.rs"]);
+    // Where rows go through a layer of any family.
+    ensure!(homes(concat!("kv: &mut ", "LayerKv<'_>")) == ["engine/src/decoder.rs"]);
+    ensure!(homes(concat!("layer.", "forward(")) == ["engine/src/decoder.rs"]);
     ensure!(homes(concat!("pub struct ", "BlockChain")) == ["proto/src/block.rs"]);
-    ensure!(homes(concat!("const ", "PAYLOAD_BYTES_MAX")) == ["proto/src/limits.rs"]);
+    let limits = "proto/src/limits.rs";
+    for (path, text) in sources.iter().filter(|(path, _)| path.starts_with("proto/src/") && path != limits) {
+        let bounds = text.lines().filter(|line| line.contains("const ") && line.contains("_MAX:"));
+        ensure!(bounds.count() == 0, "{path} has a bound of its own; it belongs into {limits}");
+    }
+    for name in ["META_BYTES_MAX", "PAYLOAD_BYTES_MAX", "NAME_BYTES_MAX", "GRAMMAR_BYTES_MAX", "SESSION_TOKENS_MAX"] {
+        ensure!(
+            homes(&format!("const {name}:")) == [limits],
+            "{name} is defined by {:?}",
+            homes(&format!("const {name}:"))
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn metrics_have_their_names_and_labels_from_one_file() -> Result<()> {
+    let is_test = |path: &str| path.contains("/tests") || path.contains("/benches/") || path.starts_with("tests/");
+    let mut macros = 0;
+    for (path, text) in sources()?.iter().filter(|(path, _)| !is_test(path)) {
+        if path.ends_with("/metric_definitions.rs") {
+            continue;
+        }
+        ensure!(!text.contains("\"tandem_"), "{path} spells a metric's name; take it from metric_definitions.rs");
+        for call in ["counter!(", "gauge!(", "histogram!("] {
+            for (at, _) in text.match_indices(call) {
+                let end = text[at..].find(';').map_or(text.len(), |length| at + length);
+                let call = &text[at..end];
+                ensure!(!call.contains("\" =>"), "{path} spells a label; take it from metric_definitions.rs: {call}");
+                macros += 1;
+            }
+        }
+    }
+    ensure!(macros > 20, "only {macros} uses of metrics found");
     Ok(())
 }
