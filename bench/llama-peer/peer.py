@@ -103,6 +103,18 @@ class Session:
         return total
 
 
+    def threads(self):
+        """Threads that the context really runs, for prompts and for single tokens."""
+        counts = {ll.llama_n_threads(self.ctx), ll.llama_n_threads_batch(self.ctx)}
+        if len(counts) > 1:
+            sys.exit(f"llama.cpp runs different threads for prompts and tokens: {sorted(counts)}")
+        return counts.pop()
+
+    def close(self):
+        ll.llama_batch_free(self.batch)
+        ll.llama_free(self.ctx)
+
+
 class Peer:
     def __init__(self, path, threads):
         p = ll.llama_model_default_params()
@@ -115,8 +127,13 @@ class Peer:
         self.threads = threads
         self.sessions, self.faster = None, {}
 
+    @staticmethod
+    def need(job):
+        """Tokens of the longest sequence of a round."""
+        return max(job["prompt_tokens"], BEHIND + max([job["decode_tokens"], *job["verify_tokens"]]))
+
     def measures(self, job):
-        tokens = [i * 7919 % self.vocab for i in range(max(job["prompt_tokens"], BEHIND + job["decode_tokens"]))]
+        tokens = [i * 7919 % self.vocab for i in range(self.need(job))]
         yield "prefill", lambda s: s.prefill(tokens[: job["prompt_tokens"]])
         yield "decode", lambda s: s.decode(tokens[: BEHIND + job["decode_tokens"]])
         for n in job["verify_tokens"]:
@@ -125,7 +142,7 @@ class Peer:
 
     def round(self, job):
         if self.sessions is None:
-            need = max(job["prompt_tokens"], BEHIND + max([job["decode_tokens"], *job["verify_tokens"]]))
+            need = self.need(job)
             self.sessions = {flash: Session(self.model, need, self.threads, flash) for flash in (False, True)}
             for name, measure in self.measures(job):
                 best = {flash: [measure(s) for s in (s, s)] for flash, s in self.sessions.items()}
@@ -151,9 +168,12 @@ def main():
     ll.llama_log_set(quiet, ctypes.c_void_p(0))
     ll.llama_backend_init()
     peer = Peer(args.file, args.threads)
+    probe = Session(peer.model, BEHIND, args.threads, False)
+    threads = probe.threads()
+    probe.close()
     info = ll.llama_print_system_info().decode().split(":", 1)[-1]
     features = ", ".join(f.split("=")[0].strip() for f in info.split("|") if f.strip().endswith("= 1"))
-    print(json.dumps({"engine": f"llama.cpp (llama-cpp-python {ll.__version__}; {features})", "threads": args.threads}), flush=True)
+    print(json.dumps({"engine": f"llama.cpp (llama-cpp-python {ll.__version__}; {features})", "threads": threads}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(peer.score(job["score"]) if "score" in job else peer.round(job)), flush=True)

@@ -1,7 +1,7 @@
 //! candle-transformers' quantized Llama as a peer of `tandem bench engine`: loads a GGUF once, then
 //! measures a round per line of standard input (the protocol is in `cli/src/bench/peer.rs`).
 //!
-//! usage: candle-peer FILE.gguf --threads N
+//! usage: candle-peer FILE.gguf --threads N      (`bench/candle-peer/setup` builds it)
 //!
 //! Its forward pass gives the logits of the last token only, so it measures no verification.
 
@@ -15,6 +15,13 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use serde_json::{json, Value};
 
 const DECODE_PROMPT_TOKENS: usize = 32;
+
+/// The version that this was built from.
+fn candle_version() -> &'static str {
+    let lock = include_str!("../Cargo.lock");
+    let entry = lock.split("[[package]]").find(|entry| entry.contains("name = \"candle-transformers\"")).unwrap_or("");
+    entry.lines().find_map(|line| line.strip_prefix("version = ")).unwrap_or("of an unknown version").trim_matches('"')
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -37,7 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let logits = model.forward(&Tensor::new(tokens, &device)?.unsqueeze(0)?, at)?;
         logits.flatten_all()?.argmax(0)?.to_scalar::<u32>()
     };
-    println!("{}", json!({ "engine": "candle-transformers 0.11 quantized_llama", "threads": threads }));
+    let engine = format!("candle-transformers {} quantized_llama", candle_version());
+    println!("{}", json!({ "engine": engine, "threads": threads }));
     for line in std::io::stdin().lock().lines() {
         let job: Value = serde_json::from_str(&line?)?;
         let number = |name: &str| job[name].as_u64().map(|n| n as usize).ok_or(format!("the job has no {name}"));
