@@ -103,7 +103,7 @@ impl<B: Backend> Scratch<B> {
 }
 
 impl<B: Backend> Weights<B> {
-    /// Loads and checks every tensor the spec asks for.
+    /// Loads and checks every tensor the spec asks for, and refuses a file that has others.
     pub(crate) fn load(backend: &B, file: &Checkpoint) -> Result<Self, EngineError> {
         let spec = &file.spec;
         let (d, vocab) = (spec.hidden_size, spec.vocab_size);
@@ -112,12 +112,14 @@ impl<B: Backend> Weights<B> {
         // Scaling what the head reads scales the logits.
         let mut final_norm = norm_weights(file, 0, Role::FinalNorm, d)?;
         final_norm.iter_mut().for_each(|v| *v *= spec.scales.logits);
-        Ok(Self {
+        let weights = Self {
             embedding: matrix(Role::Embedding, vocab, d)?,
             layers,
             norm: backend.vector(final_norm)?,
             head: if spec.tied_head { None } else { Some(matrix(Role::Head, vocab, d)?) },
-        })
+        };
+        file.check_all_used()?;
+        Ok(weights)
     }
 
     pub(crate) fn embed(

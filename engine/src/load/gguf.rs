@@ -196,6 +196,16 @@ fn stored(ty: u32, name: &str) -> Result<(Stored, usize, usize), EngineError> {
     })
 }
 
+/// Refuses tensors that share bytes: a small file could ask for weights of any size with them.
+fn check_apart(tensors: &BTreeMap<String, TensorInfo>) -> Result<(), EngineError> {
+    let mut places: Vec<_> = tensors.iter().map(|(name, t)| (t.range.start, t.range.end, name)).collect();
+    places.sort_unstable();
+    match places.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        Some(pair) => Err(EngineError::tensor(pair[1].2, format!("lies on the bytes of tensor `{}`", pair[0].2))),
+        None => Ok(()),
+    }
+}
+
 impl<'a> Gguf<'a> {
     /// Parses and checks the header of a whole file.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, EngineError> {
@@ -249,6 +259,7 @@ impl<'a> Gguf<'a> {
                 return Err(EngineError::tensor(name, "is stored twice"));
             }
         }
+        check_apart(&tensors)?;
         Ok(Self { meta, tensors })
     }
 

@@ -14,16 +14,16 @@ pub use inspect::{FormatShare, Inspection, inspect};
 pub use split::{SplitPart, split_part};
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::error::EngineError;
 use crate::names::{self, Location, Part, Role, Scheme};
-use crate::spec::{self, DecoderSpec};
+use crate::spec::{self, DecoderSpec, RopeScaling};
 
 /// Largest JSON file read, bytes (tokenizers of large vocabularies have tens of MiB).
 pub(crate) const JSON_BYTES_MAX: u64 = 256 << 20;
@@ -129,6 +129,8 @@ pub(crate) struct Checkpoint {
     scheme: Scheme,
     storages: Vec<Arc<Storage>>,
     entries: HashMap<String, Entry>,
+    /// Names of the tensors that the weights are made of.
+    used: Mutex<HashSet<String>>,
 }
 
 impl Storage {
@@ -225,7 +227,7 @@ impl Checkpoint {
     }
 
     fn empty(spec: DecoderSpec, scheme: Scheme) -> Self {
-        Self { spec, scheme, storages: Vec::new(), entries: HashMap::new() }
+        Self { spec, scheme, storages: Vec::new(), entries: HashMap::new(), used: Mutex::default() }
     }
 
     fn add_safetensors(&mut self, storage: Storage) -> Result<(), EngineError> {
@@ -276,12 +278,51 @@ impl Checkpoint {
         Ok(Some(t))
     }
 
-    /// The tensor for a role, of whatever shape.
+    /// The tensor for a role, of whatever shape. It counts as used.
     pub(crate) fn require(&self, layer: usize, role: Role) -> Result<RawTensor<'_>, EngineError> {
-        self.find(layer, role)?.ok_or_else(|| {
+        let Some(t) = self.find(layer, role)? else {
             let place = names::locations(self.scheme, self.spec.family, layer, role).into_iter().next();
-            EngineError::tensor(place.map_or_else(|| format!("{role:?}"), |l| l.name), "is missing from the file")
-        })
+            let name = place.map_or_else(|| format!("{role:?}"), |l| l.name);
+            return Err(EngineError::tensor(name, "is missing from the file"));
+        };
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(t.name.clone());
+        Ok(t)
+    }
+
+    /// Checks that the weights are made of all that the file has: a tensor that nobody asks for (a bias,
+    /// a norm) belongs to a computation that is not the one described, and the answers would be wrong.
+    pub(crate) fn check_all_used(&self) -> Result<(), EngineError> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |name: &&String| !used.contains(*name) && !self.may_lie_idle(name, &used);
+        match self.entries.keys().filter(idle).min() {
+            None => Ok(()),
+            Some(name) => Err(EngineError::tensor(
+                name,
+                "is in the file, but nothing in this model's configuration uses it; the model would compute something else",
+            )),
+        }
+    }
+
+    /// What files have that weights need not be made of.
+    fn may_lie_idle(&self, name: &str, used: &HashSet<String>) -> bool {
+        match self.scheme {
+            // Divisors are part of the spec, which has taken those for the model's context.
+            Scheme::Gguf if name.starts_with("rope_f") => {
+                self.spec.ropes.iter().any(|rope| matches!(rope.scaling, RopeScaling::Factors { .. }))
+            }
+            // Files for more than one engine have it beside its halves.
+            Scheme::Gguf => {
+                name.strip_suffix("attn_kv_b.weight").is_some_and(|at| used.contains(&format!("{at}attn_k_b.weight")))
+            }
+            Scheme::HuggingFace => {
+                // Layers above the last predict further tokens (DeepSeek-V3).
+                let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+                name.ends_with("rotary_emb.inv_freq")
+                    || (self.spec.tied_head && name == "lm_head.weight")
+                    || name.strip_suffix("_scale_inv").is_some_and(|of| used.contains(of))
+                    || layer.is_some_and(|layer: usize| layer >= self.spec.layers)
+            }
+        }
     }
 
     /// The tensor for a role, of exactly this shape.

@@ -94,7 +94,7 @@ fn mixture(
     interleaved: bool,
     gate: impl FnOnce(&mut ExpertsSpec) -> Result<(), EngineError>,
 ) -> Result<DecoderSpec, EngineError> {
-    let mut spec = latent(c, interleaved)?;
+    let mut spec = latent(c, interleaved, "v_head_dim")?;
     let dense_layers = c.count_or("first_k_dense_replace", 0, 0, LAYERS_MAX)?;
     let every = c.count_or("moe_layer_freq", 1, 1, LAYERS_MAX)?;
     if dense_layers < spec.layers {
@@ -106,7 +106,7 @@ fn mixture(
         e.groups_chosen = c.count_or("topk_group", 1, 1, EXPERTS_MAX)?;
         e.scale = c.positive("routed_scaling_factor")?;
         gate(&mut e)?;
-        let e = e.checked(["n_group", "topk_group", "num_experts_per_tok"])?;
+        let e = e.checked(hf::EXPERT_FIELDS)?;
         for (i, f) in spec.feed_forward.iter_mut().enumerate().skip(dense_layers) {
             if i.is_multiple_of(every) {
                 *f = FeedForward::Experts(e);
@@ -116,8 +116,8 @@ fn mixture(
     Ok(spec)
 }
 
-/// A plain decoder with latent attention.
-pub(super) fn latent(c: &Fields<'_>, interleaved: bool) -> Result<DecoderSpec, EngineError> {
+/// A plain decoder with latent attention; `value_field` has the numbers per value head.
+pub(super) fn latent(c: &Fields<'_>, interleaved: bool, value_field: &str) -> Result<DecoderSpec, EngineError> {
     c.expect("hidden_act", "silu")?;
     c.refuse_true("attention_bias")?;
     c.refuse_true("mlp_bias")?;
@@ -127,7 +127,7 @@ pub(super) fn latent(c: &Fields<'_>, interleaved: bool) -> Result<DecoderSpec, E
         kv_rank: c.count("kv_lora_rank", WIDTH_MAX)?,
         nope_dim: c.count("qk_nope_head_dim", WIDTH_MAX)?,
         rope_dim: c.count("qk_rope_head_dim", WIDTH_MAX)?,
-        v_dim: c.count("v_head_dim", WIDTH_MAX)?,
+        v_dim: c.count(value_field, WIDTH_MAX)?,
         eps: LATENT_EPS,
     };
     let mut spec = hf::plain(c, Family::Deepseek, attention, interleaved)?;

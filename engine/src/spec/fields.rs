@@ -93,9 +93,17 @@ impl Fields<'_> {
 
     /// A token id, a list of them, or none.
     pub(super) fn tokens(&self, name: &str) -> Result<Vec<u32>, EngineError> {
-        let id = |v: &Value| {
-            v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| EngineError::spec(name, "is not a token id"))
-        };
+        self.numbers(name, "is not a token id")
+    }
+
+    /// The numbers of some layers; none if the field is missing.
+    pub(super) fn layers(&self, name: &str) -> Result<Vec<u32>, EngineError> {
+        self.numbers(name, "is not a list of layers")
+    }
+
+    fn numbers(&self, name: &str, problem: &str) -> Result<Vec<u32>, EngineError> {
+        let id =
+            |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| EngineError::spec(name, problem));
         match self.value.get(name) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(list)) => list.iter().map(id).collect(),

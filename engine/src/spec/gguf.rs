@@ -2,9 +2,8 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    Activation, Attention, AttentionRules, CONTEXT_MAX, DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, FeedForward,
-    HeadNorm, LAYERS_MAX, Norms, Reach, Rope, RopeScaling, Scales, VOCAB_MAX, WIDTH_MAX, deepseek, gemma, llama,
-    minicpm, moe, qwen,
+    Attention, Basics, CONTEXT_MAX, DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, LAYERS_MAX, Rope, RopeScaling,
+    VOCAB_MAX, WIDTH_MAX, deepseek, gemma, llama, minicpm, moe, qwen,
 };
 use crate::error::EngineError;
 use crate::load::RawTensor;
@@ -118,33 +117,20 @@ impl Metadata<'_> {
         if width == 0 && !self.has("expert_count") {
             return Err(EngineError::spec(self.key("feed_forward_length"), "is missing"));
         }
-        Ok(DecoderSpec {
+        Ok(DecoderSpec::plain(Basics {
             family,
             layers,
             hidden_size: self.count("embedding_length", WIDTH_MAX)?,
             vocab_size: self.vocab()?,
             context_tokens,
-            norms: Norms { eps: self.positive("attention.layer_norm_rms_epsilon")?, minus_one: false, sandwich: false },
+            eps: self.positive("attention.layer_norm_rms_epsilon")?,
             attention,
-            rules: AttentionRules {
-                scale: attention.usual_scale(),
-                softcap: None,
-                head_norm: HeadNorm::No,
-                qkv_bias: false,
-                output_bias: false,
-                sinks: false,
-            },
-            ropes: vec![rope],
-            reach: vec![Reach { window: None, rope: 0 }; layers],
-            feed_forward: vec![FeedForward::Dense { width }; layers],
-            activation: Activation::Silu,
-            mlp_bias: false,
-            scales: Scales { embedding: 1.0, residual: 1.0, logits: 1.0 },
-            logit_softcap: None,
+            rope,
+            width,
             tied_head: !self.has_tensor("output.weight"),
             bos_token: self.file.token("tokenizer.ggml.bos_token_id"),
             eos_tokens: self.file.token("tokenizer.ggml.eos_token_id").into_iter().collect(),
-        })
+        }))
     }
 
     /// Heads of grouped attention.
@@ -186,39 +172,49 @@ impl Metadata<'_> {
         Ok(rows)
     }
 
+    /// As llama.cpp reads it: a factor without a type is linear, and divisors per frequency hold wherever
+    /// the file has them, whatever the type says (MiniCPM3's files name none).
     fn rope_scaling(&self, context: usize) -> Result<RopeScaling, EngineError> {
         let kind = match self.file.meta.get(self.key("rope.scaling.type").as_str()) {
-            None => "none",
+            None => "linear",
             Some(Value::Text(kind)) => kind,
             Some(v) => return Err(EngineError::spec(self.key("rope.scaling.type"), format!("is {v:?}, not text"))),
         };
         let original = || self.positive_count("rope.scaling.original_context_length", context);
-        match kind {
-            "none" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: self.positive("rope.scaling.factor")? }),
+        // What the oldest files call it.
+        let old = "rope.scale_linear";
+        let factor = match kind {
+            "none" => 1.0,
+            "linear" | "longrope" if !self.has("rope.scaling.factor") => self.positive_or(old, 1.0)?,
+            "linear" | "longrope" => self.positive("rope.scaling.factor")?,
             "yarn" => {
                 let factor = self.positive("rope.scaling.factor")?;
-                Ok(RopeScaling::Yarn {
+                return Ok(RopeScaling::Yarn {
                     factor,
                     fast: self.positive_or("rope.scaling.yarn_beta_fast", 32.0)?,
                     slow: self.positive_or("rope.scaling.yarn_beta_slow", 1.0)?,
                     original: original()?,
                     whole: true,
                     magnitude: yarn_magnitude(factor, 1.0) * self.positive_or("rope.scaling.attn_factor", 1.0)?,
-                })
+                });
             }
-            "longrope" => {
-                let long = context as f32 > original()?;
-                let name = if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
-                let divisors = self.floats(name)?;
-                let divisors = divisors.ok_or_else(|| EngineError::tensor(name, "is missing from the file"))?;
-                let magnitude = self.positive_or("rope.scaling.attn_factor", 1.0)?;
-                Ok(RopeScaling::Factors { divisors, magnitude })
+            other => {
+                return Err(EngineError::spec(
+                    self.key("rope.scaling.type"),
+                    format!("`{other}` is not supported; supported: none, linear, yarn, longrope"),
+                ));
             }
-            other => Err(EngineError::spec(
-                self.key("rope.scaling.type"),
-                format!("`{other}` is not supported; supported: none, linear, yarn, longrope"),
-            )),
+        };
+        let long = context as f32 > original()?;
+        let name = if long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
+        match self.floats(name)? {
+            Some(mut divisors) => {
+                divisors.iter_mut().for_each(|d| *d *= factor);
+                Ok(RopeScaling::Factors { divisors, magnitude: self.positive_or("rope.scaling.attn_factor", 1.0)? })
+            }
+            None if kind == "longrope" => Err(EngineError::tensor(name, "is missing from the file")),
+            None if factor == 1.0 => Ok(RopeScaling::None),
+            None => Ok(RopeScaling::Linear { factor }),
         }
     }
 

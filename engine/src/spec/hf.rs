@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::rope::yarn_magnitude;
 use super::{
-    Activation, Attention, AttentionRules, CONTEXT_MAX, DecoderSpec, Family, FeedForward, HeadNorm, LAYERS_MAX, Norms,
-    Reach, Rope, RopeScaling, Scales, VOCAB_MAX, WIDTH_MAX, deepseek, gemma, llama, minicpm, moe, qwen,
+    Attention, Basics, CONTEXT_MAX, DecoderSpec, Family, LAYERS_MAX, Rope, RopeScaling, VOCAB_MAX, WIDTH_MAX, deepseek,
+    gemma, llama, minicpm, moe, qwen,
 };
 use crate::error::EngineError;
 
@@ -21,6 +21,7 @@ const FAMILIES: &[(&str, Parser)] = &[
     ("llama", llama::llama),
     ("minicpm", minicpm::minicpm),
     ("minicpm3", minicpm::minicpm3),
+    ("mistral", llama::mistral),
     ("mixtral", moe::mixtral),
     ("olmoe", moe::olmoe),
     ("qwen2", qwen::qwen2),
@@ -59,8 +60,10 @@ fn check_quantization(c: &Fields<'_>) -> Result<(), EngineError> {
     }
 }
 
-/// A plain decoder with this attention: pre-norms, SiLU, one rope, no biases, no windows.
-/// `interleaved` is how the family's files pair rotated numbers.
+/// Fields of the counts of expert groups, of groups chosen and of experts chosen.
+pub(super) const EXPERT_FIELDS: [&str; 3] = ["n_group", "topk_group", "num_experts_per_tok"];
+
+/// A plain decoder with this attention. `interleaved` is how the family's files pair rotated numbers.
 pub(super) fn plain(
     c: &Fields<'_>,
     family: Family,
@@ -69,33 +72,20 @@ pub(super) fn plain(
 ) -> Result<DecoderSpec, EngineError> {
     let layers = c.count("num_hidden_layers", LAYERS_MAX)?;
     let context_tokens = c.count("max_position_embeddings", CONTEXT_MAX)?;
-    Ok(DecoderSpec {
+    Ok(DecoderSpec::plain(Basics {
         family,
         layers,
         hidden_size: c.count("hidden_size", WIDTH_MAX)?,
         vocab_size: c.count("vocab_size", VOCAB_MAX)?,
         context_tokens,
-        norms: Norms { eps: c.positive("rms_norm_eps")?, minus_one: false, sandwich: false },
+        eps: c.positive("rms_norm_eps")?,
         attention,
-        rules: AttentionRules {
-            scale: attention.usual_scale(),
-            softcap: None,
-            head_norm: HeadNorm::No,
-            qkv_bias: false,
-            output_bias: false,
-            sinks: false,
-        },
-        ropes: vec![Rope { theta: rope_theta(c)?, interleaved, scaling: rope_scaling(c, context_tokens)? }],
-        reach: vec![Reach { window: None, rope: 0 }; layers],
-        feed_forward: vec![FeedForward::Dense { width: c.count("intermediate_size", WIDTH_MAX)? }; layers],
-        activation: Activation::Silu,
-        mlp_bias: false,
-        scales: Scales { embedding: 1.0, residual: 1.0, logits: 1.0 },
-        logit_softcap: None,
+        rope: Rope { theta: rope_theta(c)?, interleaved, scaling: rope_scaling(c, context_tokens)? },
+        width: c.count("intermediate_size", WIDTH_MAX)?,
         tied_head: c.flag_or("tie_word_embeddings", false)?,
         bos_token: c.tokens("bos_token_id")?.first().copied(),
         eos_tokens: c.tokens("eos_token_id")?,
-    })
+    }))
 }
 
 /// Heads of grouped attention.
@@ -144,6 +134,7 @@ fn rope_theta(c: &Fields<'_>) -> Result<f32, EngineError> {
 
 /// Scaling of the model's (only) rope.
 fn rope_scaling(c: &Fields<'_>, context: usize) -> Result<RopeScaling, EngineError> {
+    check_whole(c)?;
     for name in ["rope_scaling", "rope_parameters"] {
         if let Some(s) = c.object(name)? {
             return scaling(&s, c, context);
@@ -152,13 +143,17 @@ fn rope_scaling(c: &Fields<'_>, context: usize) -> Result<RopeScaling, EngineErr
     Ok(RopeScaling::None)
 }
 
+/// Refuses heads that are rotated in part only.
+fn check_whole(f: &Fields<'_>) -> Result<(), EngineError> {
+    if f.positive_or("partial_rotary_factor", 1.0)? < 1.0 {
+        return Err(EngineError::spec("partial_rotary_factor", "partial rotary embedding is not supported"));
+    }
+    Ok(())
+}
+
 /// The scaling that an object describes; `c` is the whole configuration.
 pub(super) fn scaling(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<RopeScaling, EngineError> {
-    for f in [s, c] {
-        if f.positive_or("partial_rotary_factor", 1.0)? < 1.0 {
-            return Err(EngineError::spec("partial_rotary_factor", "partial rotary embedding is not supported"));
-        }
-    }
+    check_whole(s)?;
     let kind = s.value.get("rope_type").or_else(|| s.value.get("type")).and_then(Value::as_str).unwrap_or("default");
     let original = || match c.has("original_max_position_embeddings") {
         true => c.positive("original_max_position_embeddings"),

@@ -27,7 +27,9 @@ pub(super) fn minicpm(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
 
 /// MiniCPM3: latent attention with halves paired.
 pub(super) fn minicpm3(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
-    let mut spec = deepseek::latent(c, false)?;
+    // The published files leave it out: value heads are as wide as the unrotated part of the keys.
+    let value_field = if c.has("v_head_dim") { "v_head_dim" } else { "qk_nope_head_dim" };
+    let mut spec = deepseek::latent(c, false, value_field)?;
     spec.tied_head = c.flag_or("tie_word_embeddings", true)?;
     spec.scales = scales(c, &spec)?;
     Ok(spec)

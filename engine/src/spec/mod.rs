@@ -88,6 +88,24 @@ pub struct DecoderSpec {
     pub eos_tokens: Vec<u32>,
 }
 
+/// What every family's configuration says.
+struct Basics {
+    family: Family,
+    layers: usize,
+    hidden_size: usize,
+    vocab_size: usize,
+    context_tokens: usize,
+    /// Epsilon of the norms.
+    eps: f32,
+    attention: Attention,
+    rope: Rope,
+    /// Inner width of the MLPs.
+    width: usize,
+    tied_head: bool,
+    bos_token: Option<u32>,
+    eos_tokens: Vec<u32>,
+}
+
 /// RMS norms of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norms {
@@ -344,6 +362,37 @@ impl DecoderSpec {
         hf::from_hf(config)
     }
 
+    /// The plain decoder: pre-norms, SiLU, one rope, no biases, no windows, no experts.
+    fn plain(b: Basics) -> Self {
+        Self {
+            family: b.family,
+            layers: b.layers,
+            hidden_size: b.hidden_size,
+            vocab_size: b.vocab_size,
+            context_tokens: b.context_tokens,
+            norms: Norms { eps: b.eps, minus_one: false, sandwich: false },
+            attention: b.attention,
+            rules: AttentionRules {
+                scale: b.attention.usual_scale(),
+                softcap: None,
+                head_norm: HeadNorm::No,
+                qkv_bias: false,
+                output_bias: false,
+                sinks: false,
+            },
+            ropes: vec![b.rope],
+            reach: vec![Reach { window: None, rope: 0 }; b.layers],
+            feed_forward: vec![FeedForward::Dense { width: b.width }; b.layers],
+            activation: Activation::Silu,
+            mlp_bias: false,
+            scales: Scales { embedding: 1.0, residual: 1.0, logits: 1.0 },
+            logit_softcap: None,
+            tied_head: b.tied_head,
+            bos_token: b.bos_token,
+            eos_tokens: b.eos_tokens,
+        }
+    }
+
     /// Checks relations between fields that no single field shows.
     pub(crate) fn checked(self) -> Result<Self, EngineError> {
         if self.feed_forward.len() != self.layers || self.reach.len() != self.layers {
@@ -365,8 +414,10 @@ impl DecoderSpec {
             ));
         }
         let vocab = self.vocab_size;
-        if let Some(id) = self.bos_token.iter().chain(&self.eos_tokens).find(|&&id| id as usize >= vocab) {
-            return Err(EngineError::spec("eos_token_id", format!("token {id} is outside the vocabulary of {vocab}")));
+        for (field, ids) in [("bos_token_id", self.bos_token.as_slice()), ("eos_token_id", &self.eos_tokens)] {
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+                return Err(EngineError::spec(field, format!("token {id} is outside the vocabulary of {vocab}")));
+            }
         }
         Ok(self)
     }

@@ -34,7 +34,7 @@ fn all_experts(c: &Fields<'_>, family: Family, count: &str, normalise: bool) -> 
     let chosen = c.count("num_experts_per_tok", EXPERTS_MAX)?;
     let mut e = ExpertsSpec::plain(c.count(count, EXPERTS_MAX)?, chosen, width);
     e.normalise = normalise;
-    let e = e.checked(["n_group", "topk_group", "num_experts_per_tok"])?;
+    let e = e.checked(hf::EXPERT_FIELDS)?;
     spec.feed_forward = vec![FeedForward::Experts(e); spec.layers];
     Ok(spec)
 }

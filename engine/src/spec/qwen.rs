@@ -60,9 +60,9 @@ fn mixture(
     let mut e = ExpertsSpec::plain(experts, chosen, c.count("moe_intermediate_size", WIDTH_MAX)?);
     e.normalise = c.flag_or("norm_topk_prob", false)?;
     extra(&mut e)?;
-    let e = e.checked(["n_group", "topk_group", "num_experts_per_tok"])?;
+    let e = e.checked(hf::EXPERT_FIELDS)?;
     let every = c.count_or("decoder_sparse_step", 1, 1, LAYERS_MAX)?;
-    let dense = c.tokens("mlp_only_layers")?;
+    let dense = c.layers("mlp_only_layers")?;
     for (i, f) in spec.feed_forward.iter_mut().enumerate() {
         if (i + 1).is_multiple_of(every) && !dense.contains(&(i as u32)) {
             *f = FeedForward::Experts(e);
