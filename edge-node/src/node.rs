@@ -16,7 +16,7 @@ use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
 use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
-use tandem_proto::message::SamplingParams;
+use tandem_proto::message::{ModelCard, SamplingParams};
 use tandem_router::exchange::Exchange;
 use tandem_router::policy::{Paired, Policy, PolicyFileError, Steering, SteeringConfig};
 use tandem_transport::bulk::BulkInbox;
@@ -96,7 +96,6 @@ struct Totals {
     route: RouteSummary,
     answers: u64,
     tokens_per_s: Option<f64>,
-    tail: (u64, u64),
 }
 
 pub(crate) struct Inner {
@@ -142,7 +141,7 @@ impl EdgeNode {
         if settings.trunk_layers >= layers {
             return Err(EdgeError::Trunk { asked: settings.trunk_layers, layers });
         }
-        let policy = Paired::new(parts.policy, &parts.model.digest())?;
+        let policy = Paired::new(parts.policy, &parts.model.digest(), parts.model.spec().hidden_size)?;
         let trunk = Trunk::of(&parts.model, settings.trunk_layers);
         let spec = parts.model.spec();
         let kv_blocks = match settings.kv_blocks {
@@ -186,9 +185,10 @@ impl EdgeNode {
     ///
     /// # Errors
     /// The node is busy, the prompt does not fit, or the mode needs a cloud that is not configured.
-    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+    pub fn submit(&self, mut request: GenerateRequest) -> Result<Generation, GenerateError> {
         let inner = &self.0;
-        let context = inner.context_tokens();
+        let link = inner.uplinks.current();
+        let context = inner.context_for(request.mode, link.as_deref());
         if request.prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
@@ -199,23 +199,19 @@ impl EdgeNode {
             return Err(GenerateError::NoCloud(request.mode.name()));
         }
         if request.mode != Mode::Local
-            && let Some(problem) = inner.uplinks.current().and_then(|link| inner.mismatch(&link))
+            && let Some(problem) = link.and_then(|link| inner.mismatch(&link))
         {
             return Err(GenerateError::ForeignCloud { mode: request.mode.name(), problem });
         }
-        let limit = inner.settings.requests_max;
-        let taken = inner.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
-        if taken.is_err() {
-            return Err(GenerateError::Busy { limit, retry_after_ms: 500 });
-        }
+        request.tokens_max = request.tokens_max.min(context - request.prompt.len());
+        let slot = Slot::take(inner)?;
         let mut id = [0; 16];
         if let Err(e) = getrandom::fill(&mut id) {
-            inner.active.fetch_sub(1, Ordering::Relaxed);
             return Err(GenerateError::Engine(format!("the system gives no random numbers: {e}")));
         }
         let (tx, events) = mpsc::channel(EVENTS_MAX);
         let (wound_down, route) = oneshot::channel();
-        tokio::spawn(generate::run(inner.clone(), request, SessionId(id), tx, wound_down));
+        tokio::spawn(generate::run(inner.clone(), slot, request, SessionId(id), tx, wound_down));
         Ok(Generation { events, route })
     }
 
@@ -258,7 +254,7 @@ impl EdgeNode {
     /// Longest prompt plus answer, tokens.
     #[must_use]
     pub fn context_tokens(&self) -> usize {
-        self.0.context_tokens()
+        self.0.context_tokens
     }
 
     /// What the node is doing.
@@ -321,14 +317,42 @@ impl EdgeNode {
     }
 }
 
+/// One of the requests that may be under way. Dropping it, in a panic too, lets the next one in.
+pub(crate) struct Slot(Arc<Inner>);
+
+impl Slot {
+    fn take(node: &Arc<Inner>) -> Result<Self, GenerateError> {
+        let limit = node.settings.requests_max;
+        let taken = node.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
+        match taken {
+            Ok(_) => Ok(Self(node.clone())),
+            Err(_) => Err(GenerateError::Busy { limit, retry_after_ms: 500 }),
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Inner {
-    pub(crate) fn context_tokens(&self) -> usize {
-        self.context_tokens
+    /// The model that the peer serves under the name we ask for.
+    fn cloud_card<'l>(&self, link: &'l Link) -> Option<&'l ModelCard> {
+        link.peer_hello().models.iter().find(|card| card.name == self.settings.cloud_model)
     }
 
-    /// Digest of the model that the peer serves under the name we ask for.
+    /// Its digest.
     fn cloud_digest<'l>(&self, link: &'l Link) -> Option<&'l Digest> {
-        link.peer_hello().models.iter().find(|card| card.name == self.settings.cloud_model).map(|card| &card.digest)
+        self.cloud_card(link).map(|card| &card.digest)
+    }
+
+    /// Longest prompt plus answer: where the cloud decides every token, its model's context counts too.
+    fn context_for(&self, mode: Mode, link: Option<&Link>) -> usize {
+        let decides = matches!(mode, Mode::Exact | Mode::Cloud);
+        let card = link.filter(|_| decides).and_then(|link| self.cloud_card(link));
+        card.map_or(self.context_tokens, |card| self.context_tokens.min(card.context_tokens as usize))
     }
 
     /// Steering of an answer that may ask the cloud over `link`. Where the fitted rule does not hold
@@ -358,16 +382,10 @@ impl Inner {
         f(&mut lock(&self.estimates));
     }
 
-    pub(crate) fn count_tail(&self, tokens: u32, agreed: u32) {
-        let mut totals = lock(&self.totals);
-        totals.tail.0 += u64::from(tokens);
-        totals.tail.1 += u64::from(agreed);
-    }
-
     /// Why the cloud's model cannot write with this one token by token, if it cannot: ids that mean
     /// other text must never be exchanged. A model that the peer does not announce is refused by it.
     pub(crate) fn mismatch(&self, link: &Link) -> Option<String> {
-        let card = link.peer_hello().models.iter().find(|card| card.name == self.settings.cloud_model)?;
+        let card = self.cloud_card(link)?;
         (card.tokenizer != self.tokenizer.digest()).then(|| {
             let (edge, cloud) = (&self.settings.model, &self.settings.cloud_model);
             format!("the tokenizers of {edge} and {cloud} differ, so they cannot answer as one; pair models of one family, or use mode `local`")
@@ -430,7 +448,6 @@ impl Inner {
         trace: Vec<TokenEvent>,
         took: Duration,
     ) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
         {
             let mut totals = lock(&self.totals);
             totals.answers += 1;

@@ -10,6 +10,7 @@ use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tandem_transport::redial::Redial;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Epoch of the newest placement ticket, shared with the resolver that gets the tickets.
 #[derive(Clone, Debug, Default)]
@@ -55,13 +56,15 @@ impl Uplinks {
         let down_since = Arc::new(Mutex::new(Some(Instant::now())));
         let (mut watched, since) = (links.clone(), down_since.clone());
         tokio::spawn(async move {
+            // Holds a link, so it must not outlive the watch of it: a new one ends the one before.
+            let mut _reader = None;
             loop {
                 let link = watched.borrow_and_update().clone();
                 let up = link.is_some();
-                if let Some(link) = link {
+                _reader = link.map(|link| {
                     let bulk = bulk.clone();
-                    tokio::spawn(async move { bulk.serve(&link).await });
-                }
+                    AbortOnDropHandle::new(tokio::spawn(async move { bulk.serve(&link).await }))
+                });
                 {
                     let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
                     *since = if up { None } else { since.or_else(|| Some(Instant::now())) };

@@ -46,8 +46,6 @@ pub const TOP_LOGPROBS_MAX: usize = 20;
 pub const KV_BLOCK_TOKENS: usize = 32;
 /// Most block ids of one offer or want.
 pub const KV_OFFER_BLOCKS_MAX: usize = 1024;
-/// Most KV transfers a session may have under way.
-pub const KV_TRANSFERS_MAX: usize = 8;
 
 /// Time from connect to the first frame, milliseconds.
 pub const HANDSHAKE_MS_MAX: u64 = 5_000;

@@ -9,8 +9,9 @@ use tandem_proto::session::SessionError;
 use tandem_proto::session::edge::PathChange;
 use tandem_transport::error::TransportError;
 
+use super::away::{RETRY_AFTER, is_for_now};
 use super::uplink::Uplink;
-use super::{Answer, Cloud, Halt, RETRY_AFTER};
+use super::{Answer, Cloud, Halt};
 use crate::request::Mode;
 
 /// The next frame of the stream, if there is one. Cancel-safe.
@@ -58,25 +59,28 @@ impl Answer {
     async fn take(&mut self, frame: Frame) -> Result<PathChange, SessionError> {
         match frame.message {
             Message::Opened(o) => {
-                if o.trunk_layers == 0 {
+                self.lost_at = None;
+                // Above a trunk of another depth our numbers mean nothing.
+                if o.trunk_layers as usize != self.node.settings.trunk_layers {
+                    self.trunk_shared = false;
                     self.send_hidden = false;
                 }
                 // State that the cloud already has is not offered again.
-                if o.trunk_layers == 0 || o.held_tokens > 0 {
+                if !self.trunk_shared || o.held_tokens > 0 {
                     self.fetch = None;
                 }
                 Ok(PathChange::Kept)
             }
             Message::Verdict(v) => {
                 let judged = v.accepted as usize + usize::from(v.rejected);
-                let seconds = f64::from(v.compute_us + v.queue_us) / 1e6;
+                let rows = self.session.rows_in_question();
+                let seconds = (f64::from(v.compute_us) + f64::from(v.queue_us)) / 1e6;
                 let change = self.session.on_verdict(&v)?;
                 if change != PathChange::Stale {
                     self.node.learn(|e| {
                         e.saw_verdict(judged, v.accepted as usize);
-                        e.saw_verify(seconds, judged.max(1));
+                        e.saw_verify(seconds, rows);
                     });
-                    self.node.count_tail(v.tail_tokens, v.tail_agreed);
                 }
                 Ok(change)
             }
@@ -89,7 +93,7 @@ impl Answer {
             }
             Message::End(e) => self.session.on_end(&e),
             Message::Refuse(r) => {
-                if r.code != RefuseCode::ShuttingDown && r.code != RefuseCode::StaleEpoch {
+                if !is_for_now(&r) {
                     self.cloud = Cloud::Refused;
                 }
                 let reason = format!("the cloud refused ({:?}): {}", r.code, r.message);
@@ -140,7 +144,7 @@ impl Answer {
         }
     }
 
-    fn on_link_lost(&mut self, why: &str) {
+    pub(super) fn on_link_lost(&mut self, why: &str) {
         self.drop_uplink();
         // `auto` does not wait: its own drafts stand. The stricter modes hope for a while.
         if self.request.mode == Mode::Auto {

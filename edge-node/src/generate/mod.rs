@@ -3,21 +3,23 @@
 //! One task per answer waits for whichever comes first: a draft of the edge model, a frame of the
 //! cloud, a change of the link, a deadline, the client going away. What these mean for the tokens is
 //! decided by `tandem_proto::session::edge`; when to ask, by the policy; how far to draft ahead, by
-//! [`crate::pacing`].
+//! [`crate::pacing`]; what happens while the cloud is away, in [`away`].
 
+mod away;
 pub(crate) mod draft;
 mod exchange;
 mod frames;
 mod uplink;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tandem_engine::runner::RunnerError;
 use tandem_proto::exchange::Outgoing;
 use tandem_proto::frame::Message;
 use tandem_proto::ids::SessionId;
+use tandem_proto::limits::UNVERIFIED_TOKENS_MAX;
 use tandem_proto::message::{Alternative, KvPull, SamplingParams};
 use tandem_proto::session::edge::{Committed, Decider, EdgeSession, FrameRule};
 use tandem_router::policy::{Features, Steering};
@@ -28,7 +30,7 @@ use self::draft::{Drafter, EdgeChoice, Step};
 use self::exchange::PromptFetch;
 use self::frames::next_frame;
 use self::uplink::Uplink;
-use crate::node::Inner;
+use crate::node::{Inner, Slot};
 use crate::pacing::{self, CHUNK_MAX, Plan};
 use crate::request::{
     Done, Event, FinishReason, GenerateError, GenerateRequest, Mode, Origin, RouteSummary, TokenEvent,
@@ -36,9 +38,6 @@ use crate::request::{
 
 /// Steps of at least this many rows tell how fast the edge prefills.
 const PREFILL_ROWS_MIN: usize = 8;
-
-/// Pause before a session that did not open is opened again.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// What the edge noted when it drafted a token.
 #[derive(Clone, Debug)]
@@ -95,8 +94,12 @@ pub(crate) struct Answer {
     pull: Option<KvPull>,
     lent: Option<(Outgoing, Vec<Vec<f32>>)>,
     asked_at: Option<Instant>,
+    /// Since when the cloud is away, until it has opened the session again.
     lost_at: Option<Instant>,
+    /// No session is opened before.
     retry_at: Option<Instant>,
+    /// The edge's model cannot go on with this answer: only the cloud can.
+    draft_error: Option<RunnerError>,
     links_open: bool,
     last_token_at: Option<Instant>,
     events: mpsc::Sender<Event>,
@@ -108,6 +111,7 @@ pub(crate) struct Answer {
 /// Runs an answer to its end and tells the node what it took.
 pub(crate) async fn run(
     node: Arc<Inner>,
+    slot: Slot,
     request: GenerateRequest,
     session: SessionId,
     events: mpsc::Sender<Event>,
@@ -118,26 +122,28 @@ pub(crate) async fn run(
     let result = answer.run().await;
     let cancelled = matches!(result, Err(Halt::Cancelled));
     answer.close_uplink(cancelled).await;
+    let Answer { drafter, request, summary, trace, events, .. } = answer;
     let last = match result {
-        Ok(finish) => Some(Event::Done(Done { finish, route: answer.summary.clone() })),
+        Ok(finish) => Some(Event::Done(Done { finish, route: summary.clone() })),
         Err(Halt::Engine(e)) => Some(Event::Failed(GenerateError::Engine(e.to_string()))),
         Err(Halt::Grammar(problem)) => Some(Event::Failed(GenerateError::Grammar(problem))),
         Err(Halt::Cancelled) => None,
     };
-    node.finished(&answer.request, &answer.summary, std::mem::take(&mut answer.trace), begun.elapsed());
+    // The KV state goes before the next request takes the slot.
+    drop(drafter);
+    node.finished(&request, &summary, trace, begun.elapsed());
+    drop(slot);
     // Nobody has to wait for it.
-    let _ = wound_down.send(answer.summary.clone());
+    let _ = wound_down.send(summary);
     if let Some(event) = last {
         // A client that has gone needs no end.
-        let _ = answer.events.send(event).await;
+        let _ = events.send(event).await;
     }
 }
 
 impl Answer {
     fn new(node: Arc<Inner>, request: GenerateRequest, id: SessionId, events: mpsc::Sender<Event>) -> Self {
         let sampling = Arc::new(request.sampling.clone());
-        let prompt = request.prompt.len();
-        let most = request.tokens_max.min(node.context_tokens().saturating_sub(prompt));
         let drafter = Drafter::new(
             node.runner.clone(),
             id,
@@ -149,11 +155,11 @@ impl Answer {
         let cloud = if request.mode == Mode::Local { Cloud::Unused } else { Cloud::Wanted };
         let links = node.uplinks.links();
         let link = links.borrow().clone();
-        let down = link.is_none();
+        let down = link.as_ref().is_none_or(|l| l.is_closed());
         Self {
-            session: EdgeSession::new(id, &request.prompt, most, &node.stop_tokens),
+            session: EdgeSession::new(id, &request.prompt, request.tokens_max, &node.stop_tokens),
             steering: node.steering(request.threshold, link.as_deref()),
-            lost_at: down.then(|| node.uplinks.down_since()).flatten(),
+            lost_at: down.then(|| node.uplinks.down_since().unwrap_or_else(Instant::now)),
             node,
             request,
             drafter,
@@ -169,6 +175,7 @@ impl Answer {
             lent: None,
             asked_at: None,
             retry_at: None,
+            draft_error: None,
             links_open: true,
             last_token_at: None,
             events,
@@ -190,10 +197,14 @@ impl Answer {
             self.ask().await;
             self.serve_pull().await;
             self.draft()?;
+            // What the edge has just settled by itself wakes nobody.
+            if self.session.can_commit() {
+                continue;
+            }
             let deadline = self.deadline();
             tokio::select! {
                 () = self.events.closed() => return Err(Halt::Cancelled),
-                step = self.drafter.wait() => self.on_step(step?).await?,
+                step = self.drafter.wait() => self.on_draft(step).await?,
                 frame = next_frame(&mut self.uplink) => self.on_frame(frame).await?,
                 block = exchange::next_block(&mut self.fetch) => self.on_block(block).await?,
                 changed = self.links.changed(), if self.links_open => {
@@ -208,6 +219,10 @@ impl Answer {
     /// Sends every token that has become final.
     async fn emit(&mut self) -> Result<(), Halt> {
         while let Some(token) = self.session.commit() {
+            // A gap that a slow client makes says nothing of the cloud.
+            if self.events.capacity() == 0 {
+                self.last_token_at = None;
+            }
             let event = self.event(token);
             self.trace.push(event.clone());
             if self.events.send(Event::Token(event)).await.is_err() {
@@ -257,10 +272,6 @@ impl Answer {
         event
     }
 
-    fn link(&self) -> Option<Arc<Link>> {
-        self.links.borrow().clone().filter(|l| !l.is_closed())
-    }
-
     /// Whether the cloud is to be opened before anything is asked of it: `auto` waits for the first
     /// question, so that an easy answer leaves nothing on the wire.
     fn opens_early(&self) -> bool {
@@ -268,10 +279,13 @@ impl Answer {
     }
 
     async fn connect(&mut self) {
-        if self.uplink.is_some() || self.cloud != Cloud::Wanted || self.retry_at.is_some_and(|t| t > Instant::now()) {
+        if self.uplink.is_some() || self.cloud != Cloud::Wanted {
             return;
         }
-        let Some(link) = self.link() else { return };
+        let Some(link) = self.link().filter(|_| !self.is_paused()) else {
+            self.note_absence();
+            return;
+        };
         if let Some(problem) = self.node.mismatch(&link) {
             // The cloud came, or changed its model, after the answer had begun.
             self.cloud = Cloud::Refused;
@@ -280,7 +294,7 @@ impl Answer {
         }
         self.trunk_shared = self.node.shares_trunk(&link);
         let fetch = self.fetch_is_due(&link);
-        if !self.opens_early() && !self.session.is_waiting() && !fetch {
+        if !self.opens_early() && !self.session.is_waiting() && !fetch && self.draft_error.is_none() {
             return;
         }
         self.retry_at = None;
@@ -303,14 +317,11 @@ impl Answer {
             self.fetch = Some(PromptFetch::new(&self.node, open.session));
         }
         match Uplink::open(link, open, &tokens).await {
-            Ok(uplink) => {
-                self.uplink = Some(uplink);
-                self.lost_at = None;
-            }
+            Ok(uplink) => self.uplink = Some(uplink),
             Err(e) => {
                 tracing::debug!("the cloud session did not open: {e}");
-                self.drop_uplink();
-                self.retry_at = Some(Instant::now() + RETRY_AFTER);
+                self.on_link_lost("the link to the cloud broke");
+                self.retry_at = Some(Instant::now() + away::RETRY_AFTER);
             }
         }
     }
@@ -335,8 +346,9 @@ impl Answer {
         if self.uplink.is_none() || self.fetch.is_some() {
             return;
         }
-        let streams =
-            self.request.mode == Mode::Cloud || (self.request.mode == Mode::Exact && self.plan() == Plan::Stream);
+        let streams = self.request.mode == Mode::Cloud
+            || self.draft_error.is_some()
+            || (self.request.mode == Mode::Exact && self.plan() == Plan::Stream);
         if streams {
             // Drafts under way are let go: the cloud decodes from the last final token.
             if let Some(g) = self.session.next_span(usize::MAX) {
@@ -380,20 +392,19 @@ impl Answer {
     fn window(&self) -> usize {
         match (self.request.mode, self.plan()) {
             (Mode::Exact, Plan::Draft { window, .. }) => window,
-            _ => self.node.settings.speculate_tokens_max.max(1),
+            _ => self.node.settings.speculate_tokens_max.clamp(1, UNVERIFIED_TOKENS_MAX),
         }
-    }
-
-    /// True while the edge model must not write: the cloud streams, or may still come back.
-    fn holds_back(&self) -> bool {
-        let streaming = self.session.is_streaming() || self.fetch.is_some();
-        let waits =
-            self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_some();
-        streaming || waits
     }
 
     /// Starts the next draft, if one is due.
     fn draft(&mut self) -> Result<(), Halt> {
+        // The grace may have ended while something else was handled.
+        if self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_none() {
+            self.go_alone("the cloud is not reachable");
+        }
+        if let Some(e) = &self.draft_error {
+            return if self.cloud_decides() { Ok(()) } else { Err(Halt::Engine(e.clone())) };
+        }
         if self.drafter.is_running()
             || self.holds_back()
             || !self.session.can_draft()
@@ -401,10 +412,21 @@ impl Answer {
         {
             return Ok(());
         }
-        if self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() {
-            self.degrade("the cloud is not reachable");
-        }
         Ok(self.drafter.start(self.session.tokens(), None)?)
+    }
+
+    /// A step has ended. Where it failed, a cloud that is there writes the rest.
+    async fn on_draft(&mut self, step: Result<Step, RunnerError>) -> Result<(), Halt> {
+        match step {
+            Ok(step) => self.on_step(step).await,
+            Err(e) if self.cloud_decides() => {
+                tracing::warn!("the edge's model cannot go on with an answer, the cloud writes it: {e}");
+                self.fetch = None;
+                self.draft_error = Some(e);
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     async fn on_step(&mut self, step: Step) -> Result<(), Halt> {
@@ -436,10 +458,15 @@ impl Answer {
 
     /// Whether the cloud must decide this token, and why.
     fn judge(&mut self, choice: &EdgeChoice) -> (bool, Option<f32>, &'static str) {
-        let reachable = self.cloud == Cloud::Wanted && (self.uplink.is_some() || self.link().is_some());
+        let reachable = self.cloud_decides();
         match self.request.mode {
             Mode::Local => (false, None, "local"),
-            Mode::Exact | Mode::Cloud => (reachable, None, self.request.mode.name()),
+            Mode::Exact | Mode::Cloud => {
+                if !reachable {
+                    self.degrade("the cloud is not reachable");
+                }
+                (reachable, None, self.request.mode.name())
+            }
             Mode::Auto if choice.forced => (false, Some(0.0), "grammar"),
             Mode::Auto => {
                 let u = &choice.uncertainty;
@@ -461,54 +488,6 @@ impl Answer {
                 }
                 (decision.escalates(), Some(decision.risk()), decision.reason().as_str())
             }
-        }
-    }
-
-    /// The edge's own drafts stand for what the cloud has not answered.
-    fn go_alone(&mut self, why: &str) {
-        if self.session.is_waiting() || self.request.mode != Mode::Auto {
-            self.degrade(why);
-        }
-        self.session.resolve_locally();
-        self.asked_at = None;
-    }
-
-    fn degrade(&mut self, why: &str) {
-        self.summary.degraded = true;
-        self.summary.degraded_reason.get_or_insert_with(|| why.to_owned());
-    }
-
-    /// How much longer a stricter mode waits for a lost cloud; none once that is over.
-    fn grace_left(&self) -> Option<Duration> {
-        let most = Duration::from_millis(self.node.settings.reconnect_ms_max);
-        let lost = self.lost_at?;
-        most.checked_sub(lost.elapsed()).filter(|d| !d.is_zero())
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        if let Some(fetch) = &self.fetch {
-            return Some(fetch.deadline);
-        }
-        if self.uplink.is_none() && self.cloud == Cloud::Wanted {
-            let grace = if self.opens_early() { self.grace_left().map(|d| Instant::now() + d) } else { None };
-            let retry = self.retry_at.filter(|t| *t > Instant::now());
-            return grace.into_iter().chain(retry).min();
-        }
-        let asked = self.asked_at.filter(|_| self.request.mode == Mode::Auto)?;
-        let rtt = self.uplink.as_ref().map_or(0, |u| u.link.stats().rtt_us);
-        Some(asked + Duration::from_millis(self.node.settings.escalation_ms_max) + Duration::from_micros(4 * rtt))
-    }
-
-    fn on_deadline(&mut self) {
-        if self.fetch.take().is_some() {
-            tracing::debug!("the prompt's state did not arrive in time; computing it here");
-        } else if self.uplink.is_none() {
-            // Else only the pause before the next attempt is over.
-            if self.grace_left().is_none() {
-                self.go_alone("the cloud did not come back in time");
-            }
-        } else {
-            self.go_alone("the cloud did not answer in time");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tandem_proto::ids::Digest;
 
-use super::{Entropy, Policy, PolicyFileError};
+use super::{Entropy, HiddenState, Policy, PolicyFile, PolicyFileError};
 
 /// A policy on an edge with a known model, with what stands in for it where the cloud's model is not
 /// the one it was fitted for. Rules without fitted parameters fit every pair.
@@ -15,16 +15,18 @@ pub struct Paired {
 }
 
 impl Paired {
-    /// Binds `policy` to the edge model with this digest.
+    /// Binds `policy` to the edge model with this digest and this size of a hidden state.
     ///
     /// # Errors
     /// [`PolicyFileError::OtherPair`] if its parameters were fitted for another edge model,
-    /// [`PolicyFileError::Field`] if the file's entropy threshold is none.
-    pub fn new(policy: Arc<dyn Policy>, edge: &Digest) -> Result<Self, PolicyFileError> {
+    /// [`PolicyFileError::Field`] if the file's entropy threshold is none, or if it reads another hidden
+    /// state than the edge has at hand.
+    pub fn new(policy: Arc<dyn Policy>, edge: &Digest, hidden_size: usize) -> Result<Self, PolicyFileError> {
         let stand_in: Option<Arc<dyn Policy>> = match policy.file() {
             None => None,
             Some(file) => {
                 file.check_edge(edge)?;
+                check_hidden(file, hidden_size)?;
                 let entropy = Entropy::new(file.entropy_nats)
                     .map_err(|e| PolicyFileError::Field { field: "entropy_nats".into(), problem: e.to_string() })?;
                 Some(Arc::new(entropy))
@@ -51,4 +53,17 @@ impl Paired {
             _ => (&self.policy, None),
         }
     }
+}
+
+/// The edge takes hidden states before the final norm.
+fn check_hidden(file: &PolicyFile, size: usize) -> Result<(), PolicyFileError> {
+    let Some(hidden) = &file.hidden else { return Ok(()) };
+    let problem = if hidden.state != HiddenState::Raw {
+        "is the state after the final norm, the edge has the one before it".to_owned()
+    } else if hidden.size() != size {
+        format!("has {} numbers, the edge model's state has {size}", hidden.size())
+    } else {
+        return Ok(());
+    };
+    Err(PolicyFileError::Field { field: "hidden".into(), problem })
 }

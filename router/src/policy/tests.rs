@@ -177,7 +177,7 @@ fn files_name_the_field_that_is_wrong() {
 #[test]
 fn a_fitted_rule_serves_its_own_pair_only() {
     let [edge, cloud, other] = [b"edge".as_slice(), b"cloud", b"other"].map(Digest::of);
-    let fitted = Paired::new(build(&PolicySpec::Calibrated { threshold: Some(0.2) }), &edge).unwrap();
+    let fitted = Paired::new(build(&PolicySpec::Calibrated { threshold: Some(0.2) }), &edge, 8).unwrap();
     for (model, name, threshold, noted) in [
         (Some(&cloud), "calibrated", 0.2, false),
         (None, "calibrated", 0.2, false),
@@ -191,12 +191,31 @@ fn a_fitted_rule_serves_its_own_pair_only() {
             assert!(text.contains(&other.to_string()) && text.contains("entropy"), "{text}");
         }
     }
-    let refused = Paired::new(build(&PolicySpec::Calibrated { threshold: None }), &other).unwrap_err();
+    let refused = Paired::new(build(&PolicySpec::Calibrated { threshold: None }), &other, 8).unwrap_err();
     assert!(matches!(refused, PolicyFileError::OtherPair { which: "edge", .. }), "{refused}");
     // What was never fitted fits everything.
-    let plain = Paired::new(build(&PolicySpec::Top1 { probability: 0.9 }), &other).unwrap();
+    let plain = Paired::new(build(&PolicySpec::Top1 { probability: 0.9 }), &other, 8).unwrap();
     assert_eq!(plain.towards(Some(&other)).0.name(), "top1");
     assert!(plain.towards(Some(&other)).1.is_none());
+}
+
+/// A rule that read another hidden state would score without a word of it.
+#[test]
+fn a_rule_fitted_on_another_hidden_state_is_refused() {
+    let edge = Digest::of(b"edge");
+    for (state, size, fits) in
+        [(HiddenState::Raw, 2, true), (HiddenState::Raw, 3, false), (HiddenState::FinalNorm, 2, false)]
+    {
+        let mut file = file();
+        file.hidden = Some(HiddenInput { state, means: vec![0.0; 2], stds: vec![1.0; 2] });
+        file.network = Network::Logistic { weights: vec![0.5; 3], bias: -1.0 };
+        let policy = PolicySpec::Calibrated { threshold: None }.build(Some(&Arc::new(file))).unwrap();
+        match Paired::new(policy, &edge, size) {
+            Ok(_) => assert!(fits, "{state:?} of 2 numbers beside {size}"),
+            Err(PolicyFileError::Field { field, problem }) => assert!(!fits && field == "hidden", "{field} {problem}"),
+            Err(other) => panic!("{other}"),
+        }
+    }
 }
 
 fn hidden(means: usize, stds: usize) -> HiddenInput {
