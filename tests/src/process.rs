@@ -169,6 +169,20 @@ pub fn runs(pid: u32) -> bool {
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
+/// Process id of the `tandem ROLE` that uses the state folder `state` (Linux).
+pub fn find(role: &str, state: &str) -> Result<Option<u32>> {
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if args.get(1) == Some(&role.as_bytes()) && args.contains(&state.as_bytes()) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
 /// CPU time that a process has taken, of all its threads (Linux).
 pub fn cpu_time(pid: u32) -> Result<Duration> {
     let mut nanoseconds = 0;

@@ -1,12 +1,14 @@
 //! `tandem up` as a person runs it.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use tandem_tests::process::{Ended, Up, WAIT_MAX, ask, cpu_time, finish, required, run, runs, signal, tandem, until};
+use tandem_tests::process::{
+    Ended, Process, Up, WAIT_MAX, ask, cpu_time, find, finish, required, run, runs, signal, tandem, until,
+};
 
 const QUESTION: &str = "What is the capital of Peru?";
 
@@ -72,6 +74,51 @@ async fn no_child_outlives_an_up_that_is_killed() -> Result<()> {
     until("the children to end", async || Ok(!children.into_iter().any(runs))).await
 }
 
+/// A stopped process, which goes on at the latest when the test ends.
+#[cfg(target_os = "linux")]
+struct Stopped(u32);
+
+#[cfg(target_os = "linux")]
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("kill").args(["-CONT", &self.0.to_string()]).status();
+    }
+}
+
+/// A cloud may load for as long as it likes: here it is stopped as soon as it is there.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_edge_answers_while_the_cloud_loads() -> Result<()> {
+    let state = tempfile::tempdir()?;
+    let folder = state.path().to_str().context("state")?;
+    let any = "127.0.0.1:0";
+    let args = ["up", "--listen", any, "--cloud-listen", any, "--router-listen", any, "--state", folder];
+    let stop = async {
+        let mut found = None;
+        until("the cloud's process", async || {
+            found = find("cloud", folder)?;
+            Ok(found.is_some())
+        })
+        .await?;
+        let pid = found.context("the cloud's process")?;
+        signal(pid, "STOP").await?;
+        anyhow::Ok(Stopped(pid))
+    };
+    let (up, cloud) = tokio::try_join!(Process::start(&args), stop)?;
+    let api = up.field("api")?;
+    let alone = ask(&api, QUESTION, "local", async |_| Ok(())).await?;
+    alone.check()?;
+    ensure!(alone.text.contains("Lima"), "{alone:?}");
+    ensure!(up.ready["pids"]["cloud"] == cloud.0, "{}", up.ready);
+    drop(cloud);
+    until("an answer by the cloud", async || {
+        let answer = ask(&api, QUESTION, "cloud", async |_| Ok(())).await?;
+        answer.check()?;
+        Ok(!answer.degraded())
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_that_dies_is_reported_and_comes_back_while_the_edge_answers() -> Result<()> {
     let up = Up::start(&[]).await?;
@@ -108,6 +155,11 @@ async fn a_taken_port_is_one_line_that_says_what_to_do() -> Result<()> {
     let ended = run(&["up", "--listen", "127.0.0.1:0", "--router-listen", &address, "--state", state]).await?;
     ensure!(ended.code == Some(4) && ended.stderr.contains("--router-listen"), "{ended:?}");
     ensure!(ended.stderr.trim_end().lines().count() == 1, "{ended:?}");
+    let taken = UdpSocket::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let ended = run(&["up", "--listen", "127.0.0.1:0", "--cloud-listen", &address, "--state", state]).await?;
+    ensure!(ended.code == Some(4) && ended.stderr.contains("the cloud does not start"), "{ended:?}");
+    ensure!(ended.stderr.contains(&address), "{ended:?}");
     Ok(())
 }
 
@@ -216,5 +268,11 @@ async fn a_conversation_goes_on_from_line_to_line() -> Result<()> {
         "{said} {}",
         String::from_utf8_lossy(&output.stderr)
     );
+
+    // `tandem chat … | head` ends without a word.
+    let mut chat = tandem(&["chat", QUESTION, "--url", &up.api])?.spawn()?;
+    drop(chat.stdout.take());
+    let output = tokio::time::timeout(WAIT_MAX, chat.wait_with_output()).await.context("the chat does not end")??;
+    ensure!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -30,7 +30,7 @@ use crate::{logging, pair, signals};
 use child::{Change, ChildSpec, State, Supervised, supervise};
 
 /// How long the ready line waits for the cloud link.
-const LINK_GRACE: Duration = Duration::from_secs(15);
+const LINK_GRACE: Duration = Duration::from_secs(5);
 
 type Links = watch::Receiver<Option<Arc<Link>>>;
 
