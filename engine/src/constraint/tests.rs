@@ -180,7 +180,8 @@ fn keys_come_in_the_order_of_the_schema() {
     let compiled = compile(&json_schema(schema).expect("a schema"));
     for seed in 0..8 {
         let text = text(&write(&compiled, seed, 60));
-        assert!(text.find("\"z\"") < text.find("\"a\""), "{text}");
+        let at = |key: &str| text.find(key).unwrap_or_else(|| panic!("seed {seed}: no {key} in {text}"));
+        assert!(at("\"z\"") < at("\"a\""), "seed {seed}: {text}");
     }
 }
 

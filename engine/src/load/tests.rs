@@ -5,16 +5,33 @@ use half::f16;
 use serde_json::json;
 
 use super::gguf::Gguf;
-use super::{check_gguf, check_safetensors};
+use super::{Checkpoint, check_gguf, check_safetensors};
 use crate::error::EngineError;
+use crate::spec::RopeScaling;
 
 const HIDDEN: usize = 64;
 const FF: usize = 96;
 const VOCAB: usize = 48;
 
-/// Types of the format: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q6_K, BF16; (id, block, bytes).
-const TYPES: [(u32, usize, usize); 9] =
-    [(0, 1, 4), (1, 1, 2), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34), (14, 256, 210), (30, 1, 2)];
+/// Types of the format: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K, BF16; (id, block, bytes).
+const TYPES: [(u32, usize, usize); 13] = [
+    (0, 1, 4),
+    (1, 1, 2),
+    (2, 32, 18),
+    (3, 32, 20),
+    (6, 32, 22),
+    (7, 32, 24),
+    (8, 32, 34),
+    (10, K_BLOCK, 84),
+    (11, K_BLOCK, 110),
+    (12, K_BLOCK, 144),
+    (13, K_BLOCK, 176),
+    (14, K_BLOCK, 210),
+    (30, 1, 2),
+];
+
+/// Numbers of a block of the k-types.
+const K_BLOCK: usize = 256;
 
 /// SplitMix64.
 struct Random(u64);
@@ -82,7 +99,17 @@ impl Writer {
                 0 => b.copy_from_slice(&small.to_le_bytes()),
                 1 => b.copy_from_slice(&f16::from_f32(small).to_le_bytes()),
                 30 => b.copy_from_slice(&half::bf16::from_f32(small).to_le_bytes()),
-                14 => b[208..].copy_from_slice(&f16::from_f32(small * 1e-2).to_le_bytes()),
+                // Factors that make weights of about 0.01; of the types 10, 12 and 13 also of the minima.
+                10 => {
+                    b[80..82].copy_from_slice(&f16::from_f32(small * 1.5e-2).to_le_bytes());
+                    b[82..].copy_from_slice(&f16::from_f32(small * 1.5e-2).to_le_bytes());
+                }
+                11 => b[108..].copy_from_slice(&f16::from_f32(small * 1e-2).to_le_bytes()),
+                12 | 13 => {
+                    b[..2].copy_from_slice(&f16::from_f32(small * 1e-3).to_le_bytes());
+                    b[2..4].copy_from_slice(&f16::from_f32(small * 5e-3).to_le_bytes());
+                }
+                14 => b[208..].copy_from_slice(&f16::from_f32(small * 5e-4).to_le_bytes()),
                 _ => {
                     b[..2].copy_from_slice(&f16::from_f32(small * 0.1).to_le_bytes());
                     if matches!(ty, 3 | 7) {
@@ -122,14 +149,13 @@ impl Writer {
 fn llama(ty: u32) -> Writer {
     let mut r = Random(7);
     let mut w = Writer::default();
-    // Q6_K needs rows of 256 values; only the embedding has a type of its own then.
-    let (hidden, inner) = if ty == 14 { (256, 0) } else { (HIDDEN, ty) };
+    let (hidden, ff) = if (10..=14).contains(&ty) { (K_BLOCK, K_BLOCK) } else { (HIDDEN, FF) };
     w.string("general.architecture", "llama");
     for (key, v) in [
         ("block_count", 2),
         ("context_length", 64),
         ("embedding_length", hidden as u32),
-        ("feed_forward_length", FF as u32),
+        ("feed_forward_length", ff as u32),
         ("attention.head_count", 4),
         ("attention.head_count_kv", 2),
         ("rope.dimension_count", hidden as u32 / 4),
@@ -148,13 +174,13 @@ fn llama(ty: u32) -> Writer {
         for (name, shape, ty) in [
             ("attn_norm", vec![hidden], 0),
             ("ffn_norm", vec![hidden], 0),
-            ("attn_q", vec![hidden, hidden], inner),
-            ("attn_k", vec![hidden / 2, hidden], inner),
-            ("attn_v", vec![hidden / 2, hidden], inner),
-            ("attn_output", vec![hidden, hidden], inner),
-            ("ffn_gate", vec![FF, hidden], inner),
-            ("ffn_up", vec![FF, hidden], inner),
-            ("ffn_down", vec![hidden, FF], inner),
+            ("attn_q", vec![hidden, hidden], ty),
+            ("attn_k", vec![hidden / 2, hidden], ty),
+            ("attn_v", vec![hidden / 2, hidden], ty),
+            ("attn_output", vec![hidden, hidden], ty),
+            ("ffn_gate", vec![ff, hidden], ty),
+            ("ffn_up", vec![ff, hidden], ty),
+            ("ffn_down", vec![hidden, ff], ty),
         ] {
             w.tensor(&mut r, &format!("blk.{i}.{name}.weight"), &shape, ty);
         }
@@ -194,7 +220,7 @@ fn every_number_format_computes_what_candle_computes() {
         let size = candle.iter().fold(0f32, |a, v| a.max(v.abs()));
         let worst = own.iter().zip(&candle).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
         println!("type {ty}: max |Δlogit| {worst:e} of {size:e}");
-        // 8-bit activations cost about 1 % a product; F16 stand-ins for k-quants far less.
+        // 8-bit activations cost about 1 % a product.
         let tolerance = if matches!(ty, 0 | 1 | 30) { 1e-5 } else { 0.05 };
         assert!(size > 0.0 && worst <= tolerance * size.max(0.1), "type {ty}");
     }
@@ -279,6 +305,15 @@ fn broken_gguf_is_refused_with_the_reason() {
     refused(&with(&|w| w.tensors[2].1 = vec![HIDDEN / 2]), "blk.0.attn_norm.weight");
     refused(&with(&|w| w.tensors.push(w.tensors[0].clone())), "stored twice");
     refused(&with(&|w| w.number("llama.expert_count", 8)), "llama.expert_used_count");
+    // The norm would lie inside the embedding.
+    let mut lying = good.clone();
+    let name = b"output_norm.weight";
+    let at = good.windows(name.len()).position(|part| part == name).expect("there") + name.len() + 4 + 8 + 4;
+    lying[at..at + 8].copy_from_slice(&32u64.to_le_bytes());
+    refused(&lying, "tensor `output_norm.weight`: lies on the bytes of tensor `token_embd.weight`");
+    // What no part of the decoder uses.
+    refused(&with(&|w| numbers(w, "blk.0.attn_q_norm.weight", &[1.0; 16])), "blk.0.attn_q_norm.weight");
+    refused(&with(&|w| numbers(w, "output.bias", &[1.0; VOCAB])), "output.bias");
     let mut deep = Vec::new();
     for _ in 0..100 {
         deep.extend(9u32.to_le_bytes());
@@ -318,6 +353,143 @@ fn unknown_pre_tokenizers_are_refused() {
     assert_eq!(t.encode("ab").expect("encodes"), [2]);
 }
 
+/// Adds a vector of these numbers.
+fn numbers(w: &mut Writer, name: &str, values: &[f32]) {
+    let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    w.tensors.push((name.to_owned(), vec![values.len()], 0, data));
+}
+
+#[test]
+fn biases_of_the_mlp_are_loaded() {
+    let mut w = llama(0);
+    for i in 0..2 {
+        numbers(&mut w, &format!("blk.{i}.ffn_gate.bias"), &[0.1; FF]);
+        numbers(&mut w, &format!("blk.{i}.ffn_up.bias"), &[0.2; FF]);
+        numbers(&mut w, &format!("blk.{i}.ffn_down.bias"), &[0.3; HIDDEN]);
+    }
+    assert!(check_gguf(&w.finish()).expect("loads").mlp_bias);
+    w.tensors.pop();
+    let e = check_gguf(&w.finish()).expect_err("one is missing").to_string();
+    assert!(e.contains("blk.1.ffn_down.bias"), "{e}");
+}
+
+#[test]
+fn rope_scaling_is_read_as_llama_cpp_reads_it() {
+    type Change<'a> = &'a dyn Fn(&mut Writer);
+    let scaling = |change: &dyn Fn(&mut Writer)| {
+        let mut w = llama(0);
+        change(&mut w);
+        check_gguf(&w.finish()).map(|spec| spec.ropes[0].scaling.clone())
+    };
+    let float = |w: &mut Writer, key: &str, v: f32| w.key(key, 6, &v.to_le_bytes());
+    let short: Vec<f32> = (0..8).map(|i| 1.0 + i as f32).collect();
+    let long: Vec<f32> = short.iter().map(|v| v * 10.0).collect();
+    let both = |w: &mut Writer| {
+        numbers(w, "rope_factors_long.weight", &long);
+        numbers(w, "rope_factors_short.weight", &short);
+    };
+    let factors = |divisors: &[f32]| RopeScaling::Factors { divisors: divisors.to_vec(), magnitude: 1.0 };
+    let table: [(Change<'_>, RopeScaling); 8] = [
+        (&|_| {}, RopeScaling::None),
+        (&|w| float(w, "llama.rope.scaling.factor", 4.0), RopeScaling::Linear { factor: 4.0 }),
+        (&|w| float(w, "llama.rope.scale_linear", 2.0), RopeScaling::Linear { factor: 2.0 }),
+        (&|w| float(w, "llama.rope.scaling.factor", 1.0), RopeScaling::None),
+        (
+            &|w| {
+                float(w, "llama.rope.scaling.factor", 4.0);
+                w.string("llama.rope.scaling.type", "none");
+            },
+            RopeScaling::None,
+        ),
+        (&both, factors(&short)),
+        (
+            &|w| {
+                both(w);
+                w.number("llama.rope.scaling.original_context_length", 32);
+            },
+            factors(&long),
+        ),
+        (
+            &|w| {
+                both(w);
+                float(w, "llama.rope.scaling.factor", 10.0);
+            },
+            factors(&long),
+        ),
+    ];
+    for (i, (change, expected)) in table.into_iter().enumerate() {
+        assert_eq!(scaling(change).unwrap_or_else(|e| panic!("{i}: {e}")), expected, "{i}");
+    }
+    let missing = scaling(&|w| w.string("llama.rope.scaling.type", "longrope")).expect_err("no factors").to_string();
+    assert!(missing.contains("rope_factors_short.weight"), "{missing}");
+    // YaRN has no use for them.
+    let idle = scaling(&|w| {
+        both(w);
+        w.string("llama.rope.scaling.type", "yarn");
+        float(w, "llama.rope.scaling.factor", 4.0);
+    });
+    let idle = idle.expect_err("unused factors").to_string();
+    assert!(idle.contains("rope_factors_long.weight"), "{idle}");
+}
+
+/// As llama.cpp's converter writes it: factors without a type.
+#[test]
+fn factors_of_minicpm3_are_used() {
+    let mut w = Writer::default();
+    w.string("general.architecture", "minicpm3");
+    for (key, v) in [
+        ("block_count", 1),
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("feed_forward_length", 32),
+        ("attention.head_count", 2),
+        ("attention.key_length", 24),
+        ("attention.q_lora_rank", 8),
+        ("attention.kv_lora_rank", 8),
+        ("rope.dimension_count", 8),
+    ] {
+        w.number(&format!("minicpm3.{key}"), v);
+    }
+    w.key("minicpm3.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    w.tensor(&mut Random(1), "token_embd.weight", &[VOCAB, 32], 0);
+    numbers(&mut w, "rope_factors_long.weight", &[4.0; 4]);
+    numbers(&mut w, "rope_factors_short.weight", &[2.0; 4]);
+    let bytes = w.finish();
+    let file = Checkpoint::gguf(&mut [Gguf::parse(&bytes).expect("parses")], &[&bytes]).expect("a spec");
+    let expected = RopeScaling::Factors { divisors: vec![2.0; 4], magnitude: 1.0 };
+    assert_eq!(file.spec.ropes[0].scaling, expected);
+}
+
+/// The embedded edge model with more tensors of one number.
+fn edge_with(names: &[&str]) -> Vec<u8> {
+    let weights = tandem_models::EDGE.weights;
+    let start = 8 + u64::from_le_bytes(weights[..8].try_into().expect("8 bytes")) as usize;
+    let (mut header, mut data): (serde_json::Map<String, serde_json::Value>, _) =
+        (serde_json::from_slice(&weights[8..start]).expect("json"), weights[start..].to_vec());
+    for name in names {
+        let offsets = [data.len(), data.len() + 4];
+        header.insert((*name).to_owned(), json!({ "dtype": "F32", "shape": [1], "data_offsets": offsets }));
+        data.extend(1f32.to_le_bytes());
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+#[test]
+fn tensors_that_nothing_uses_are_refused() {
+    let config = tandem_models::EDGE.config;
+    // Tables that old files have, and a layer that predicts further tokens.
+    let fine = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.3.shared_head.norm.weight"];
+    check_safetensors(config, &edge_with(&fine)).expect("nothing that changes the answer");
+    for name in ["model.layers.0.mlp.gate_proj.bias", "model.layers.2.self_attn.q_norm.weight", "lm_head.bias"] {
+        let e = check_safetensors(config, &edge_with(&[name]));
+        assert!(matches!(&e, Err(EngineError::Tensor { name: named, .. }) if named == name), "{name}: {e:?}");
+    }
+    let mut tied: serde_json::Value = serde_json::from_slice(config).expect("json");
+    tied["tie_word_embeddings"] = json!(true);
+    check_safetensors(tied.to_string().as_bytes(), &edge_with(&[])).expect("a head that is stored all the same");
+}
+
 fn deepseek() -> (serde_json::Value, Vec<u8>) {
     let e = tandem_models::CLOUD;
     (serde_json::from_slice(e.config).expect("json"), e.weights.to_vec())
@@ -341,7 +513,9 @@ fn broken_configs_are_refused_with_the_field() {
         ("rms_norm_eps", json!(-1.0)),
         ("rope_theta", json!(0)),
         ("rope_scaling", json!({"type": "spiral", "factor": 40})),
+        ("bos_token_id", json!(5000)),
         ("eos_token_id", json!(5000)),
+        ("partial_rotary_factor", json!(0.5)),
         ("hidden_act", json!("gelu")),
         ("scoring_func", json!("softmax")),
         ("attention_bias", json!(true)),
@@ -363,7 +537,9 @@ fn broken_configs_are_refused_with_the_field() {
                 | "topk_group"
                 | "rope_scaling"
                 | "rope_theta"
+                | "bos_token_id"
                 | "eos_token_id"
+                | "partial_rotary_factor"
                 | "hidden_act"
                 | "scoring_func"
                 | "attention_bias"

@@ -12,6 +12,8 @@ mod minicpm;
 mod moe;
 mod qwen;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 use crate::error::EngineError;
 
