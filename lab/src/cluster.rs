@@ -180,3 +180,6 @@ impl Cluster {
         Ok(Self { edge, cloud, proxy: handle, _proxy: proxy, shutdown })
     }
 }
+
+#[cfg(test)]
+mod tests;

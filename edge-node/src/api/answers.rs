@@ -49,7 +49,7 @@ enum State {
 }
 
 /// What a choice says next.
-enum Said {
+enum Heard {
     /// An event; `None` if the node has gone silent for good.
     Event(Option<Event>),
     /// What it took until the stop string, if the node said so in time.
@@ -119,13 +119,13 @@ impl Answers {
         loop {
             let (choice, said) = poll_fn(|cx| self.poll_choices(cx)).await?;
             let update = match said {
-                Said::Event(Some(Event::Token(event))) => self.on_token(choice, event),
-                Said::Event(Some(Event::Done(done))) => Some(self.on_end(choice, done.finish, done.route)),
-                Said::Event(Some(Event::Failed(error))) => Some(self.on_failure(error)),
-                Said::Event(None) => {
+                Heard::Event(Some(Event::Token(event))) => self.on_token(choice, event),
+                Heard::Event(Some(Event::Done(done))) => Some(self.on_end(choice, done.finish, done.route)),
+                Heard::Event(Some(Event::Failed(error))) => Some(self.on_failure(error)),
+                Heard::Event(None) => {
                     Some(self.on_failure(GenerateError::Engine("the answer ended without a result".into())))
                 }
-                Said::WoundDown(route) => Some(self.on_wound_down(choice, route)),
+                Heard::WoundDown(route) => Some(self.on_wound_down(choice, route)),
             };
             if update.is_some() {
                 return update;
@@ -144,15 +144,15 @@ impl Answers {
     }
 
     /// What any choice says next; ready with `None` if all have ended.
-    fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Said)>> {
+    fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Heard)>> {
         let count = self.choices.len();
         let mut running = false;
         for offset in 0..count {
             let choice = (self.turn + offset) % count;
             let said = match &mut self.choices[choice].state {
-                State::Open(generation) => generation.events.poll_recv(cx).map(Said::Event),
+                State::Open(generation) => generation.events.poll_recv(cx).map(Heard::Event),
                 State::WindingDown(route) => {
-                    route.as_mut().poll(cx).map(|route| Said::WoundDown(route.ok().and_then(Result::ok)))
+                    route.as_mut().poll(cx).map(|route| Heard::WoundDown(route.ok().and_then(Result::ok)))
                 }
                 State::Ended => continue,
             };

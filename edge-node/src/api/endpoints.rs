@@ -12,7 +12,7 @@ use super::backend::{Backend, Readiness};
 use super::body::read_json;
 use super::chat_fields::ChatFields;
 use super::completion_fields::CompletionFields;
-use super::error::ApiError;
+use super::error::{ApiError, Params};
 use super::reply::Kind;
 use super::request_id::RequestId;
 use super::respond::{Plan, respond};
@@ -41,7 +41,7 @@ pub(crate) async fn chat(
         fields: answer,
         target,
         prompts: vec![prompt],
-        prompt_param: "messages",
+        params: Params { prompt: "messages", grammar: tooling.calls().map_or("response_format", |_| "tools") },
         logprobs: logprobs.then_some(top_logprobs),
         notice: notice.or_else(|| tooling.notice()),
         grammar,
@@ -69,7 +69,7 @@ pub(crate) async fn completions(
         fields: answer,
         target,
         prompts,
-        prompt_param: "prompt",
+        params: Params { prompt: "prompt", grammar: "response_format" },
         logprobs,
         notice: None,
         grammar: None,

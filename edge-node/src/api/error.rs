@@ -14,6 +14,15 @@ const LOADING_RETRY_S: u64 = 1;
 /// Milliseconds to wait before a retry, as the OpenAI clients read it (finer than `Retry-After`).
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
+/// Fields of a request that a failed generation points at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Params {
+    /// Holds the prompt.
+    pub(crate) prompt: &'static str,
+    /// Asks for the grammar.
+    pub(crate) grammar: &'static str,
+}
+
 /// What a client did wrong, or what the node could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -107,6 +116,13 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", Some("unsupported_media_type"), message)
     }
 
+    /// 429.
+    pub(crate) fn busy(message: impl Into<String>, retry_after_ms: u64) -> Self {
+        let mut busy = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("busy"), message.into());
+        busy.retry_after_ms = Some(retry_after_ms);
+        busy
+    }
+
     /// 500.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("generation_failed"), message.into())
@@ -124,20 +140,15 @@ impl ApiError {
         error
     }
 
-    /// What a refused or failed generation is to the client; `prompt_param` is the field that
-    /// holds the prompt.
-    pub(crate) fn from_generation(error: &GenerateError, prompt_param: &str) -> Self {
+    /// What a refused or failed generation is to the client.
+    pub(crate) fn from_generation(error: &GenerateError, params: Params) -> Self {
         let message = error.to_string();
         match error {
-            GenerateError::Busy { retry_after_ms, .. } => {
-                let mut busy = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("busy"), message);
-                busy.retry_after_ms = Some(*retry_after_ms);
-                busy
-            }
-            GenerateError::TooLong { .. } => Self::bad_request("context_length_exceeded", message).about(prompt_param),
-            GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(prompt_param),
+            GenerateError::Busy { retry_after_ms, .. } => Self::busy(message, *retry_after_ms),
+            GenerateError::TooLong { .. } => Self::bad_request("context_length_exceeded", message).about(params.prompt),
+            GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(params.prompt),
             GenerateError::NoCloud(_) => Self::bad_request("no_cloud", message).about("model"),
-            GenerateError::Grammar(_) => Self::bad_request("invalid_grammar", message).about("response_format"),
+            GenerateError::Grammar(_) => Self::bad_request("invalid_grammar", message).about(params.grammar),
             GenerateError::ForeignCloud { .. } => Self::bad_request("tokenizers_differ", message).about("model"),
             GenerateError::Engine(_) => Self::internal(message),
         }

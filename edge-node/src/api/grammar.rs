@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tandem_engine::constraint::{Compiled, ConstraintError, json_object, json_schema};
 use tandem_proto::message::Grammar;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::backend::Backend;
 use super::error::ApiError;
@@ -15,6 +15,10 @@ use super::tools::name_is_good;
 
 /// Most grammars compiled at a time; further requests wait.
 const COMPILING_MAX: usize = 2;
+/// Most requests that wait; further ones are told to come again.
+const WAITING_MAX: usize = 32;
+/// When those may come again, milliseconds.
+const RETRY_AFTER_MS: u64 = 500;
 
 /// Where the schema of a `response_format` stands.
 pub(crate) const SCHEMA_PARAM: &str = "response_format.json_schema.schema";
@@ -82,11 +86,15 @@ impl Format {
 
 /// Turns for the compiler.
 #[derive(Debug)]
-pub(crate) struct Turns(Semaphore);
+pub(crate) struct Turns {
+    /// Of those that compile and those that wait.
+    places: Semaphore,
+    turns: Semaphore,
+}
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Semaphore::new(COMPILING_MAX))
+        Self { places: Semaphore::new(COMPILING_MAX + WAITING_MAX), turns: Semaphore::new(COMPILING_MAX) }
     }
 }
 
@@ -98,10 +106,16 @@ impl Turns {
         grammar: Grammar,
     ) -> Result<Result<Arc<Compiled>, ConstraintError>, ApiError> {
         let gone = |e: &dyn std::fmt::Display| ApiError::internal(format!("the grammar could not be compiled: {e}"));
-        let _turn = self.0.acquire().await.map_err(|e| gone(&e))?;
+        let _place = self.place()?;
+        let _turn = self.turns.acquire().await.map_err(|e| gone(&e))?;
         let backend = Arc::clone(backend);
         let work = move || backend.constraints().compile(&grammar);
         tokio::task::spawn_blocking(work).await.map_err(|e| gone(&e))
+    }
+
+    fn place(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        let full = |_| ApiError::busy(format!("{WAITING_MAX} grammars wait to be compiled"), RETRY_AFTER_MS);
+        self.places.try_acquire().map_err(full)
     }
 }
 
@@ -111,5 +125,23 @@ pub(crate) fn refused(error: &ConstraintError, param: &str) -> ApiError {
     match error {
         ConstraintError::Vocabulary(_) => ApiError::bad_request("unsupported_field", message).about(param),
         _ => ApiError::bad_request("invalid_json_schema", message).about(param),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    #[test]
+    fn requests_that_wait_for_the_compiler_are_bounded() {
+        let turns = Turns::default();
+        let taken: Vec<_> = (0..COMPILING_MAX + WAITING_MAX).map(|_| turns.place()).collect();
+        assert!(taken.iter().all(Result::is_ok));
+        let refused = turns.place().err().expect("no place is left");
+        assert_eq!((refused.status, refused.retry_after_ms), (StatusCode::TOO_MANY_REQUESTS, Some(RETRY_AFTER_MS)));
+        drop(taken);
+        assert!(turns.place().is_ok());
     }
 }

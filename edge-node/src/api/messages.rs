@@ -39,6 +39,11 @@ impl ChatMessage {
         !self.calls.is_empty() || self.answers.is_some()
     }
 
+    /// Text that goes into the prompt, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.content.len() + self.calls.iter().map(|c| c.name.len() + c.arguments.len()).sum::<usize>()
+    }
+
     /// The message as templates take it. `as_text`: arguments stay text; else they become objects.
     /// `name` is the function whose result a tool's message is.
     pub(crate) fn for_template(&self, as_text: bool, name: Option<&str>) -> Value {

@@ -31,7 +31,8 @@ pub(crate) async fn of_chat(
     messages: Vec<ChatMessage>,
     told: Told,
 ) -> Result<(Vec<u32>, Option<&'static str>), ApiError> {
-    let bytes = messages.iter().map(|message| message.content.len()).sum();
+    let tools = told.tools.as_ref().map_or(0, |tools| tools.to_string().len());
+    let bytes = tools + messages.iter().map(ChatMessage::bytes).sum::<usize>();
     on_right_thread(backend, bytes, move |backend| {
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let called = |id: &str| messages.iter().flat_map(|m| &m.calls).find(|c| c.id == id).map(|c| c.name.as_str());

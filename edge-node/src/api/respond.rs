@@ -15,7 +15,7 @@ use super::answer_fields::AnswerFields;
 use super::answers::{Answers, Update};
 use super::backend::Backend;
 use super::call_syntax::CallSyntax;
-use super::error::ApiError;
+use super::error::{ApiError, Params};
 use super::meter::Meter;
 use super::model_name::Target;
 use super::pieces::{Piece, WrittenToken};
@@ -51,7 +51,7 @@ pub(crate) struct Plan {
     /// Token ids of each prompt.
     pub(crate) prompts: Vec<Vec<u32>>,
     /// Field that holds the prompt.
-    pub(crate) prompt_param: &'static str,
+    pub(crate) params: Params,
     /// Log probabilities with this many alternatives.
     pub(crate) logprobs: Option<u32>,
     /// For [`NOTICE_HEADER`].
@@ -66,13 +66,14 @@ pub(crate) struct Plan {
 pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Response, ApiError> {
     let status = backend.status();
     let (mode, reason) = choose_mode(&plan, &status)?;
-    let param = plan.prompt_param;
-    let requests = requests(backend.as_ref(), &plan, mode).map_err(|error| ApiError::from_generation(&error, param))?;
+    let params = plan.params;
+    let requests =
+        requests(backend.as_ref(), &plan, mode).map_err(|error| ApiError::from_generation(&error, params))?;
     let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let meter = Meter::new(plan.path, mode, plan.received);
     let spelt = plan.calls.map(|syntax| syntax.special_tokens(backend.tokenizer())).unwrap_or_default();
     let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt_tokens, meter)
-        .map_err(|error| ApiError::from_generation(&error, param))?;
+        .map_err(|error| ApiError::from_generation(&error, params))?;
 
     let mut headers = HeaderMap::new();
     set(&mut headers, MODE_HEADER, mode.name());
@@ -90,10 +91,10 @@ pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Re
         set(&mut headers, "x-accel-buffering", "no");
         let keep_alive = KeepAlive::new().interval(Duration::from_secs(KEEP_ALIVE_S));
         let id = plan.request_id;
-        let sse = Sse::new(stream(Arc::clone(backend), answers, shape, param, id)).keep_alive(keep_alive);
+        let sse = Sse::new(stream(Arc::clone(backend), answers, shape, params, id)).keep_alive(keep_alive);
         return Ok((headers, sse).into_response());
     }
-    let (body, route) = whole(backend.as_ref(), answers, &shape, param).await?;
+    let (body, route) = whole(backend.as_ref(), answers, &shape, params).await?;
     if route.degraded {
         set(&mut headers, DEGRADED_HEADER, route.degraded_reason.as_deref().unwrap_or("cloud-away"));
     }
@@ -189,7 +190,7 @@ async fn whole(
     backend: &dyn Backend,
     mut answers: Answers,
     shape: &Shape,
-    prompt_param: &str,
+    params: Params,
 ) -> Result<(Vec<u8>, RouteSummary), ApiError> {
     let mut parts: Vec<(Piece, FinishReason)> =
         (0..answers.len()).map(|_| (Piece::default(), FinishReason::Stop)).collect();
@@ -201,7 +202,7 @@ async fn whole(
                 all.tokens.extend(piece.tokens);
             }
             Update::End { choice, finish, .. } => parts[choice].1 = finish,
-            Update::Failed(error) => return Err(ApiError::from_generation(&error, prompt_param)),
+            Update::Failed(error) => return Err(ApiError::from_generation(&error, params)),
         }
     }
     let usage = answers.usage();
@@ -228,7 +229,7 @@ struct Streaming {
     backend: Arc<dyn Backend>,
     answers: Answers,
     shape: Shape,
-    prompt_param: &'static str,
+    params: Params,
     /// Finders of tool calls, by choice.
     finders: Vec<CallFinder>,
     ready: VecDeque<String>,
@@ -241,7 +242,7 @@ fn stream(
     backend: Arc<dyn Backend>,
     answers: Answers,
     shape: Shape,
-    prompt_param: &'static str,
+    params: Params,
     request_id: RequestId,
 ) -> impl Stream<Item = Result<SseEvent, Infallible>> {
     let mut ready = VecDeque::new();
@@ -251,7 +252,7 @@ fn stream(
     }
     let finders =
         shape.calls.map_or_else(Vec::new, |calls| (0..answers.len()).map(|_| CallFinder::new(calls)).collect());
-    let state = Streaming { backend, answers, shape, finders, prompt_param, ready, over, _request_id: request_id };
+    let state = Streaming { backend, answers, shape, finders, params, ready, over, _request_id: request_id };
     unfold(state, |mut state| async move {
         loop {
             if let Some(data) = state.ready.pop_front() {
@@ -287,7 +288,7 @@ impl Streaming {
                     && push(&mut self.ready, &self.shape.finish_chunk(choice, finish_word(finish, called), route))
             }
             Some(Update::Failed(error)) => {
-                let error = ApiError::from_generation(&error, self.prompt_param);
+                let error = ApiError::from_generation(&error, self.params);
                 self.ready.push_back(error.body().to_string());
                 false
             }

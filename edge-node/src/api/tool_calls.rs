@@ -49,11 +49,21 @@ pub(crate) struct CallFinder {
     unsaid: String,
     announced: usize,
     completed: usize,
+    /// Text for the reader has come.
+    spoken: bool,
 }
 
 impl CallFinder {
     pub(crate) fn new(syntax: &'static CallSyntax) -> Self {
-        Self { syntax, phase: Phase::Content, held: String::new(), unsaid: String::new(), announced: 0, completed: 0 }
+        Self {
+            syntax,
+            phase: Phase::Content,
+            held: String::new(),
+            unsaid: String::new(),
+            announced: 0,
+            completed: 0,
+            spoken: false,
+        }
     }
 
     /// True once a call is complete.
@@ -145,7 +155,7 @@ impl CallFinder {
     fn look_for_a_call(&mut self, said: &mut Vec<Said>) {
         let Some(opener) = self.syntax.opener() else {
             // A bare call stands at the answer's beginning or nowhere.
-            if self.held.trim_start() == "{" {
+            if self.held.trim_start() == "{" && !self.spoken {
                 self.unsaid = std::mem::take(&mut self.held);
                 self.enter_object();
             }
@@ -155,9 +165,10 @@ impl CallFinder {
             return;
         }
         self.unsaid = self.held.split_off(self.held.len() - opener.len());
-        let before = std::mem::take(&mut self.held);
-        // Line breaks between content and call belong to neither.
-        say(said, Said::Content(before.trim_end_matches('\n').to_owned()));
+        // Line breaks between content and call belong to neither; where no call comes, they are text.
+        let breaks = self.held.split_off(self.held.trim_end_matches('\n').len());
+        self.unsaid.insert_str(0, &breaks);
+        say(said, Said::Content(std::mem::take(&mut self.held)));
         self.phase = if self.syntax.begin.is_empty() && matches!(self.syntax.body, Body::Parts { .. }) {
             Phase::Name
         } else {
@@ -179,6 +190,7 @@ impl CallFinder {
             }
         };
         let rest = self.held.split_off(self.held.len() - keep);
+        self.spoken |= !self.held.trim().is_empty();
         say(said, Said::Content(std::mem::replace(&mut self.held, rest)));
     }
 
@@ -377,6 +389,14 @@ mod tests {
             (llama, " {\"name\": \"f\", \"parameters\": {\"k\": \"v\"}}", "", vec![("f", "{\"k\": \"v\"}")], true),
             (llama, "The set {1, 2}", "The set {1, 2}", vec![], false),
             (
+                llama,
+                "So: {\"name\": \"f\", \"parameters\": {}}",
+                "So: {\"name\": \"f\", \"parameters\": {}}",
+                vec![],
+                false,
+            ),
+            (hermes, "a\n<tool_call> is a tag", "a\n<tool_call> is a tag", vec![], false),
+            (
                 v3,
                 "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"a\": {}}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
                 "",
@@ -406,7 +426,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn cuts_change_nothing(which in 0usize..14, cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
+        fn cuts_change_nothing(which in 0usize..16, cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
             let (syntax, answer, ..) = table()[which].clone();
             let boundaries: Vec<usize> = answer.char_indices().map(|(i, _)| i).chain([answer.len()]).collect();
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| boundaries[cut.index(boundaries.len())]).collect();

@@ -82,8 +82,7 @@ impl Answer {
         }
         if self.uplink.is_none() && self.cloud == Cloud::Wanted {
             let grace = if self.opens_early() { self.grace_left().map(|d| Instant::now() + d) } else { None };
-            let retry = self.retry_at.filter(|t| *t > Instant::now());
-            return grace.into_iter().chain(retry).min();
+            return grace.into_iter().chain(self.retry_at).min();
         }
         let asked = self.asked_at.filter(|_| self.request.mode == Mode::Auto)?;
         let rtt = self.uplink.as_ref().map_or(0, |u| u.link.stats().rtt_us);

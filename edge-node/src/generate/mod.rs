@@ -196,12 +196,13 @@ impl Answer {
             self.connect().await;
             self.ask().await;
             self.serve_pull().await;
+            // Before `draft` looks at the clock: what is not over here, it or the deadline will notice.
+            let deadline = self.deadline();
             self.draft()?;
             // What the edge has just settled by itself wakes nobody.
             if self.session.can_commit() {
                 continue;
             }
-            let deadline = self.deadline();
             tokio::select! {
                 () = self.events.closed() => return Err(Halt::Cancelled),
                 step = self.drafter.wait() => self.on_draft(step).await?,
@@ -282,7 +283,10 @@ impl Answer {
         if self.uplink.is_some() || self.cloud != Cloud::Wanted {
             return;
         }
-        let Some(link) = self.link().filter(|_| !self.is_paused()) else {
+        if !self.is_paused() {
+            self.retry_at = None;
+        }
+        let Some(link) = self.link().filter(|_| self.retry_at.is_none()) else {
             self.note_absence();
             return;
         };
@@ -297,7 +301,6 @@ impl Answer {
         if !self.opens_early() && !self.session.is_waiting() && !fetch && self.draft_error.is_none() {
             return;
         }
-        self.retry_at = None;
         self.send_hidden = self.trunk_shared && self.node.hidden_pays(&link);
         if self.send_hidden {
             self.drafter.keep_hidden();
