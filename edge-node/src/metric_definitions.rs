@@ -15,7 +15,7 @@ pub const LABEL_STATUS: &str = "status";
 pub const LABEL_OUTCOME: &str = "outcome";
 /// Label: whose decision a token is: `edge`, `verified`, `cloud`.
 pub const LABEL_ORIGIN: &str = "origin";
-/// Label: `up` (to the cloud) or `down`.
+/// Label: `up` (to the cloud) or `down`; of KV payload `sent` or `received`.
 pub const LABEL_DIRECTION: &str = "direction";
 
 /// Values of [`LABEL_ROUTE`] that are spelled out.

@@ -18,7 +18,7 @@ use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{ModelCard, SamplingParams};
 use tandem_router::exchange::Exchange;
-use tandem_router::policy::{Paired, Policy, PolicyFileError, Steering, SteeringConfig};
+use tandem_router::policy::{Paired, Policy, PolicyFileError, Steering};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
@@ -371,7 +371,7 @@ impl Inner {
                 None
             }
         };
-        Steering::new(policy.clone(), SteeringConfig { threshold, ..SteeringConfig::default() })
+        Steering::new(policy.clone(), threshold)
     }
 
     pub(crate) fn estimates(&self) -> Estimates {

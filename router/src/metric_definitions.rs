@@ -1,11 +1,15 @@
-//! Names of the router's metrics. Labels are listed with each.
+//! Names and labels of the router's metrics.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-/// Counter: requests answered. Labels: `method` (register, heartbeat, drain, place, status),
-/// `outcome` (ok, refused, denied, invalid, busy, failed).
+/// Label: `register`, `heartbeat`, `drain`, `place`, `status`.
+pub const LABEL_METHOD: &str = "method";
+/// Label: `ok`, `refused`, `denied`, `invalid`, `busy`, `failed`.
+pub const LABEL_OUTCOME: &str = "outcome";
+
+/// Counter {method, outcome}: requests answered.
 pub const REQUESTS: &str = "tandem_router_requests_total";
-/// Histogram, seconds: time to answer. Label: `method`.
+/// Histogram {method}, seconds: time to answer.
 pub const REQUEST_SECONDS: &str = "tandem_router_request_seconds";
 /// Gauge: registered nodes with a fresh heartbeat.
 pub const NODES_ALIVE: &str = "tandem_router_nodes_alive";

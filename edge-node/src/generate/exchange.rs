@@ -66,7 +66,7 @@ impl Answer {
             return Ok(());
         };
         let Some(incoming) = &mut fetch.incoming else { return Ok(()) };
-        counter!(m::KV_BYTES, "direction" => "received").increment(payload.len() as u64);
+        counter!(m::KV_BYTES, m::LABEL_DIRECTION => "received").increment(payload.len() as u64);
         if let Some(uplink) = &mut self.uplink {
             uplink.received_bulk(payload.len());
         }
@@ -162,7 +162,7 @@ impl Answer {
         };
         for index in wanted {
             let payload = Bytes::from(trunk::payload(&state[index]));
-            counter!(m::KV_BYTES, "direction" => "sent").increment(payload.len() as u64);
+            counter!(m::KV_BYTES, m::LABEL_DIRECTION => "sent").increment(payload.len() as u64);
             let block = Message::KvBlock(outgoing.block(index, &payload));
             let Some(uplink) = &mut self.uplink else { return };
             if let Err(e) = uplink.send_bulk(block, payload).await {

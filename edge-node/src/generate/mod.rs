@@ -483,9 +483,8 @@ impl Answer {
                     position_in_answer: (self.session.tokens().len() - self.request.prompt.len()) as u32,
                     hidden: Some(&choice.hidden),
                 };
-                let (decision, spend) = self.steering.decide(&features, None, 0);
+                let decision = self.steering.decide(&features);
                 if decision.escalates() && !reachable {
-                    self.steering.undo(spend, None);
                     self.degrade("the cloud is not reachable");
                     return (false, Some(decision.risk()), "cloud-away");
                 }

@@ -135,7 +135,7 @@ impl<'a> Bench<'a> {
         let members: Vec<usize> = (0..self.rows.len()).collect();
         for (name, policy) in &policies[1..] {
             let (threshold, paths) = at_share(&mut self.explorer, &members, policy, &self.cloud, share, self.progress)?;
-            let behind = Some(ahead(&own_hits, &self.hits(&paths)?));
+            let behind = Some(lead(&own_hits, &self.hits(&paths)?));
             rules.push(Baseline { behind, ..baseline(self, name, f64::from(threshold), &paths)? });
         }
         rules.push(random_baseline(self, share, &own_hits)?);
@@ -182,7 +182,7 @@ pub(super) fn compare(
 }
 
 /// How far `own` is ahead of `other`.
-fn ahead(own: &[f64], other: &[f64]) -> (f64, Interval) {
+fn lead(own: &[f64], other: &[f64]) -> (f64, Interval) {
     let differences: Hits = own.iter().zip(other).map(|(own, other)| own - other).collect();
     (differences.iter().sum::<f64>() / differences.len().max(1) as f64, Interval::of_mean(&differences))
 }
@@ -218,7 +218,7 @@ fn random_baseline(bench: &mut Bench<'_>, share: f64, own: &[f64]) -> Result<Bas
         exact_match: mean(&|b| b.exact_match),
         equals_cloud: mean(&|b| b.equals_cloud),
         interval: of_coins.first().map(|b| b.interval).unwrap_or_default(),
-        behind: Some(ahead(own, &hits)),
+        behind: Some(lead(own, &hits)),
         share_needed: None,
     })
 }

@@ -76,7 +76,7 @@ fn baselines(out: &mut String, split: &SplitReport) {
             "| {} | {:.4} | {share} | {hit} | {low} – {high} | {} | {} | {} |",
             b.rule,
             b.threshold,
-            b.behind.map_or_else(|| "–".into(), |(by, i)| ahead(by, i)),
+            b.behind.map_or_else(|| "–".into(), |(by, i)| in_points(by, i)),
             percent(b.equals_cloud),
             b.share_needed.map_or_else(|| "not in the curve".into(), percent)
         );
@@ -85,7 +85,7 @@ fn baselines(out: &mut String, split: &SplitReport) {
 }
 
 /// A difference in points, with its interval.
-fn ahead(by: f64, interval: Interval) -> String {
+fn in_points(by: f64, interval: Interval) -> String {
     format!("{:+.1} ({:+.1} … {:+.1})", 100.0 * by, 100.0 * interval.low, 100.0 * interval.high)
 }
 

@@ -109,7 +109,8 @@ impl SingleNode {
         };
         let epoch_reserved = inner.state.epoch().0.saturating_add(EPOCHS_RESERVED);
         let stored = Stored { epoch_reserved, state: inner.state.snapshot()? };
-        tokio::task::spawn_blocking(move || store.save(&stored)).await.map_err(|_| LogError::Stopped)??;
+        let applied = inner.state.applied();
+        tokio::task::spawn_blocking(move || store.save(applied, &stored)).await.map_err(|_| LogError::Stopped)??;
         inner.epoch_reserved = epoch_reserved;
         inner.dirty = false;
         Ok(())

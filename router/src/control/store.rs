@@ -7,6 +7,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,9 @@ pub(super) struct Stored {
 #[derive(Debug)]
 pub(super) struct Store {
     folder: PathBuf,
+    /// Commands applied in the newest snapshot written. Writers take turns: one whose caller gave up
+    /// may still be at work.
+    newest: Mutex<u64>,
     // Held for as long as the store lives.
     _lock: File,
 }
@@ -90,7 +94,7 @@ impl Store {
         fs::create_dir_all(folder).map_err(io)?;
         let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK_NAME)).map_err(io)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder: folder.to_path_buf(), _lock: lock }),
+            Ok(()) => Ok(Self { folder: folder.to_path_buf(), newest: Mutex::new(0), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: folder.to_path_buf() }),
             Err(TryLockError::Error(source)) => Err(io(source)),
         }
@@ -133,10 +137,17 @@ impl Store {
         Ok(Some(Stored { epoch_reserved: header.epoch_reserved, state }))
     }
 
-    /// Replaces the snapshot. When this returns `Ok`, it survives a power cut.
-    pub(super) fn save(&self, stored: &Stored) -> Result<(), StoreError> {
+    /// Replaces the snapshot by one of the state after `applied` commands; a newer one stays. When
+    /// this returns `Ok`, what it was given survives a power cut.
+    pub(super) fn save(&self, applied: u64, stored: &Stored) -> Result<(), StoreError> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if applied < *newest {
+            return Ok(());
+        }
         let path = self.path();
-        self.replace(&path, stored).map_err(|source| StoreError::Io { path, source })
+        self.replace(&path, stored).map_err(|source| StoreError::Io { path, source })?;
+        *newest = applied;
+        Ok(())
     }
 
     fn replace(&self, path: &Path, stored: &Stored) -> io::Result<()> {
@@ -159,5 +170,35 @@ impl Store {
         #[cfg(unix)]
         File::open(&self.folder)?.sync_all()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(applied: u64) -> Stored {
+        // Longer where newer, so that a mixture of two shows.
+        Stored { epoch_reserved: applied, state: vec![applied as u8; 1000 + 100 * applied as usize] }
+    }
+
+    /// A caller that gives up leaves its writer at work, and the next one begins.
+    #[test]
+    fn writers_that_overlap_leave_the_newest_snapshot_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        std::thread::scope(|scope| {
+            for first in 0..4 {
+                let store = &store;
+                scope.spawn(move || {
+                    for applied in (first..40).step_by(4) {
+                        store.save(applied, &stored(applied)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(store.load().unwrap(), Some(stored(39)));
+        store.save(7, &stored(7)).unwrap();
+        assert_eq!(store.load().unwrap(), Some(stored(39)), "an older snapshot came last");
     }
 }

@@ -1,19 +1,16 @@
 //! When to escalate: features of a drafted token in, `Stay` or `Escalate` with a reason out.
 //!
 //! A [`Policy`] is a pure score and a threshold τ: it escalates iff score > τ. All of them share
-//! that shape, so that a share of cloud tokens or a quality target moves τ of any of them and
-//! baselines are compared at equal cost. [`Steering`] wraps one for a request and adds what has
-//! state: the limit of the unverified tail, the online threshold and the token budgets.
+//! that shape, so that a request may move τ of any of them ([`Steering`]) and baselines are compared
+//! at equal cost.
 
 mod always;
-mod budget;
 mod calibrated;
 mod entropy;
 pub mod file;
 pub mod fit;
 mod never;
 mod paired;
-mod quality;
 mod random;
 mod steering;
 mod top1;
@@ -23,7 +20,6 @@ use std::{fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use always::Always;
-pub use budget::{ShareController, TokenBucket};
 pub use calibrated::Calibrated;
 pub use entropy::Entropy;
 pub use file::{
@@ -32,9 +28,8 @@ pub use file::{
 };
 pub use never::Never;
 pub use paired::Paired;
-pub use quality::{QualityError, ShareError, for_quality, for_share};
 pub use random::Random;
-pub use steering::{Spend, Steering, SteeringConfig};
+pub use steering::Steering;
 pub use top1::Top1;
 
 /// What is known about one drafted token before anybody else has judged it.
@@ -87,12 +82,8 @@ pub enum Reason {
     Always,
     /// Stay: the policy never escalates.
     Never,
-    /// Escalate: the unverified tail has reached its limit.
-    TailLimit,
     /// Escalate: a feature is not a finite number, so no score means anything.
     NotFinite,
-    /// Stay: the score asked for the cloud, but the token budget is used up.
-    BudgetExhausted,
 }
 
 impl Reason {
@@ -107,9 +98,7 @@ impl Reason {
             Self::Random => "random",
             Self::Always => "always",
             Self::Never => "never",
-            Self::TailLimit => "tail-limit",
             Self::NotFinite => "not-finite",
-            Self::BudgetExhausted => "budget-exhausted",
         }
     }
 }

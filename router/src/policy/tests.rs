@@ -107,9 +107,7 @@ fn names_are_stable() {
         Reason::Random,
         Reason::Always,
         Reason::Never,
-        Reason::TailLimit,
         Reason::NotFinite,
-        Reason::BudgetExhausted,
     ]
     .into_iter()
     .map(|reason| {
@@ -117,18 +115,7 @@ fn names_are_stable() {
         reason.to_string()
     })
     .collect();
-    let expected = [
-        "sure",
-        "risk",
-        "entropy",
-        "top1",
-        "random",
-        "always",
-        "never",
-        "tail-limit",
-        "not-finite",
-        "budget-exhausted",
-    ];
+    let expected = ["sure", "risk", "entropy", "top1", "random", "always", "never", "not-finite"];
     assert_eq!(names, expected);
 }
 
@@ -283,86 +270,17 @@ fn a_network_by_hand() {
 }
 
 #[test]
-fn quality_table() {
-    let quality = file().quality;
-    // n = 99: the bound is (99·R̂ + 1)/100.
-    for (target, threshold) in [(0.01, 0.1), (0.05, 0.3), (0.109, 0.5), (0.11, 0.5), (0.42, 1.0)] {
-        assert_eq!(for_quality(&quality, target).map(|point| point.threshold), Ok(threshold), "{target}");
+fn a_request_may_bring_a_threshold_of_its_own() {
+    let policy = build(&PolicySpec::Entropy { nats: 1.0 });
+    for (threshold, entropy, reason) in [
+        (None, 1.5, Reason::Entropy),
+        (None, 0.5, Reason::Sure),
+        (Some(2.0), 1.5, Reason::Sure),
+        (Some(0.4), 0.5, Reason::Entropy),
+    ] {
+        let decision = Steering::new(policy.clone(), threshold).decide(&features(entropy, 0.5));
+        assert_eq!(decision.reason(), reason, "{threshold:?}, {entropy}");
     }
-    assert_eq!(
-        for_quality(&quality, 0.005),
-        Err(QualityError::TooFewRequests { target: 0.005, requests: 99, needed: 199 })
-    );
-    let mut poor = quality.clone();
-    poor.points.remove(0);
-    let error = for_quality(&poor, 0.02).unwrap_err();
-    let QualityError::Infeasible { best, escalate_at_least, .. } = error else { panic!("{error}") };
-    assert!((best - 0.0496).abs() < 1e-4 && (escalate_at_least - 0.38 / 0.98).abs() < 1e-4, "{error}");
-    for target in [0.0, -1.0, 1.0, f32::NAN] {
-        assert!(matches!(for_quality(&quality, target), Err(QualityError::BadTarget { .. })));
-    }
-    let empty = Quality { points: Vec::new(), ..file().quality };
-    assert_eq!(for_quality(&empty, 0.1), Err(QualityError::NoPoints));
-    // A dip after a bad row does not count: the promise needs every smaller τ to hold.
-    let mut dip = quality.clone();
-    dip.points[1].risk = 0.3;
-    assert_eq!(for_quality(&dip, 0.15).map(|point| point.threshold), Ok(0.1));
-
-    for (share, threshold) in [(0.0, 1.0), (0.1, 1.0), (0.15, 0.5), (0.59, 0.3), (1.0, 0.1)] {
-        assert_eq!(for_share(&quality, share).map(|point| point.threshold), Ok(threshold), "{share}");
-    }
-    assert!(matches!(for_share(&quality, 1.5), Err(ShareError::BadShare { .. })));
-    let mut few = quality;
-    few.points.pop();
-    assert_eq!(for_share(&few, 0.1), Err(ShareError::TooSmall { share: 0.1, least: 0.15 }));
-    assert_eq!(for_share(&empty, 0.1), Err(ShareError::NoPoints));
-}
-
-#[test]
-fn steering_table() {
-    let entropy = PolicySpec::Entropy { nats: 1.0 };
-    let config = SteeringConfig { tail_limit: Some(4), answer_tokens: Some(8), ..SteeringConfig::default() };
-    let mut steering = Steering::new(build(&entropy), config);
-    // entropy, tail → escalates, reason, cloud tokens left of the answer's 8.
-    let steps = [
-        (0.5, 0, false, Reason::Sure, 8),
-        (1.5, 1, true, Reason::Entropy, 6),
-        (0.5, 3, false, Reason::Sure, 6),
-        (0.5, 4, true, Reason::TailLimit, 1),
-        (1.5, 1, false, Reason::BudgetExhausted, 1),
-        (1.5, 0, true, Reason::Entropy, 0),
-        (0.5, 4, false, Reason::BudgetExhausted, 0),
-    ];
-    for (at, (entropy, unverified_tail, escalates, reason, left)) in steps.into_iter().enumerate() {
-        let features = Features { unverified_tail, ..features(entropy, 0.5) };
-        let (decision, spend) = steering.decide(&features, None, 0);
-        assert_eq!((decision.escalates(), decision.reason()), (escalates, reason), "step {at}");
-        assert_eq!(steering.answer_tokens_left(), Some(left), "step {at}");
-        assert_eq!(spend.tokens, if escalates { unverified_tail + 1 } else { 0 });
-    }
-    // Never is never, whatever the tail.
-    let mut never = Steering::new(build(&PolicySpec::Never), config);
-    let features = Features { unverified_tail: 100, ..features(9.0, 0.1) };
-    assert_eq!(never.decide(&features, None, 0).0.reason(), Reason::Never);
-}
-
-#[test]
-fn budgets_are_taken_from_both_buckets_or_neither() {
-    let config = SteeringConfig { answer_tokens: Some(10), ..SteeringConfig::default() };
-    let mut steering = Steering::new(build(&PolicySpec::Always), config);
-    let mut device = TokenBucket::new(3, 86_400, 1_000);
-    let tail = |unverified_tail| Features { unverified_tail, ..features(1.0, 0.5) };
-    let (decision, _) = steering.decide(&tail(3), Some(&mut device), 1_000);
-    assert_eq!(decision.reason(), Reason::BudgetExhausted);
-    assert_eq!((steering.answer_tokens_left(), device.available(1_000)), (Some(10), 3));
-    let (decision, spend) = steering.decide(&tail(2), Some(&mut device), 1_000);
-    assert!(decision.escalates());
-    assert_eq!((steering.answer_tokens_left(), device.available(1_000)), (Some(7), 0));
-    // 86400 a day is one a second; the clock may step back without harm.
-    assert_eq!((device.available(2_999), device.available(3_000), device.available(0)), (1, 2, 0));
-    assert_eq!(device.available(u64::MAX), 3, "never above the capacity");
-    steering.undo(spend, Some(&mut device));
-    assert_eq!((steering.answer_tokens_left(), device.available(1_000)), (Some(10), 3));
 }
 
 fn any_features() -> impl Strategy<Value = Features<'static>> {
@@ -420,46 +338,6 @@ proptest! {
         for calibration in [Calibration::Platt { slope, offset }, Calibration::Isotonic { knots }] {
             let (p, q) = (calibration.apply(low), calibration.apply(high));
             prop_assert!(p <= q && (0.0..=1.0).contains(&p) && (0.0..=1.0).contains(&q), "{calibration:?}: {p} {q}");
-        }
-    }
-
-    /// The share follows its target within (1 + 2η)/(ηT), whatever the scores do.
-    #[test]
-    fn the_share_is_kept_under_any_drift(
-        scores in prop::collection::vec(0.0f32..=1.0, 50..600),
-        share in 0.0f32..=1.0,
-        step in 0.005f32..0.3,
-        start in 0.0f32..=1.0,
-    ) {
-        let mut controller = ShareController::new(start, share, step, 1.0);
-        let mut escalated = 0;
-        for score in &scores {
-            let goes = *score > controller.threshold();
-            escalated += u32::from(goes);
-            controller.record(goes);
-            prop_assert!((-step..=1.0 + step).contains(&controller.threshold()));
-        }
-        let n = scores.len() as f32;
-        let off = (escalated as f32 / n - share).abs();
-        prop_assert!(off <= (1.0 + 2.0 * step) / (step * n) + 1e-3, "off by {off} after {n}");
-    }
-
-    /// A bucket never gives more than its capacity plus the refill.
-    #[test]
-    fn a_bucket_is_bounded(
-        capacity in 0u32..1_000,
-        per_day in 0u64..1_000_000,
-        takes in prop::collection::vec((0u32..500, 0u64..100_000), 0..100),
-    ) {
-        let mut bucket = TokenBucket::new(capacity, per_day, 0);
-        let (mut now_ms, mut taken) = (0, 0u64);
-        for (tokens, pause) in takes {
-            now_ms += pause;
-            if bucket.try_take(tokens, now_ms) {
-                taken += u64::from(tokens);
-            }
-            let refill = now_ms as f64 * per_day as f64 / 86_400_000.0;
-            prop_assert!(taken as f64 <= f64::from(capacity) + refill + 1e-3);
         }
     }
 

@@ -214,8 +214,10 @@ macro_rules! measured {
             Ok(_place) => $body.await,
             Err(busy) => Err(busy),
         };
-        metrics::counter!(names::REQUESTS, "method" => $method, "outcome" => outcome(&reply, $refused)).increment(1);
-        metrics::histogram!(names::REQUEST_SECONDS, "method" => $method).record(started.elapsed().as_secs_f64());
+        let outcome = outcome(&reply, $refused);
+        metrics::counter!(names::REQUESTS, names::LABEL_METHOD => $method, names::LABEL_OUTCOME => outcome).increment(1);
+        metrics::histogram!(names::REQUEST_SECONDS, names::LABEL_METHOD => $method)
+            .record(started.elapsed().as_secs_f64());
         reply
     }};
 }
