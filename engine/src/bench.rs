@@ -1,4 +1,5 @@
-//! Measures a model: prefill, decode and verification speed. One round measures each once, so that a caller can alternate rounds with a peer's.
+//! Measures a model: prefill, decode and verification speed. One round measures each once, so that a caller
+//! can alternate rounds with a peer's.
 
 use std::time::Instant;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::tokenizer::{GenerationConfig, Tokenizer, gguf_stop_tokens};
-use tandem_engine::{DecoderSpec, EngineError, LoadOptions, Model};
+use tandem_engine::{DecoderSpec, EngineError, LoadOptions, Model, inspect};
 use tandem_proto::message::{ModelCard, SamplingParams};
 
 use crate::EmbeddedModel;
@@ -84,13 +84,15 @@ impl Found {
     /// # Errors
     /// What is wrong with the files.
     pub fn load(&self, threads: usize) -> Result<LoadedModel, EngineError> {
-        let model = Model::load(&self.files(), &LoadOptions { threads, ..LoadOptions::default() })?;
-        let spec = model.spec();
+        let files = self.files();
+        // A tokenizer that is missing is told before gigabytes of weights are read.
+        let spec = inspect(&files)?.spec;
         let text = match &self.place {
-            Place::Embedded(files) => Text::embedded(files, spec)?,
-            Place::Folder(dir) => Text::folder(dir, spec)?,
-            Place::Gguf(path) => Text::gguf(path, spec)?,
+            Place::Embedded(files) => Text::embedded(files, &spec)?,
+            Place::Folder(dir) => Text::folder(dir, &spec)?,
+            Place::Gguf(path) => Text::gguf(path, &spec)?,
         };
+        let model = Model::load(&files, &LoadOptions { threads, ..LoadOptions::default() })?;
         let card = ModelCard {
             name: self.name.clone(),
             digest: model.digest(),
@@ -108,5 +110,34 @@ impl Found {
             sampling: text.sampling,
             card,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EDGE;
+
+    #[test]
+    fn what_is_small_is_checked_before_the_weights() {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("config.json"), EDGE.config).expect("a file");
+        // Weights without a single tensor that the model needs.
+        let header = r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+        std::fs::write(dir.path().join("model.safetensors"), weights).expect("a file");
+        let load = || {
+            let place = Place::Folder(dir.path().to_owned());
+            Found { name: "tiny".into(), place }.load(1).err().expect("refused")
+        };
+        let missing = load();
+        assert!(matches!(&missing, EngineError::Io { path, .. } if path.ends_with("tokenizer.json")), "{missing}");
+        std::fs::write(dir.path().join("tokenizer.json"), EDGE.tokenizer).expect("a file");
+        std::fs::write(dir.path().join("chat_template.jinja"), "{% if %}").expect("a file");
+        let template = load();
+        assert!(matches!(&template, EngineError::Template(_)), "{template}");
+        std::fs::write(dir.path().join("chat_template.jinja"), EDGE.chat_template).expect("a file");
+        let weights = load();
+        assert!(matches!(&weights, EngineError::Tensor { .. }), "{weights}");
     }
 }

@@ -9,7 +9,7 @@ use tandem_engine::{ModelFiles, split_part};
 use tandem_proto::limits::NAME_BYTES_MAX;
 
 use crate::repo::HubName;
-use crate::store::{Store, files_under};
+use crate::store::{Store, StoredFile, files_under};
 use crate::{ALL, EmbeddedModel, find};
 
 /// Most names that an error lists.
@@ -153,15 +153,23 @@ fn file(path: &Path) -> Result<Found, ResolveError> {
     Ok(Found { name: served_name(stem), place: Place::Gguf(path.to_owned()) })
 }
 
+/// Whether a folder with these files is a model in Hugging Face layout. Of a repository of GGUF files many
+/// have a `config.json` too.
+fn is_hf_layout(files: &[StoredFile]) -> bool {
+    let has = |wanted: fn(&str) -> bool| files.iter().any(|file| !file.name.contains('/') && wanted(&file.name));
+    has(|name| name == "config.json") && has(|name| name.ends_with(".safetensors"))
+}
+
 fn folder(dir: &Path, name: String) -> Result<Found, ResolveError> {
-    if dir.join("config.json").is_file() {
+    let files = files_under(dir);
+    if is_hf_layout(&files) {
         return Ok(Found { name, place: Place::Folder(dir.to_owned()) });
     }
     // Of the folder itself: what lies deeper belongs to other models.
-    let mut gguf = gguf_files(files_under(dir).iter().map(|file| file.name.as_str()));
+    let mut gguf = gguf_files(files.iter().map(|file| file.name.as_str()));
     gguf.retain(|name| !name.contains('/'));
     match gguf.as_slice() {
-        [] => Err(no_model(dir, "it has neither a config.json nor a .gguf file")),
+        [] => Err(no_model(dir, "it has neither a config.json with .safetensors files nor a .gguf file")),
         [one] => Ok(Found { name, place: Place::Gguf(dir.join(one)) }),
         several => Err(no_model(dir, format!("it has several GGUF files; name one: {}", several.join(", ")))),
     }
@@ -188,8 +196,7 @@ fn stored(hub: &HubName, store: Option<&Store>) -> Result<Found, ResolveError> {
     let files = snapshot.files();
     let gguf = gguf_files(files.iter().map(|file| file.name.as_str()));
     let Some(wanted) = &hub.file else {
-        let safetensors = files.iter().any(|file| file.name.ends_with(".safetensors"));
-        if safetensors && snapshot.dir.join("config.json").is_file() {
+        if is_hf_layout(&files) {
             return Ok(Found { name, place: Place::Folder(snapshot.dir) });
         }
         return match gguf.as_slice() {
@@ -281,6 +288,32 @@ mod tests {
         for (name, part) in bad {
             let error = found(name, &store).expect_err(name);
             assert!(error.contains(part), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_config_beside_a_gguf_makes_no_other_model_of_it() {
+        let (dir, store) = store_with(&["config.json", "x-Q4_0.gguf", "onnx/model.safetensors"]);
+        assert_eq!(found("org/tiny", &store).expect("the GGUF").1, "gguf x-Q4_0.gguf");
+        let inside = dir.path().join("models--org--tiny/snapshots/abc");
+        let path = inside.to_str().expect("utf-8");
+        assert_eq!(found(path, &store).expect("the GGUF").1, "gguf x-Q4_0.gguf");
+        std::fs::remove_file(inside.join("x-Q4_0.gguf")).expect("removed");
+        let error = found(path, &store).expect_err("a configuration is no model");
+        assert!(error.contains(".safetensors"), "{error}");
+    }
+
+    #[test]
+    fn names_of_files() {
+        let files =
+            ["a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "mmproj-a.gguf", "d/mmproj.gguf", "a.json"];
+        assert_eq!(gguf_files(files), ["a.gguf", "b-00001-of-00002.gguf"]);
+        let split = split_part("d/b-00002-of-00013.gguf").expect("a part");
+        assert_eq!((split.base, split.part, split.parts), ("d/b", 2, 13));
+        assert_eq!(split_part("d/b-00002-of-00013"), Some(split));
+        for whole in ["a.gguf", "a-1-of-2.gguf", "a-00001-of-0000x.gguf", "00001-of-00002.gguf", "a-00001-of-00002.bin"]
+        {
+            assert_eq!(split_part(whole), None, "{whole}");
         }
     }
 

@@ -151,9 +151,13 @@ impl Style {
 
 /// A float as Python's `repr` writes it.
 fn float(x: f64) -> String {
+    if !x.is_finite() {
+        let name = if x.is_nan() { "NaN" } else { "Infinity" };
+        return if x < 0.0 { format!("-{name}") } else { name.to_owned() };
+    }
     let shortest = format!("{x:e}");
     let exponent: i32 = shortest.rsplit_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
-    if !(-4..16).contains(&exponent) && x.is_finite() && x != 0.0 {
+    if !(-4..16).contains(&exponent) && x != 0.0 {
         let (digits, _) = shortest.split_once('e').unwrap_or((&shortest, ""));
         let sign = if exponent < 0 { '-' } else { '+' };
         return format!("{digits}e{sign}{:02}", exponent.abs());
@@ -178,6 +182,9 @@ mod tests {
             (1.5e300, "1.5e+300"),
             (-2.5, "-2.5"),
             (0.0, "0.0"),
+            (f64::INFINITY, "Infinity"),
+            (f64::NEG_INFINITY, "-Infinity"),
+            (f64::NAN, "NaN"),
         ];
         for (x, text) in table {
             assert_eq!(float(x), text);

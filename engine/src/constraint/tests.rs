@@ -372,6 +372,25 @@ proptest! {
     }
 }
 
+/// A tokenizer may be larger than the model's head.
+#[test]
+fn a_mask_without_a_token_of_the_model_is_an_error() {
+    use tandem_proto::message::SamplingParams;
+    let mut mask = TokenMask::none(64);
+    mask.set(50, true);
+    for params in [
+        SamplingParams::default(),
+        SamplingParams { temperature: 1.0, ..SamplingParams::default() },
+        SamplingParams { temperature: 1.0, top_k: 3, top_p: 0.5, min_p: 0.1, ..SamplingParams::default() },
+    ] {
+        let pick = |logits: &[f32]| crate::sampling::pick(logits, Some(&mask), &params, &[], 0);
+        let refused = pick(&[0.5; 50]);
+        let failed = matches!(&refused, Err(crate::EngineError::Constraint(ConstraintError::Failed(_))));
+        assert!(failed, "{params:?}: {refused:?}");
+        assert_eq!(pick(&[0.5; 51]).expect("one is left").token, 50, "{params:?}");
+    }
+}
+
 /// A SentencePiece vocabulary: `▁` is a blank, bytes have tokens of their own.
 #[test]
 fn pieces_and_byte_tokens() {

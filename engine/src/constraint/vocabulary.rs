@@ -15,6 +15,11 @@ pub(super) fn end_token(vocabulary: usize) -> u32 {
 
 /// The trie. Its tokenization is taken for one of many: a grammar allows every way to write its text.
 pub(super) fn environment(tokenizer: &Tokenizer) -> Result<TokEnv, ConstraintError> {
+    if !tokenizer.spells_bytes() {
+        let problem =
+            "its tokens are spelt neither in bytes nor in SentencePiece's way, so what text they become is not known";
+        return Err(ConstraintError::Vocabulary(problem.into()));
+    }
     let vocabulary = tokenizer.vocab_size();
     let mut words: Vec<Vec<u8>> = (0..vocabulary as u32).map(|id| word(tokenizer, id)).collect();
     words.push(marked(b"end of the answer"));

@@ -296,10 +296,9 @@ impl Checkpoint {
         let idle = |name: &&String| !used.contains(*name) && !self.may_lie_idle(name, &used);
         match self.entries.keys().filter(idle).min() {
             None => Ok(()),
-            Some(name) => Err(EngineError::tensor(
-                name,
-                "is in the file, but nothing in this model's configuration uses it; the model would compute something else",
-            )),
+            Some(name) => {
+                Err(EngineError::tensor(name, "is in the file, but nothing that the configuration describes uses it"))
+            }
         }
     }
 

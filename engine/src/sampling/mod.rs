@@ -16,7 +16,7 @@ use tandem_proto::message::{Alternative, SamplingParams};
 
 pub use noise::gumbel;
 
-use crate::constraint::TokenMask;
+use crate::constraint::{ConstraintError, TokenMask};
 use crate::error::EngineError;
 use crate::kernels::{Level, lanes};
 
@@ -36,7 +36,7 @@ pub struct Pick {
 ///
 /// # Errors
 /// [`EngineError::NotFinite`] for NaN or infinite logits, [`EngineError::Sampling`] for parameters
-/// out of range.
+/// out of range, [`EngineError::Constraint`] if `allowed` has no token of the model.
 pub fn pick(
     logits: &[f32],
     allowed: Option<&TokenMask>,
@@ -52,6 +52,11 @@ pub fn pick(
     }
     let scores = adjusted.as_deref().unwrap_or(logits);
     let token = if params.temperature == 0.0 { argmax(scores) } else { draw(scores, params, position) };
+    // With no token in the running, the first one comes out.
+    if allowed.is_some_and(|mask| !mask.allows(token)) {
+        let problem = format!("it leaves no token of the model's {}", logits.len());
+        return Err(ConstraintError::Failed(problem).into());
+    }
     Ok(Pick { token, logprob: logits[token as usize] - log_sum_exp(logits) })
 }
 

@@ -51,10 +51,13 @@ impl Noise {
     fn uniform(self, token: u32) -> f64 {
         let r = philox([token >> 1, self.position, DOMAIN[0], DOMAIN[1]], self.key);
         let (lo, hi) = if token.is_multiple_of(2) { (r[0], r[1]) } else { (r[2], r[3]) };
-        let bits = (u64::from(hi) << 32 | u64::from(lo)) >> 11;
-        // 53 bits, shifted by half a step: never 0, never 1.
-        (bits as f64 + 0.5) * (1.0 / 9_007_199_254_740_992.0)
+        unit((u64::from(hi) << 32 | u64::from(lo)) >> 11)
     }
+}
+
+/// 53 bits, shifted by half a step: never 0, and never 1, to which the largest would be rounded.
+fn unit(bits: u64) -> f64 {
+    ((bits as f64 + 0.5) * (1.0 / 9_007_199_254_740_992.0)).min(1.0 - f64::EPSILON / 2.0)
 }
 
 /// No noise of 53 bits is larger.
@@ -72,7 +75,21 @@ pub fn gumbel(seed: u64, position: u32, token: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Noise, philox};
+    use super::{GUMBEL_MAX, Noise, of_uniform, philox, unit};
+
+    #[test]
+    fn every_draw_is_finite() {
+        const LAST: u64 = (1 << 53) - 1;
+        for bits in [0, 1, 1 << 52, LAST - 2, LAST - 1, LAST] {
+            let u = unit(bits);
+            assert!(u > 0.0 && u < 1.0, "{bits}: {u}");
+            assert!(of_uniform(u).is_finite() && of_uniform(u) < GUMBEL_MAX, "{bits}: {}", of_uniform(u));
+        }
+        // All others are what they have always been: a stream must repeat itself on any version.
+        assert_eq!(unit(0), 0.5f64.powi(54));
+        assert_eq!(unit(1 << 51), 0.25 + 0.5f64.powi(54));
+        assert_eq!(unit(LAST - 1), 1.0 - 0.5f64.powi(52));
+    }
 
     #[test]
     fn the_shortcut_never_hides_a_value() {

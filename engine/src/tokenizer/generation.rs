@@ -71,7 +71,7 @@ impl GenerationConfig {
             let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
             stops.push(id.ok_or_else(|| json("eos_token_id is not a token id"))?);
         }
-        bounded(stops, spec)
+        bounded(stops, spec).map_err(json)
     }
 
     /// Sampling where a request says nothing: the file's if it says `do_sample`, else greedy. Values
@@ -120,15 +120,15 @@ pub(super) fn gguf_stops(file: &Gguf<'_>, spec: &DecoderSpec) -> Result<Vec<u32>
         .enumerate()
         .filter(|(_, (token, ty))| *ty == super::gguf::CONTROL && ENDS_OF_TURN.contains(token));
     stops.extend(known.map(|(id, _)| id as u32));
-    bounded(stops, spec)
+    bounded(stops, spec).map_err(|problem| EngineError::spec("tokenizer.ggml.tokens", problem))
 }
 
-fn bounded(mut stops: Vec<u32>, spec: &DecoderSpec) -> Result<Vec<u32>, EngineError> {
+fn bounded(mut stops: Vec<u32>, spec: &DecoderSpec) -> Result<Vec<u32>, String> {
     stops.retain(|&id| (id as usize) < spec.vocab_size);
     stops.sort_unstable();
     stops.dedup();
     if stops.len() > STOP_TOKENS_MAX {
-        return Err(json(format!("{} end tokens, at most {STOP_TOKENS_MAX} are taken", stops.len())));
+        return Err(format!("has {} end tokens, at most {STOP_TOKENS_MAX} are taken", stops.len()));
     }
     Ok(stops)
 }

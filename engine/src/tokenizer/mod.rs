@@ -149,7 +149,7 @@ impl Tokenizer {
     /// Text of token ids; special tokens are hidden, bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors
-    /// [`EngineError::BadToken`] for an id without a token.
+    /// [`EngineError::Tokenizer`] if the tokenizer's own decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
         let mut stream = self.stream();
         let mut out = String::new();
@@ -208,15 +208,24 @@ impl Tokenizer {
         })
     }
 
-    fn inner(&self) -> &tokenizers::Tokenizer {
-        &self.inner
+    /// Whether [`Tokenizer::token_bytes`] says what text a token becomes, whatever stands beside it.
+    pub(crate) fn spells_bytes(&self) -> bool {
+        self.spelling != Spelling::Other
+    }
+
+    /// What the library's decoder makes of tokens that follow each other.
+    fn decode_window(&self, ids: &[u32]) -> Result<String, EngineError> {
+        guarded(|| self.inner.decode(ids, true).map_err(broken))
     }
 }
 
 /// The tokenizer of a whole GGUF file.
 pub(crate) fn from_gguf_bytes(bytes: &[u8]) -> Result<Tokenizer, EngineError> {
-    let (inner, ends) = gguf::build(&format::Gguf::parse(bytes)?)?;
-    Tokenizer::new(inner, Some(ends))
+    let file = format::Gguf::parse(bytes)?;
+    guarded(|| {
+        let (inner, ends) = gguf::build(&file)?;
+        Tokenizer::new(inner, Some(ends))
+    })
 }
 
 /// Runs code of the library, which trusts its files: a panic in it is an error of the file. Nothing that

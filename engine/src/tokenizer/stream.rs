@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::{Spelling, Tokenizer, broken};
+use super::{Spelling, Tokenizer};
 use crate::error::EngineError;
 
 /// Tokens a non-byte-level decoder looks back on; more than any character spans.
@@ -24,14 +24,13 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
-    /// Text that `id` completes; empty while a character is unfinished or for a special token.
+    /// Text that `id` completes; empty while a character is unfinished, for a special token and for an id
+    /// without a token: heads are wider than vocabularies, and a stray choice must not end an answer.
     ///
     /// # Errors
-    /// [`EngineError::BadToken`] for an id without a token.
+    /// [`EngineError::Tokenizer`] if the tokenizer's own decoder fails.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String, EngineError> {
-        let Some(text) = tokenizer.token(id) else {
-            return Err(EngineError::BadToken { token: id, vocab: tokenizer.vocab_size() });
-        };
+        let Some(text) = tokenizer.token(id) else { return Ok(String::new()) };
         if tokenizer.is_special(id) {
             return Ok(String::new());
         }
@@ -50,7 +49,7 @@ impl StreamDecoder {
             Spelling::Other => {}
         }
         self.window.push(id);
-        let all = tokenizer.inner().decode(&self.window, true).map_err(broken)?;
+        let all = tokenizer.decode_window(&self.window)?;
         // An unfinished character decodes to a replacement character at the end.
         if all.ends_with('\u{fffd}') && self.window.len() < WINDOW_MAX {
             self.last = all.get(self.emitted..).unwrap_or_default().to_owned();
@@ -62,7 +61,7 @@ impl StreamDecoder {
         if self.window.len() >= WINDOW_MAX {
             // Keep one token of context, as a word's leading space depends on it.
             self.window.drain(..self.window.len() - 1);
-            self.emitted = tokenizer.inner().decode(&self.window, true).map_err(broken)?.len();
+            self.emitted = tokenizer.decode_window(&self.window)?.len();
         }
         Ok(piece)
     }

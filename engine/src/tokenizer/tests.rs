@@ -22,7 +22,47 @@ fn special_tokens_are_parsed_and_hidden() {
     assert!(t.is_special(1) && !t.is_special(62) && !t.is_special(1 << 30));
     assert_eq!(t.token_id("<|eos|>"), Some(1));
     assert_eq!(t.token(1), Some("<|eos|>"));
-    assert!(matches!(t.decode(&[1 << 30]), Err(EngineError::BadToken { .. })));
+}
+
+#[test]
+fn an_id_without_a_token_is_no_text() {
+    let t = edge();
+    let ids = t.encode("über").expect("encodes");
+    let beyond = t.vocab_size() as u32;
+    let mixed: Vec<u32> = ids.iter().flat_map(|&id| [beyond, id, u32::MAX]).collect();
+    assert_eq!(t.decode(&mixed).expect("decodes"), "über");
+    assert_eq!(t.stream().push(t, beyond).expect("decodes"), "");
+}
+
+/// A tokenizer of two words with this decoder.
+fn words(decoder: &serde_json::Value) -> Tokenizer {
+    let file = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": decoder,
+        "model": { "type": "WordLevel", "vocab": { " ": 0, "a": 1 }, "unk_token": "a" },
+    });
+    Tokenizer::from_json(file.to_string().as_bytes()).expect("loads")
+}
+
+/// The library cuts more characters than there are, and panics.
+#[test]
+fn a_decoder_that_panics_is_an_error() {
+    let t = words(&serde_json::json!({ "type": "Strip", "content": " ", "start": 0, "stop": 2 }));
+    assert!(matches!(t.decode(&[0]), Err(EngineError::Tokenizer(_))));
+    assert_eq!(t.decode(&[1]).expect("decodes"), "a");
+}
+
+/// Grammars work on bytes, and what bytes such a decoder makes of a token nobody knows.
+#[test]
+fn vocabularies_in_a_spelling_of_their_own_take_no_grammar() {
+    use crate::constraint::{ConstraintError, Constraints, json_object};
+    for decoder in
+        [serde_json::Value::Null, serde_json::json!({ "type": "WordPiece", "prefix": "##", "cleanup": true })]
+    {
+        let constraints = Constraints::new(std::sync::Arc::new(words(&decoder)));
+        let refused = constraints.compile(&json_object());
+        assert!(matches!(refused, Err(ConstraintError::Vocabulary(_))), "{decoder}: {refused:?}");
+    }
 }
 
 #[test]
@@ -76,6 +116,6 @@ proptest! {
     #[test]
     fn random_ids_decode_like_the_library(ids in prop::collection::vec(0u32..4096, 0..40)) {
         let t = edge();
-        prop_assert_eq!(t.decode(&ids).expect("decodes"), t.inner().decode(&ids, true).expect("decodes"));
+        prop_assert_eq!(t.decode(&ids).expect("decodes"), t.decode_window(&ids).expect("decodes"));
     }
 }
