@@ -40,4 +40,8 @@ fn configurations_are_read_as_their_families_mean_them() {
         let e = hf_spec("llama", &json!({ field: value }));
         assert!(matches!(&e, Err(EngineError::Spec { field: named, .. }) if named == field), "{field}: {e:?}");
     }
+    let layers = json!({ "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "mlp_only_layers": ["first"] });
+    let e = hf_spec("qwen3_moe", &layers).expect_err("no number").to_string();
+    assert!(e.contains("`mlp_only_layers`: is not a list of layers"), "{e}");
 }
