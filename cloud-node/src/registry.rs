@@ -201,11 +201,15 @@ impl Registry {
         }
     }
 
-    /// Drops the oldest parked sessions until they have given `blocks` KV blocks back: they are there
-    /// for whoever asks next.
+    /// Drops the oldest parked sessions until they have given `blocks` KV blocks back, if they hold as
+    /// many: these are there for whoever asks next.
     fn make_room(&self, entries: &mut Entries, blocks: usize) {
+        let parked = parked(entries);
+        if parked.iter().map(|(_, _, held)| held).sum::<usize>() < blocks {
+            return;
+        }
         let mut freed = 0;
-        for (_, id, held) in parked(entries) {
+        for (_, id, held) in parked {
             if freed >= blocks {
                 return;
             }
@@ -389,6 +393,11 @@ mod tests {
         });
         assert!(matches!(refused.await, Claim::Refused(r) if r == full));
         assert_eq!(bed.forgotten(), [SessionId([0; 16]), SessionId([1; 16])]);
+        // What all of them hold would not do: none goes.
+        let short =
+            bed.registry.claim(SessionId([9; 16]), "a", Epoch(1), |_| Err(Refusal::Memory { free: 0, wanted: 2 }));
+        assert!(matches!(short.await, Claim::Refused(_)));
+        assert_eq!(bed.forgotten(), []);
         let never = |_| Err(Refusal::Queue(1));
         let resumed = bed.registry.claim(SessionId([2; 16]), "a", Epoch(1), never).await;
         assert!(matches!(resumed, Claim::Resumed(..)));

@@ -24,7 +24,6 @@ use tandem_transport::channel::{Channel, FrameReceiver, FrameSender};
 use tandem_transport::error::TransportError;
 use tandem_transport::link::Link;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
 use self::entry::Entered;
 use self::state::{Pull, at, count_blocks, next_block};
@@ -119,9 +118,11 @@ async fn serve(
         Err(e) => return Ending::Refused(RefuseCode::BadGrammar, e.to_string(), 0),
     };
     let mut task = SessionTask::new(node.clone(), link.clone(), &open, session, trunk_layers, constraint);
-    let ending = match task.run(&open, tx, rx, stop).await {
-        Ok(()) => Ending::Closed,
-        Err(e) => e,
+    let ending = tokio::select! {
+        ended = task.run(&open, tx, rx) => ended.err().unwrap_or(Ending::Closed),
+        // Wherever it stands, on a link that takes nothing any more too: what a successor builds on
+        // is at rest once the running job has ended.
+        () = stop.cancelled() => Ending::Parked,
     };
     task.settle().await;
     if matches!(ending, Ending::Parked) {
@@ -185,13 +186,7 @@ impl SessionTask {
         }
     }
 
-    async fn run(
-        &mut self,
-        open: &Open,
-        tx: &mut FrameSender,
-        rx: &mut FrameReceiver,
-        stop: CancellationToken,
-    ) -> Result<(), Ending> {
+    async fn run(&mut self, open: &Open, tx: &mut FrameSender, rx: &mut FrameReceiver) -> Result<(), Ending> {
         if open.want_prompt_state && self.trunk_layers > 0 && self.session.processed() == 0 {
             self.prompt_state = Some(Vec::new());
         }
@@ -207,7 +202,6 @@ impl SessionTask {
                 self.start_next(tx).await?;
             }
             tokio::select! {
-                () = stop.cancelled() => return Err(Ending::Parked),
                 () = tokio::time::sleep_until(quiet_since + idle), if self.running.is_none() => {
                     // Nothing is wrong: an edge that needs the session again opens it again.
                     tracing::debug!(session = %self.id, "no frame for {idle:?}");

@@ -337,6 +337,7 @@ impl Answer {
             Mode::Local | Mode::Cloud => false,
         };
         drafts
+            && self.draft_error.is_none()
             && !self.fetched
             && self.trunk_shared
             && self.drafter.fed() == 0

@@ -165,6 +165,27 @@ async fn an_exact_answer_waits_for_a_cloud_that_is_busy() {
     }
 }
 
+/// Four answers share KV memory for one: where the edge's model cannot go on, the cloud writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exact_answer_outlives_the_edges_own_model() {
+    const CONTEXT: usize = 64;
+    let expected = reference(&QUESTIONS).await;
+    let mut o = patient();
+    o.edge.kv_blocks = CONTEXT / tandem_proto::limits::KV_BLOCK_TOKENS;
+    let cluster = start(o).await;
+    let ask = async |question| {
+        let request = request(&cluster, question, Mode::Exact);
+        let room = CONTEXT - request.prompt.len();
+        (answer(&cluster, request, |_| {}).await, room)
+    };
+    let [a, b, c, d] = QUESTIONS;
+    let (a, b, c, d) = tokio::join!(ask(a), ask(b), ask(c), ask(d));
+    for ((got, room), expected) in [a, b, c, d].iter().zip(&expected) {
+        assert!(!got.route.degraded, "{:?}", got.route.degraded_reason);
+        assert_eq!(got.ids, expected[..expected.len().min(*room)]);
+    }
+}
+
 /// The cloud refuses the tail: the session has reached the end of its context, the edge's goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_longer_than_the_clouds_context_is_finished_by_the_edge() {
