@@ -71,6 +71,10 @@ pub(crate) enum Part {
     Whole,
     /// One slab along the first dimension.
     Slab(usize),
+    /// Every `step`th column of a slab from `offset` on, as the rows of a matrix (or as a vector).
+    Columns { slab: usize, offset: usize, step: usize },
+    /// Every `step`th row of a slab from `offset` on, in MXFP4 with scales of their own.
+    Mxfp4Rows { slab: usize, offset: usize, step: usize },
     /// All of it, a vector that stands for a matrix of one row.
     Row,
 }
@@ -88,7 +92,10 @@ fn whole(name: impl Into<String>) -> Location {
 /// Where a tensor may be, best first; empty if the scheme has no name for the role.
 pub(crate) fn locations(scheme: Scheme, family: Family, layer: usize, role: Role) -> Vec<Location> {
     match scheme {
-        Scheme::HuggingFace => hugging_face(family, layer, role).into_iter().collect(),
+        Scheme::HuggingFace => match (family, stacked(layer, role)) {
+            (Family::GptOss, stacked) if !stacked.is_empty() => stacked,
+            _ => hugging_face(family, layer, role).into_iter().collect(),
+        },
         Scheme::Gguf => gguf(layer, role),
     }
 }
@@ -134,6 +141,23 @@ fn hugging_face(family: Family, layer: usize, role: Role) -> Option<Location> {
     Some(whole(format!("model.layers.{layer}.{part}")))
 }
 
+/// gpt-oss stacks experts, gate and up in turns: plain ones input-major, MXFP4 output-major.
+fn stacked(layer: usize, role: Role) -> Vec<Location> {
+    let (matrix, e, offset, step) = match role {
+        Role::ExpertGate(e) | Role::ExpertGateBias(e) => ("gate_up_proj", e, 0, 2),
+        Role::ExpertUp(e) | Role::ExpertUpBias(e) => ("gate_up_proj", e, 1, 2),
+        Role::ExpertDown(e) | Role::ExpertDownBias(e) => ("down_proj", e, 0, 1),
+        _ => return Vec::new(),
+    };
+    let at = format!("model.layers.{layer}.mlp.experts.{matrix}");
+    let columns = Part::Columns { slab: e, offset, step };
+    if matches!(role, Role::ExpertGateBias(_) | Role::ExpertUpBias(_) | Role::ExpertDownBias(_)) {
+        return vec![Location { name: format!("{at}_bias"), part: columns }];
+    }
+    let rows = Part::Mxfp4Rows { slab: e, offset, step };
+    vec![Location { name: at.clone(), part: columns }, Location { name: format!("{at}_blocks"), part: rows }]
+}
+
 /// Names that a family has for itself.
 fn own(family: Family, role: Role) -> Option<String> {
     let part = match (family, role) {
@@ -150,6 +174,9 @@ fn own(family: Family, role: Role) -> Option<String> {
         (Family::Gemma, Role::AttentionPostNorm) => "post_attention_layernorm.weight",
         (Family::Gemma, Role::FeedForwardNorm) => "pre_feedforward_layernorm.weight",
         (Family::Gemma, Role::FeedForwardPostNorm) => "post_feedforward_layernorm.weight",
+        (Family::GptOss, Role::Sinks) => "self_attn.sinks",
+        (Family::GptOss, Role::Router) => "mlp.router.weight",
+        (Family::GptOss, Role::RouterBias) => "mlp.router.bias",
         (Family::Mixtral, Role::Router) => "block_sparse_moe.gate.weight",
         (Family::Mixtral, Role::ExpertGate(e)) => return Some(format!("block_sparse_moe.experts.{e}.w1.weight")),
         (Family::Mixtral, Role::ExpertUp(e)) => return Some(format!("block_sparse_moe.experts.{e}.w3.weight")),
@@ -171,7 +198,11 @@ fn gguf(layer: usize, role: Role) -> Vec<Location> {
         Role::Head => return vec![whole("output.weight")],
         Role::AttentionNorm => "attn_norm.weight",
         Role::AttentionPostNorm => "post_attention_norm.weight",
-        Role::FeedForwardNorm => "ffn_norm.weight",
+        Role::FeedForwardNorm => {
+            // gpt-oss names it after what comes before.
+            more = Some("post_attention_norm.weight");
+            "ffn_norm.weight"
+        }
         Role::FeedForwardPostNorm => "post_ffw_norm.weight",
         Role::Query => "attn_q.weight",
         Role::Key => "attn_k.weight",
@@ -201,6 +232,8 @@ fn gguf(layer: usize, role: Role) -> Vec<Location> {
         Role::UpBias => "ffn_up.bias",
         Role::DownBias => "ffn_down.bias",
         Role::Router => "ffn_gate_inp.weight",
+        Role::RouterBias => "ffn_gate_inp.bias",
+        Role::Sinks => "attn_sinks.weight",
         Role::RouterCorrection => "exp_probs_b.bias",
         Role::SharedGate => "ffn_gate_shexp.weight",
         Role::SharedUp => "ffn_up_shexp.weight",
@@ -208,10 +241,12 @@ fn gguf(layer: usize, role: Role) -> Vec<Location> {
         Role::SharedScore => {
             return vec![Location { name: format!("blk.{layer}.ffn_gate_inp_shexp.weight"), part: Part::Row }];
         }
+        Role::ExpertGateBias(e) => return expert_bias(layer, "ffn_gate", e),
+        Role::ExpertUpBias(e) => return expert_bias(layer, "ffn_up", e),
+        Role::ExpertDownBias(e) => return expert_bias(layer, "ffn_down", e),
         Role::ExpertGate(e) => return expert(layer, "ffn_gate", e),
         Role::ExpertUp(e) => return expert(layer, "ffn_up", e),
         Role::ExpertDown(e) => return expert(layer, "ffn_down", e),
-        _ => return Vec::new(),
     };
     [Some(part), more].into_iter().flatten().map(|part| whole(format!("blk.{layer}.{part}"))).collect()
 }
@@ -220,4 +255,8 @@ fn gguf(layer: usize, role: Role) -> Vec<Location> {
 fn expert(layer: usize, part: &str, e: usize) -> Vec<Location> {
     let stacked = Location { name: format!("blk.{layer}.{part}_exps.weight"), part: Part::Slab(e) };
     vec![stacked, whole(format!("blk.{layer}.{part}.{e}.weight"))]
+}
+
+fn expert_bias(layer: usize, part: &str, e: usize) -> Vec<Location> {
+    vec![Location { name: format!("blk.{layer}.{part}_exps.bias"), part: Part::Slab(e) }]
 }

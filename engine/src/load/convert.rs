@@ -1,7 +1,5 @@
 //! Stored numbers to f32, for the small tensors and the reference backend.
 
-use std::borrow::Cow;
-
 use candle_core::quantized::{QTensor, ggml_file};
 use candle_core::{Device, quantized::GgmlDType};
 use half::{bf16, f16};
@@ -10,16 +8,26 @@ use super::{RawTensor, Stored};
 use crate::error::EngineError;
 
 impl RawTensor<'_> {
-    /// Slab `i` along the first dimension; none if there is no such slab.
-    pub(crate) fn slab(self, i: usize) -> Option<Self> {
-        let (&count, rest) = self.shape.split_first()?;
-        let each = self.bytes.len().checked_div(count)?;
-        let range = each.checked_mul(i)?..each.checked_mul(i + 1)?;
-        let bytes = match self.bytes {
-            Cow::Borrowed(b) => Cow::Borrowed(b.get(range)?),
-            Cow::Owned(b) => Cow::Owned(b.get(range)?.to_vec()),
+    /// Every `step`th column from `offset` on, as rows of a matrix; of a vector, those numbers. None if
+    /// the numbers are stored in blocks or the columns do not come out even.
+    pub(crate) fn columns(self, offset: usize, step: usize) -> Option<Self> {
+        let each = match self.stored {
+            Stored::F32 => 4,
+            Stored::F16 | Stored::Bf16 => 2,
+            _ => return None,
         };
-        Some(Self { name: self.name, stored: self.stored, shape: rest.to_vec(), bytes })
+        let (&width, rest) = self.shape.split_last()?;
+        if step == 0 || !width.is_multiple_of(step) {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(self.bytes.len() / step);
+        for column in (offset..width).step_by(step) {
+            for row in self.bytes.chunks_exact(width * each) {
+                bytes.extend_from_slice(&row[column * each..(column + 1) * each]);
+            }
+        }
+        let shape = [&[width / step], rest].concat();
+        Some(Self { name: self.name, stored: self.stored, shape, bytes: bytes.into() })
     }
 
     /// All numbers as f32, in storage order.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use super::Stored;
+use super::{Encoding, Stored, mxfp4};
 use crate::error::EngineError;
 
 /// Deepest nesting of arrays in metadata.
@@ -41,7 +41,7 @@ pub(crate) enum Value<'a> {
 /// Where a tensor lies and what it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TensorInfo {
-    pub(crate) stored: Stored,
+    pub(crate) encoding: Encoding,
     /// Outermost first (the file has them innermost first).
     pub(crate) shape: Vec<usize>,
     pub(crate) range: Range<usize>,
@@ -171,8 +171,8 @@ fn number_bytes(ty: u32) -> Option<usize> {
 }
 
 /// Values and bytes per block of a GGML type.
-fn stored(ty: u32, name: &str) -> Result<(Stored, usize, usize), EngineError> {
-    Ok(match ty {
+fn encoding(ty: u32, name: &str) -> Result<(Encoding, usize, usize), EngineError> {
+    let (stored, block, bytes) = match ty {
         0 => (Stored::F32, 1, 4),
         1 => (Stored::F16, 1, 2),
         2 => (Stored::Q4_0, 32, 18),
@@ -186,14 +186,16 @@ fn stored(ty: u32, name: &str) -> Result<(Stored, usize, usize), EngineError> {
         13 => (Stored::Q5K, 256, 176),
         14 => (Stored::Q6K, 256, 210),
         30 => (Stored::Bf16, 1, 2),
+        39 => return Ok((Encoding::Mxfp4, mxfp4::BLOCK, mxfp4::BLOCK_BYTES)),
         _ => {
-            let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K";
+            let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K, MXFP4";
             return Err(EngineError::tensor(
                 name,
                 format!("has GGML type {ty}, which is not supported; supported: {known}"),
             ));
         }
-    })
+    };
+    Ok((Encoding::Plain(stored), block, bytes))
 }
 
 /// Refuses tensors that share bytes: a small file could ask for weights of any size with them.
@@ -244,7 +246,7 @@ impl<'a> Gguf<'a> {
         };
         let start = r.at.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
-        for (name, stored, shape, offset, size) in infos {
+        for (name, encoding, shape, offset, size) in infos {
             let range = usize::try_from(offset)
                 .ok()
                 .filter(|o| o.is_multiple_of(alignment))
@@ -255,7 +257,7 @@ impl<'a> Gguf<'a> {
                 let problem = format!("offset {offset} with {size} bytes does not fit a file of {} bytes", bytes.len());
                 return Err(EngineError::tensor(name, problem));
             };
-            if tensors.insert(name.to_owned(), TensorInfo { stored, shape, range }).is_some() {
+            if tensors.insert(name.to_owned(), TensorInfo { encoding, shape, range }).is_some() {
                 return Err(EngineError::tensor(name, "is stored twice"));
             }
         }
@@ -264,7 +266,7 @@ impl<'a> Gguf<'a> {
     }
 
     #[allow(clippy::type_complexity)]
-    fn tensor(r: &mut Reader<'a>) -> Result<(&'a str, Stored, Vec<usize>, u64, usize), EngineError> {
+    fn tensor(r: &mut Reader<'a>) -> Result<(&'a str, Encoding, Vec<usize>, u64, usize), EngineError> {
         let name = r.name("tensor name")?;
         let dims = r.u32()? as usize;
         if dims == 0 || dims > DIMS_MAX {
@@ -278,7 +280,7 @@ impl<'a> Gguf<'a> {
             }
             shape.push(d);
         }
-        let (stored, block, block_bytes) = stored(r.u32()?, name)?;
+        let (encoding, block, block_bytes) = encoding(r.u32()?, name)?;
         let size = shape
             .iter()
             .try_fold(1usize, |a, &d| a.checked_mul(d))
@@ -289,7 +291,7 @@ impl<'a> Gguf<'a> {
         };
         let offset = r.u64()?;
         shape.reverse();
-        Ok((name, stored, shape, offset, size))
+        Ok((name, encoding, shape, offset, size))
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<&'a str, EngineError> {

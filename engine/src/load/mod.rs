@@ -5,6 +5,7 @@ mod convert;
 mod fp8;
 pub(crate) mod gguf;
 mod inspect;
+mod mxfp4;
 mod safetensors;
 pub(crate) mod split;
 #[cfg(test)]
@@ -84,20 +85,33 @@ pub(crate) struct RawTensor<'a> {
 
 /// How the numbers of a file's tensor are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
+pub(crate) enum Encoding {
     /// As they are.
     Plain(Stored),
+    /// GGUF's blocks of four-bit floats, kept as Q5_0.
+    Mxfp4,
+    /// Codes and scales of gpt-oss's own experts (see `mxfp4`).
+    Bytes,
     /// E4M3 codes whose block factors are in `NAME_scale_inv`.
     Fp8,
 }
 
 impl Encoding {
-    fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         match self {
             Self::Plain(stored) => stored.name(),
+            Self::Mxfp4 => "MXFP4".into(),
+            Self::Bytes => "U8".into(),
             Self::Fp8 => "F8_E4M3".into(),
         }
     }
+}
+
+/// Shape and bytes of slab `i` along the first dimension; none if there is no such slab.
+fn slab<'a, 'b>(shape: &'a [usize], bytes: &'b [u8], i: usize) -> Option<(&'a [usize], &'b [u8])> {
+    let (&count, rest) = shape.split_first()?;
+    let each = bytes.len().checked_div(count)?;
+    Some((rest, bytes.get(each.checked_mul(i)?..each.checked_mul(i + 1)?)?))
 }
 
 struct Entry {
@@ -208,8 +222,7 @@ impl Checkpoint {
         let mut entries: HashMap<String, Entry> = HashMap::new();
         for (storage, part) in parts.iter_mut().enumerate() {
             for (name, t) in std::mem::take(&mut part.tensors) {
-                let encoding = Encoding::Plain(t.stored);
-                let entry = Entry { storage, encoding, shape: t.shape.clone(), range: t.range.clone() };
+                let entry = Entry { storage, encoding: t.encoding, shape: t.shape.clone(), range: t.range.clone() };
                 if entries.insert(name.clone(), entry).is_some() {
                     return Err(EngineError::tensor(name, "is stored twice"));
                 }
@@ -245,37 +258,80 @@ impl Checkpoint {
     /// The tensor for a role, if the file has it.
     pub(crate) fn find(&self, layer: usize, role: Role) -> Result<Option<RawTensor<'_>>, EngineError> {
         for Location { name, part } in names::locations(self.scheme, self.spec.family, layer, role) {
-            let Some(t) = self.stored(name)? else { continue };
-            let name = t.name.clone();
-            let t = match part {
-                Part::Whole => Some(t),
-                Part::Slab(i) => t.slab(i),
-                Part::Row => Some(RawTensor { shape: [&[1], &t.shape[..]].concat(), ..t }),
-            };
-            return t.map(Some).ok_or_else(|| EngineError::tensor(name, format!("has no part {part:?}")));
+            if let Some(e) = self.entries.get(&name) {
+                return self.part(name, e, &part).map(Some);
+            }
         }
         Ok(None)
     }
 
-    /// A tensor by its name in the file, as plain numbers.
-    fn stored(&self, name: String) -> Result<Option<RawTensor<'_>>, EngineError> {
-        let Some(e) = self.entries.get(&name) else { return Ok(None) };
+    fn part(&self, name: String, e: &Entry, part: &Part) -> Result<RawTensor<'_>, EngineError> {
+        let none = |name: &str| EngineError::tensor(name, format!("of shape {:?} has no part {part:?}", e.shape));
+        match *part {
+            Part::Whole => self.decoded(name, e.encoding, &e.shape, self.bytes(e)?),
+            Part::Row => {
+                let t = self.decoded(name, e.encoding, &e.shape, self.bytes(e)?)?;
+                Ok(RawTensor { shape: [&[1], &t.shape[..]].concat(), ..t })
+            }
+            Part::Slab(i) => {
+                let (shape, bytes) = slab(&e.shape, self.bytes(e)?, i).ok_or_else(|| none(&name))?;
+                self.decoded(name, e.encoding, shape, bytes)
+            }
+            Part::Columns { slab: i, offset, step } => {
+                let (shape, bytes) = slab(&e.shape, self.bytes(e)?, i).ok_or_else(|| none(&name))?;
+                let t = self.decoded(name.clone(), e.encoding, shape, bytes)?;
+                t.columns(offset, step).ok_or_else(|| none(&name))
+            }
+            Part::Mxfp4Rows { slab: i, offset, step } => {
+                let scales = name.replace("_blocks", "_scales");
+                let missing =
+                    || EngineError::tensor(scales.clone(), format!("is missing from the file, but `{name}` is MXFP4"));
+                let s = self.entries.get(&scales).ok_or_else(missing)?;
+                let codes = slab(&e.shape, self.bytes(e)?, i).filter(|_| e.encoding == Encoding::Bytes);
+                let exponents = slab(&s.shape, self.bytes(s)?, i).filter(|_| s.encoding == Encoding::Bytes);
+                match (codes, exponents) {
+                    (Some((&[rows, blocks, 16], codes)), Some((shape, exponents))) if *shape == [rows, blocks] => {
+                        mxfp4::rows_of(name, [rows, blocks], codes, exponents, (offset, step))
+                    }
+                    _ => {
+                        let problem = format!("of shape {:?} does not fit `{scales}` of {:?}", e.shape, s.shape);
+                        Err(EngineError::tensor(name, problem))
+                    }
+                }
+            }
+        }
+    }
+
+    fn bytes(&self, e: &Entry) -> Result<&[u8], EngineError> {
         let bytes = self.storages.get(e.storage).and_then(|s| s.bytes().get(e.range.clone()));
-        let bytes = bytes.ok_or_else(|| EngineError::tensor(name.clone(), "lies outside its file"))?;
-        let t = match e.encoding {
-            Encoding::Plain(stored) => RawTensor { name, stored, shape: e.shape.clone(), bytes: bytes.into() },
+        bytes.ok_or_else(|| EngineError::Format { format: "weights", problem: "a tensor lies outside its file".into() })
+    }
+
+    /// A tensor or a slab of one, as plain numbers.
+    fn decoded<'a>(
+        &self,
+        name: String,
+        encoding: Encoding,
+        shape: &[usize],
+        bytes: &'a [u8],
+    ) -> Result<RawTensor<'a>, EngineError> {
+        match encoding {
+            Encoding::Plain(stored) => Ok(RawTensor { name, stored, shape: shape.to_vec(), bytes: bytes.into() }),
+            Encoding::Mxfp4 => mxfp4::from_gguf(name, shape.to_vec(), bytes),
+            Encoding::Bytes => Err(EngineError::tensor(name, "is stored as bytes (U8), numbers are needed")),
             Encoding::Fp8 => {
                 let factors = format!("{name}_scale_inv");
                 let scales = match self.entries.get(&factors) {
-                    Some(Entry { encoding: Encoding::Plain(_), .. }) => self.stored(factors.clone())?,
+                    Some(e @ Entry { encoding: Encoding::Plain(_), .. }) => {
+                        Some(self.decoded(factors.clone(), e.encoding, &e.shape, self.bytes(e)?)?)
+                    }
                     _ => None,
                 };
                 let problem = format!("is missing from the file, but `{name}` is FP8");
                 let scales = scales.ok_or_else(|| EngineError::tensor(factors, problem))?;
-                fp8::unpack(name, &e.shape, bytes, &scales)?
+                fp8::unpack(name, shape, bytes, &scales)
             }
-        };
-        Ok(Some(t))
+        }
     }
 
     /// The tensor for a role, of whatever shape. It counts as used.
@@ -319,6 +375,7 @@ impl Checkpoint {
                 name.ends_with("rotary_emb.inv_freq")
                     || (self.spec.tied_head && name == "lm_head.weight")
                     || name.strip_suffix("_scale_inv").is_some_and(|of| used.contains(of))
+                    || name.strip_suffix("_scales").is_some_and(|of| used.contains(&format!("{of}_blocks")))
                     || layer.is_some_and(|layer: usize| layer >= self.spec.layers)
             }
         }

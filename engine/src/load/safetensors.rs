@@ -28,9 +28,10 @@ pub(super) fn index(bytes: &[u8]) -> Result<Vec<Item>, EngineError> {
             Dtype::F32 => (Encoding::Plain(Stored::F32), 4),
             Dtype::F16 => (Encoding::Plain(Stored::F16), 2),
             Dtype::BF16 => (Encoding::Plain(Stored::Bf16), 2),
+            Dtype::U8 => (Encoding::Bytes, 1),
             Dtype::F8_E4M3 => (Encoding::Fp8, 1),
             other => {
-                let problem = format!("has type {other:?}; F32, F16, BF16 and F8_E4M3 are supported");
+                let problem = format!("has type {other:?}; F32, F16, BF16, F8_E4M3 and the U8 of MXFP4 are supported");
                 return Err(EngineError::tensor(name, problem));
             }
         };

@@ -6,8 +6,8 @@ use super::{
     VOCAB_MAX, WIDTH_MAX, deepseek, gemma, llama, minicpm, moe, qwen,
 };
 use crate::error::EngineError;
-use crate::load::RawTensor;
 use crate::load::gguf::{Gguf, Value};
+use crate::load::{Encoding, RawTensor};
 
 type Parser = fn(&Metadata<'_>) -> Result<DecoderSpec, EngineError>;
 
@@ -16,6 +16,7 @@ const ARCHITECTURES: &[(&str, Parser)] = &[
     ("deepseek2", deepseek::gguf),
     ("gemma2", gemma::gemma2_gguf),
     ("gemma3", gemma::gemma3_gguf),
+    ("gpt-oss", moe::gpt_oss_gguf),
     ("llama", llama::gguf),
     ("minicpm", minicpm::minicpm_gguf),
     ("minicpm3", minicpm::minicpm3_gguf),
@@ -90,7 +91,10 @@ impl Metadata<'_> {
         let Some(t) = self.file.tensors.get(name) else { return Ok(None) };
         let bytes = (self.stored)(name).filter(|b| b.len() <= 4 * WIDTH_MAX);
         let bytes = bytes.ok_or_else(|| EngineError::tensor(name, "is larger than any list of rope factors"))?;
-        let t = RawTensor { name: name.into(), stored: t.stored, shape: t.shape.clone(), bytes: bytes.into() };
+        let Encoding::Plain(stored) = t.encoding else {
+            return Err(EngineError::tensor(name, format!("is stored as {}, numbers are needed", t.encoding.name())));
+        };
+        let t = RawTensor { name: name.into(), stored, shape: t.shape.clone(), bytes: bytes.into() };
         t.to_f32().map(Some)
     }
 

@@ -18,6 +18,7 @@ const FAMILIES: &[(&str, Parser)] = &[
     ("deepseek_v3", deepseek::v3),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3),
+    ("gpt_oss", moe::gpt_oss),
     ("llama", llama::llama),
     ("minicpm", minicpm::minicpm),
     ("minicpm3", minicpm::minicpm3),

@@ -45,6 +45,8 @@ pub enum Family {
     Gemma,
     /// Mixtral: experts with names of their own.
     Mixtral,
+    /// gpt-oss: experts stacked and transposed, sinks.
+    GptOss,
     /// Qwen2-MoE: one shared expert with a gate.
     Qwen2Moe,
 }

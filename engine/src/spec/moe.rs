@@ -1,9 +1,16 @@
-//! Llama-shaped decoders with experts: Mixtral, OLMoE.
+//! Llama-shaped decoders with experts: Mixtral, OLMoE, gpt-oss.
 
 use super::fields::Fields;
 use super::gguf::Metadata;
-use super::{DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, FeedForward, HeadNorm, WIDTH_MAX, hf};
+use super::{
+    Activation, CONTEXT_MAX, DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, FeedForward, Gate, HeadNorm, RopeScaling,
+    WIDTH_MAX, hf,
+};
 use crate::error::EngineError;
+
+/// gpt-oss's SwiGLU.
+const ALPHA: f32 = 1.702;
+const LIMIT: f32 = 7.0;
 
 /// Mixtral. A window, which later releases switched off, holds in every layer.
 pub(super) fn mixtral(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
@@ -27,6 +34,29 @@ pub(super) fn olmoe(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     Ok(spec)
 }
 
+/// gpt-oss: sinks, biases everywhere, a window in every other layer, clamped SwiGLU.
+pub(super) fn gpt_oss(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
+    let mut spec = all_experts(c, Family::GptOss, "num_local_experts", true)?;
+    let (alpha, limit) = (c.positive_or("swiglu_alpha", ALPHA)?, c.positive_or("swiglu_limit", LIMIT)?);
+    let bias = c.flag_or("attention_bias", true)?;
+    hf::windows(c, &mut spec, |i| i % 2 == 0)?;
+    open_weights(&mut spec, alpha, limit);
+    (spec.rules.qkv_bias, spec.rules.output_bias) = (bias, bias);
+    Ok(spec)
+}
+
+/// What holds for gpt-oss in every container.
+fn open_weights(spec: &mut DecoderSpec, alpha: f32, limit: f32) {
+    spec.rules.sinks = true;
+    (spec.rules.qkv_bias, spec.rules.output_bias, spec.mlp_bias) = (true, true, true);
+    spec.activation = Activation::ClampedSwiglu { alpha, limit };
+    for f in &mut spec.feed_forward {
+        if let FeedForward::Experts(e) = f {
+            (e.gate, e.router_bias) = (Gate::SoftmaxOfChosen, true);
+        }
+    }
+}
+
 fn all_experts(c: &Fields<'_>, family: Family, count: &str, normalise: bool) -> Result<DecoderSpec, EngineError> {
     c.expect("hidden_act", "silu")?;
     let mut spec = hf::plain(c, family, hf::grouped(c)?, false)?;
@@ -45,5 +75,22 @@ pub(super) fn olmoe_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut e = m.experts()?;
     e.normalise = false;
     spec.feed_forward = vec![FeedForward::Experts(e); spec.layers];
+    Ok(spec)
+}
+
+pub(super) fn gpt_oss_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
+    let mut spec = m.plain(Family::GptOss, m.grouped()?, false)?;
+    spec.feed_forward = vec![FeedForward::Experts(m.experts()?); spec.layers];
+    let window = m.count("attention.sliding_window", CONTEXT_MAX)?;
+    for r in spec.reach.iter_mut().step_by(2) {
+        r.window = Some(window);
+    }
+    // GGUF cannot say `truncate: false`, which every release of the family has.
+    for rope in &mut spec.ropes {
+        if let RopeScaling::Yarn { whole, .. } = &mut rope.scaling {
+            *whole = false;
+        }
+    }
+    open_weights(&mut spec, ALPHA, LIMIT);
     Ok(spec)
 }

@@ -137,6 +137,10 @@ fn every_family_computes_what_its_reference_computes() {
             .expect("string");
         }
     }
+    table.push_str(
+        "\ngpt_oss: the configuration says `truncate: false`; llama.cpp rounds the ramp of YaRN to whole pairs, which on a head of\n\
+         eight pairs is another model (with the same rounding the engine is as far from the reference).\n",
+    );
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/parity.md");
     if std::env::var_os("TANDEM_WRITE_PARITY").is_some() {
         std::fs::write(&path, &table).expect("written");

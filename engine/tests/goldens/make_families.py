@@ -155,7 +155,7 @@ CASES = {
         dict(topk_group=1, norm_topk_prob=False, routed_scaling_factor=1.0, rope_scaling=None)),
     "deepseek_v3_fp8": ("deepseek_v3", "BF16", {**V3, **dict(hidden_size=160, intermediate_size=192, num_hidden_layers=2,
         quantization_config=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128]))}, None, {}),
-    "gpt_oss": ("gpt_oss", "BF16", dict(num_local_experts=6, num_experts_per_tok=2, head_dim=16, sliding_window=12, intermediate_size=48,
+    "gpt_oss": ("gpt_oss", "BF16", dict(num_local_experts=6, num_experts_per_tok=2, head_dim=16, sliding_window=12, intermediate_size=48, rope_theta=150000.0,
         rope_scaling=dict(rope_type="yarn", factor=8.0, beta_fast=4.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=32)),
         "gpt-oss", dict(sliding_window=13, num_experts_per_tok=1, swiglu_limit=1.0)),
 }
