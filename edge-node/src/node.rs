@@ -18,7 +18,7 @@ use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{ModelCard, SamplingParams};
 use tandem_router::exchange::Exchange;
-use tandem_router::policy::{Paired, Policy, PolicyFileError, Steering};
+use tandem_router::policy::{Aim, Goal, GoalError, Paired, Policy, PolicyFileError, Steering};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +52,9 @@ pub enum EdgeError {
     /// The policy's parameters were fitted for another edge model.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),
+    /// The settings ask for what the policy cannot give.
+    #[error(transparent)]
+    Goal(#[from] GoalError),
     /// No random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(String),
@@ -109,6 +112,7 @@ pub(crate) struct Inner {
     constraints: Constraints,
     chat: ChatTemplate,
     policy: Paired,
+    aim: Aim,
     /// Cloud model for which the fitted rule was last found wanting, so that it is logged once.
     unfit_for: Mutex<Option<Digest>>,
     tenant_key: [u8; 32],
@@ -142,6 +146,13 @@ impl EdgeNode {
             return Err(EdgeError::Trunk { asked: settings.trunk_layers, layers });
         }
         let policy = Paired::new(parts.policy, &parts.model.digest(), parts.model.spec().hidden_size)?;
+        let goal = Goal {
+            threshold: settings.threshold,
+            quality: settings.quality,
+            cloud_share: settings.cloud_share,
+            cloud_tokens_max: settings.answer_cloud_tokens_max,
+        };
+        let aim = Aim::new(goal, &policy)?;
         let trunk = Trunk::of(&parts.model, settings.trunk_layers);
         let spec = parts.model.spec();
         let kv_blocks = match settings.kv_blocks {
@@ -158,7 +169,7 @@ impl EdgeNode {
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
         let tokenizer = Arc::new(parts.tokenizer);
         Ok(Self(Arc::new(Inner {
-            dials: Mutex::new(Dials { threshold: settings.threshold, default_mode: settings.default_mode }),
+            dials: Mutex::new(Dials { threshold: aim.threshold(), default_mode: settings.default_mode }),
             stop_tokens: parts.stop_tokens,
             settings,
             model: parts.model,
@@ -169,6 +180,7 @@ impl EdgeNode {
             tokenizer,
             chat: parts.chat,
             policy,
+            aim,
             unfit_for: Mutex::default(),
             tenant_key: development_tenant_key(&parts.tenant),
             trunk,
@@ -360,6 +372,7 @@ impl Inner {
     pub(crate) fn steering(&self, threshold: Option<f32>, link: Option<&Link>) -> Steering {
         let cloud = link.and_then(|l| self.cloud_digest(l));
         let (policy, unfit) = self.policy.towards(cloud);
+        let stands_in = unfit.is_some();
         let threshold = match unfit {
             None => threshold.or(lock(&self.dials).threshold),
             Some(why) => {
@@ -371,7 +384,7 @@ impl Inner {
                 None
             }
         };
-        Steering::new(policy.clone(), threshold)
+        self.aim.steering(policy, stands_in, threshold)
     }
 
     pub(crate) fn estimates(&self) -> Estimates {

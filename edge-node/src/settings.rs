@@ -27,6 +27,14 @@ pub struct EdgeSettings {
     pub kv_blocks: usize,
     /// Threshold on the risk in `auto`; the policy's own if absent.
     pub threshold: Option<f32>,
+    /// Instead of a threshold: share of answers that may fall short of the cloud's, such as 0.1. Needs a
+    /// rule fitted for the pair of models.
+    pub quality: Option<f32>,
+    /// Instead of a threshold: share of the tokens of all `auto` answers that the cloud decides, such as
+    /// 0.05; the threshold follows it.
+    pub cloud_share: Option<f32>,
+    /// Most tokens of one `auto` answer that the cloud decides; no limit if absent.
+    pub answer_cloud_tokens_max: Option<u32>,
     /// How `exact` answers are written.
     pub exact: ExactStrategy,
     /// Most tokens drafted in `auto` while an answer of the cloud is awaited.
@@ -54,6 +62,9 @@ impl Default for EdgeSettings {
             requests_max: 32,
             kv_blocks: 0,
             threshold: None,
+            quality: None,
+            cloud_share: None,
+            answer_cloud_tokens_max: None,
             exact: ExactStrategy::Auto,
             speculate_tokens_max: 64,
             escalation_ms_max: 1500,

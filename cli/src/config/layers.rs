@@ -16,7 +16,7 @@ const LEVEL: &str = "__";
 /// Short names of single settings in the environment.
 const SHORT: [(&str, &str); 2] = [("TANDEM_LOG", "log"), ("TANDEM_API_KEY", "api.key")];
 /// Settings that have no default.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 14] = [
     "listen.metrics",
     "api.key",
     "api.default_model",
@@ -26,6 +26,9 @@ const OPTIONAL: [&str; 11] = [
     "link.idle_ms",
     "link.keep_alive_ms",
     "edge.threshold",
+    "edge.quality",
+    "edge.cloud_share",
+    "edge.answer_cloud_tokens_max",
     "policy.threshold",
     "policy.policy",
 ];

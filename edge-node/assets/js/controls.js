@@ -15,6 +15,8 @@ const RISKS_MAX = 120;
 export const state = { mode: "auto", threshold: 0.5, own: false, follow: false, link: "unknown" };
 
 const range = byId("threshold");
+// Risks that matter are small: the scale is cubic, half way is 12.5 %.
+const along = Math.cbrt;
 let policy = 0.5;
 let risks = [];
 let asked = false;
@@ -36,17 +38,17 @@ function showMode() {
 
 function showThreshold() {
   const at = state.threshold;
-  range.value = at;
-  range.style.setProperty("--at", at);
+  range.value = along(at);
+  range.style.setProperty("--at", along(at));
   range.setAttribute("aria-valuetext", percent(at));
-  byId("threshold-value").textContent = `${Math.round(at * 100)} %`;
+  byId("threshold-value").textContent = percent(at);
   byId("threshold-reset").hidden = !state.own;
   const over = risks.filter((risk) => risk > at).length;
-  const effect = at >= 1 ? "Never asks the cloud." : at <= 0 ? "Asks the cloud at every token with any risk at all." : `Asks the cloud when the risk of keeping the device’s token is above ${Math.round(at * 100)} %.`;
+  const effect = at >= 1 ? "Never asks the cloud." : at <= 0 ? "Asks the cloud at every token with any risk at all." : `Asks the cloud when the risk of keeping the device’s token is above ${percent(at)}.`;
   const last = risks.length ? ` ${over} of the last ${count(risks.length, "token")} ${over === 1 ? "was" : "were"} above this.` : "";
   byId("threshold-text").textContent = effect + last + (state.mode === "auto" ? "" : " Counts in mode auto only.");
   byId("risk-plot").replaceChildren(
-    ...(risks.length ? risks.map((risk) => h("i", { class: risk > at ? "over" : false, "--risk": Math.min(1, Math.max(0, risk)) })) : [h("span", { class: "none" }, "the risk of each token shows here")]),
+    ...(risks.length ? risks.map((risk) => h("i", { class: risk > at ? "over" : false, "--risk": along(Math.min(1, Math.max(0, risk))) })) : [h("span", { class: "none" }, "the risk of each token shows here")]),
   );
 }
 
@@ -130,7 +132,7 @@ export function start({ refresh, say }) {
     });
   }
   range.addEventListener("input", () => {
-    state.threshold = Number(range.value);
+    state.threshold = Number(range.value) ** 3;
     state.own = true;
     showThreshold();
   });

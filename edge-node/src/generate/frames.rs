@@ -136,7 +136,8 @@ impl Answer {
     pub(super) fn on_link_change(&mut self) {
         // The next cloud node may serve another model.
         if let Some(link) = self.link() {
-            self.steering = self.node.steering(self.request.threshold, Some(&link));
+            let next = self.node.steering(self.request.threshold, Some(&link));
+            self.steering = self.steering.succeeded_by(next);
         }
         let gone = self.uplink.as_ref().is_some_and(|u| u.link.is_closed());
         if gone || (self.uplink.is_some() && self.links.borrow().is_none()) {

@@ -50,8 +50,11 @@ fn check_quantization(c: &Fields<'_>) -> Result<(), EngineError> {
     let field = "quantization_config";
     let Some(q) = c.object(field)? else { return Ok(()) };
     let method = q.text("quant_method")?;
-    if method != "fp8" {
-        return Err(EngineError::spec(field, format!("`{method}` is not supported; supported: fp8")));
+    match method {
+        "fp8" => {}
+        // gpt-oss: the names of its tensors say which they are.
+        "mxfp4" => return Ok(()),
+        _ => return Err(EngineError::spec(field, format!("`{method}` is not supported; supported: fp8, mxfp4"))),
     }
     match q.value.get("weight_block_size").and_then(Value::as_array) {
         Some(size) if size.iter().all(|v| v.as_u64() == Some(128)) && size.len() == 2 => Ok(()),

@@ -1,16 +1,18 @@
 //! When to escalate: features of a drafted token in, `Stay` or `Escalate` with a reason out.
 //!
 //! A [`Policy`] is a pure score and a threshold τ: it escalates iff score > τ. All of them share
-//! that shape, so that a request may move τ of any of them ([`Steering`]) and baselines are compared
-//! at equal cost.
+//! that shape, so that a share of cloud tokens or a quality target ([`Goal`]) moves τ of any of them and
+//! baselines are compared at equal cost. [`Steering`] is what one request has of it.
 
 mod always;
+mod budget;
 mod calibrated;
 mod entropy;
 pub mod file;
 pub mod fit;
 mod never;
 mod paired;
+mod quality;
 mod random;
 mod steering;
 mod top1;
@@ -20,6 +22,7 @@ use std::{fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use always::Always;
+pub use budget::ShareController;
 pub use calibrated::Calibrated;
 pub use entropy::Entropy;
 pub use file::{
@@ -28,8 +31,9 @@ pub use file::{
 };
 pub use never::Never;
 pub use paired::Paired;
+pub use quality::{QualityError, ShareError, for_quality, for_share};
 pub use random::Random;
-pub use steering::Steering;
+pub use steering::{Aim, Goal, GoalError, Steering};
 pub use top1::Top1;
 
 /// What is known about one drafted token before anybody else has judged it.
@@ -84,6 +88,8 @@ pub enum Reason {
     Never,
     /// Escalate: a feature is not a finite number, so no score means anything.
     NotFinite,
+    /// Stay: the score asked for the cloud, but the answer's budget is used up.
+    BudgetExhausted,
 }
 
 impl Reason {
@@ -99,6 +105,7 @@ impl Reason {
             Self::Always => "always",
             Self::Never => "never",
             Self::NotFinite => "not-finite",
+            Self::BudgetExhausted => "budget-exhausted",
         }
     }
 }

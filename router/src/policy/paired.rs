@@ -41,6 +41,12 @@ impl Paired {
         &self.policy
     }
 
+    /// What stands in for it towards other models.
+    #[must_use]
+    pub fn stand_in(&self) -> Option<&Arc<dyn Policy>> {
+        self.stand_in.as_ref()
+    }
+
     /// The policy towards a cloud whose model has this digest (none while it is not known), and, if
     /// that is the stand-in, why: the entropy baseline with the file's threshold for it.
     #[must_use]

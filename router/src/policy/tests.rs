@@ -108,6 +108,7 @@ fn names_are_stable() {
         Reason::Always,
         Reason::Never,
         Reason::NotFinite,
+        Reason::BudgetExhausted,
     ]
     .into_iter()
     .map(|reason| {
@@ -115,7 +116,7 @@ fn names_are_stable() {
         reason.to_string()
     })
     .collect();
-    let expected = ["sure", "risk", "entropy", "top1", "random", "always", "never", "not-finite"];
+    let expected = ["sure", "risk", "entropy", "top1", "random", "always", "never", "not-finite", "budget-exhausted"];
     assert_eq!(names, expected);
 }
 
@@ -270,16 +271,108 @@ fn a_network_by_hand() {
 }
 
 #[test]
+fn quality_table() {
+    let quality = file().quality;
+    // n = 99: the bound is (99·R̂ + 1)/100.
+    for (target, threshold) in [(0.01, 0.1), (0.05, 0.3), (0.109, 0.5), (0.11, 0.5), (0.42, 1.0)] {
+        assert_eq!(for_quality(&quality, target).map(|point| point.threshold), Ok(threshold), "{target}");
+    }
+    assert_eq!(
+        for_quality(&quality, 0.005),
+        Err(QualityError::TooFewRequests { target: 0.005, requests: 99, needed: 199 })
+    );
+    let mut poor = quality.clone();
+    poor.points.remove(0);
+    let error = for_quality(&poor, 0.02).unwrap_err();
+    let QualityError::Infeasible { best, escalate_at_least, .. } = error else { panic!("{error}") };
+    assert!((best - 0.0496).abs() < 1e-4 && (escalate_at_least - 0.38 / 0.98).abs() < 1e-4, "{error}");
+    for target in [0.0, -1.0, 1.0, f32::NAN] {
+        assert!(matches!(for_quality(&quality, target), Err(QualityError::BadTarget { .. })));
+    }
+    let empty = Quality { points: Vec::new(), ..file().quality };
+    assert_eq!(for_quality(&empty, 0.1), Err(QualityError::NoPoints));
+    // A dip after a bad row does not count: the promise needs every smaller τ to hold.
+    let mut dip = quality.clone();
+    dip.points[1].risk = 0.3;
+    assert_eq!(for_quality(&dip, 0.15).map(|point| point.threshold), Ok(0.1));
+
+    for (share, threshold) in [(0.0, 1.0), (0.1, 1.0), (0.15, 0.5), (0.59, 0.3), (1.0, 0.1)] {
+        assert_eq!(for_share(&quality, share).map(|point| point.threshold), Ok(threshold), "{share}");
+    }
+    assert!(matches!(for_share(&quality, 1.5), Err(ShareError::BadShare { .. })));
+    let mut few = quality;
+    few.points.pop();
+    assert_eq!(for_share(&few, 0.1), Err(ShareError::TooSmall { share: 0.1, least: 0.15 }));
+    assert_eq!(for_share(&empty, 0.1), Err(ShareError::NoPoints));
+}
+
+/// A rule that fits every pair, bound to no pair.
+fn unbound(spec: &PolicySpec) -> Paired {
+    Paired::new(build(spec), &Digest([0; 32]), 1).expect("has no file")
+}
+
+#[test]
 fn a_request_may_bring_a_threshold_of_its_own() {
-    let policy = build(&PolicySpec::Entropy { nats: 1.0 });
-    for (threshold, entropy, reason) in [
-        (None, 1.5, Reason::Entropy),
-        (None, 0.5, Reason::Sure),
-        (Some(2.0), 1.5, Reason::Sure),
-        (Some(0.4), 0.5, Reason::Entropy),
-    ] {
-        let decision = Steering::new(policy.clone(), threshold).decide(&features(entropy, 0.5));
-        assert_eq!(decision.reason(), reason, "{threshold:?}, {entropy}");
+    let policy = unbound(&PolicySpec::Entropy { nats: 1.0 });
+    for share in [None, Some(0.5)] {
+        let aim = Aim::new(Goal { cloud_share: share, ..Goal::default() }, &policy).expect("a goal");
+        for (threshold, entropy, reason) in [
+            (None, 1.5, Reason::Entropy),
+            (None, 0.5, Reason::Sure),
+            (Some(2.0), 1.5, Reason::Sure),
+            (Some(0.4), 0.5, Reason::Entropy),
+        ] {
+            let mut steering = aim.steering(policy.policy(), false, threshold);
+            let decision = steering.decide(&features(entropy, 0.5));
+            assert_eq!(decision.reason(), reason, "{share:?} {threshold:?}, {entropy}");
+        }
+    }
+}
+
+#[test]
+fn goals_move_the_threshold_or_say_why_not() {
+    let entropy = unbound(&PolicySpec::Entropy { nats: 1.0 });
+    let goal = |threshold, quality, cloud_share| Goal { threshold, quality, cloud_share, cloud_tokens_max: None };
+    for two in [goal(Some(0.1), Some(0.1), None), goal(None, Some(0.1), Some(0.1)), goal(Some(0.1), None, Some(0.1))] {
+        assert_eq!(Aim::new(two, &entropy).unwrap_err(), GoalError::Several);
+    }
+    assert_eq!(Aim::new(goal(None, Some(0.1), None), &entropy).unwrap_err(), GoalError::NotFitted);
+    for share in [-0.1, 1.1, f32::NAN] {
+        let error = Aim::new(goal(None, None, Some(share)), &entropy).unwrap_err();
+        assert!(matches!(error, GoalError::Share(ShareError::BadShare { .. })), "{error}");
+    }
+    assert_eq!(Aim::new(goal(Some(0.3), None, None), &entropy).unwrap().threshold(), Some(0.3));
+
+    // The share of one node, over answers that follow each other: half of the tokens lie above 1 nat.
+    for share in [0.1, 0.5, 0.8] {
+        let aim = Aim::new(goal(None, None, Some(share)), &entropy).unwrap();
+        let (mut escalated, answers, tokens) = (0, 50, 200);
+        for answer in 0..answers {
+            let mut steering = aim.steering(entropy.policy(), false, None);
+            for at in 0..tokens {
+                let nats = ((answer * tokens + at) * 7919 % 1000) as f32 / 500.0;
+                escalated += u32::from(steering.decide(&features(nats, 0.5)).escalates());
+            }
+        }
+        let measured = escalated as f32 / (answers * tokens) as f32;
+        assert!((measured - share).abs() < 0.02, "{measured} for {share}");
+    }
+}
+
+#[test]
+fn the_budget_of_an_answer_ends_and_another_answer_has_its_own() {
+    let policy = unbound(&PolicySpec::Always);
+    let aim = Aim::new(Goal { cloud_tokens_max: Some(2), ..Goal::default() }, &policy).unwrap();
+    for _ in 0..2 {
+        let mut steering = aim.steering(policy.policy(), false, None);
+        let mut reasons = vec![];
+        for _ in 0..2 {
+            reasons.push(steering.decide(&features(1.0, 0.5)).reason());
+        }
+        // Another cloud does not fill it up.
+        steering = steering.succeeded_by(aim.steering(policy.policy(), false, None));
+        reasons.push(steering.decide(&features(1.0, 0.5)).reason());
+        assert_eq!(reasons, [Reason::Always, Reason::Always, Reason::BudgetExhausted]);
     }
 }
 
@@ -339,6 +432,27 @@ proptest! {
             let (p, q) = (calibration.apply(low), calibration.apply(high));
             prop_assert!(p <= q && (0.0..=1.0).contains(&p) && (0.0..=1.0).contains(&q), "{calibration:?}: {p} {q}");
         }
+    }
+
+    /// The share follows its target within (1 + 2η)/(ηT), whatever the scores do.
+    #[test]
+    fn the_share_is_kept_under_any_drift(
+        scores in prop::collection::vec(0.0f32..=1.0, 50..600),
+        share in 0.0f32..=1.0,
+        step in 0.005f32..0.3,
+        start in 0.0f32..=1.0,
+    ) {
+        let mut controller = ShareController::new(start, share, step, 1.0);
+        let mut escalated = 0;
+        for score in &scores {
+            let goes = *score > controller.threshold();
+            escalated += u32::from(goes);
+            controller.record(goes);
+            prop_assert!((-step..=1.0 + step).contains(&controller.threshold()));
+        }
+        let n = scores.len() as f32;
+        let off = (escalated as f32 / n - share).abs();
+        prop_assert!(off <= (1.0 + 2.0 * step) / (step * n) + 1e-3, "off by {off} after {n}");
     }
 
     /// The coin escalates its share, differs by seed and repeats itself.
