@@ -32,6 +32,7 @@ def main():
     a.add_argument("--peer", action="append", default=[])
     a.add_argument("--threads", type=int, action="append", default=[])
     a.add_argument("--rounds", type=int, default=5)
+    a.add_argument("--batch", default="", help="batches to decode, such as 1,4,16")
     a.add_argument("--wrap", default="", help="program before each measurement, such as a lock")
     a.add_argument("--out", default=str(ROOT / "docs/bench.md"))
     a = a.parse_args()
@@ -39,6 +40,8 @@ def main():
     for file in a.files:
         for threads in a.threads or [1, 2]:
             command = [*shlex.split(a.wrap), a.tandem, "bench", "engine", "--model", file, "--threads", str(threads), "--rounds", str(a.rounds)]
+            if a.batch:
+                command += ["--batch", a.batch]
             for peer in a.peer:
                 command += ["--peer", peer]
             # Before the measurement, which is a load itself.
@@ -48,13 +51,13 @@ def main():
                 sys.exit(f"table.py: {shlex.join(command)} ended with {ran.returncode}")
             r = json.loads(ran.stdout)
             ours.add(r["engine"])
-            used = (r["prompt_tokens"], r["decode_tokens"], tuple(r["verify_tokens"]))
+            used = (r["prompt_tokens"], r["decode_tokens"], tuple(r["verify_tokens"]), tuple(r["batch_sequences"]))
             if options not in (None, used):
                 sys.exit(f"table.py: {file} was measured with {used}, the files before with {options}; make a table for each")
             options = used
             name = Path(file).stem
-            figures = lambda m: [m["prefill_tokens_per_s"], m["decode_tokens_per_s"], *(v["tokens_per_s"] for v in m["verify"])]
-            columns = 2 + len(r["verify_tokens"])
+            figures = lambda m: [m["prefill_tokens_per_s"], m["decode_tokens_per_s"], *(v["tokens_per_s"] for v in m["verify"] + m.get("batch", []))]
+            columns = 2 + len(r["verify_tokens"]) + len(r["batch_sequences"])
             line = lambda who, values, digits: (
                 f"| {name} | {threads} | {who} | " + " | ".join(f"{v:.{digits}f}" for v in values) + " |" + " – |" * (columns - len(values)))
             rows.append(line("tandem", figures(r["median"]), 1))
@@ -64,9 +67,10 @@ def main():
                     peers.append(peer["engine"])
                 ratio = peer["ratio"]
                 rows.append(line(who, figures(peer["median"]), 1))
-                rows.append(line(f"**tandem / {who}**", [ratio["prefill"], ratio["decode"], *(v["ratio"] for v in ratio["verify"])], 2))
+                rows.append(line(f"**tandem / {who}**", [ratio["prefill"], ratio["decode"], *(v["ratio"] for v in ratio["verify"] + ratio.get("batch", []))], 2))
             print(rows[-1], flush=True)
-    prompt, decode, verify = options
+    prompt, decode, verify, batch = options
+    heads = [f"verify {n}" for n in verify] + [f"decode × {n}" for n in batch]
     text = f"""# Speed against other engines
 
 Tokens per second, medians of {a.rounds} rounds; the engines' rounds take turns on the same file, each
@@ -79,8 +83,8 @@ behind 32, verify passes of {" and ".join(map(str, verify))} tokens with logits 
 - peers: {"; ".join(peers)}
 - command: `{shlex.join(sys.argv)}`
 
-| file | threads | engine | prefill | decode | {" | ".join(f"verify {n}" for n in verify)} |
-|---|---|---|---|---|{"---|" * len(verify)}
+| file | threads | engine | prefill | decode | {" | ".join(heads)} |
+|---|---|---|---|---|{"---|" * len(heads)}
 """ + "\n".join(rows) + "\n"
     Path(a.out).write_text(text)
 

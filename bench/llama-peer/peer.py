@@ -4,9 +4,10 @@
     peer.py FILE.gguf --threads N
 
 Prints {"engine", "threads"} when it has loaded. Each line {"prompt_tokens", "decode_tokens",
-"verify_tokens": [..]} on stdin is answered by one line of JSON with the figures of one round, the
-same as the engine's own (engine/src/bench.rs): a prompt in one call with the logits of its last
-token; single tokens behind a prompt of 32; passes of n tokens with logits for each behind 32.
+"verify_tokens": [..], "batch_sequences": [..]} on stdin is answered by one line of JSON with the figures
+of one round, the same as the engine's own (engine/src/bench.rs): a prompt in one call with the logits of
+its last token; single tokens behind a prompt of 32; passes of n tokens with logits for each behind 32;
+passes of one token of each of n sequences behind 32.
 
 llama.cpp is used at its best: mmap and repacked weights, f16 KV, ubatch 512, every figure with
 flash attention on or off, whichever the first two rounds (which are not reported) find faster. It is
@@ -21,12 +22,15 @@ import llama_cpp as ll
 import numpy as np
 
 BEHIND = 32
+BATCH_PASSES_MIN = 8
 F32, F16 = 0, 1
 
 
-def session(model, context_tokens, threads, flash, kv_type):
+def session(model, context_tokens, threads, flash, kv_type, sequences):
     p = ll.llama_context_default_params()
-    p.n_ctx = (context_tokens + 255) // 256 * 256
+    # Each sequence has its own part of the context.
+    p.n_ctx = (context_tokens + 255) // 256 * 256 * sequences
+    p.n_seq_max = sequences
     p.n_batch = p.n_ctx
     p.n_ubatch = 512
     p.n_threads = p.n_threads_batch = threads
@@ -42,17 +46,17 @@ def session(model, context_tokens, threads, flash, kv_type):
 class Session:
     """A context and a batch that is filled anew for each call."""
 
-    def __init__(self, model, context_tokens, threads, flash, kv_type=F16):
-        self.ctx = session(model, context_tokens, threads, flash, kv_type)
+    def __init__(self, model, context_tokens, threads, flash, kv_type=F16, sequences=1):
+        self.ctx = session(model, context_tokens, threads, flash, kv_type, sequences)
         self.memory = ll.llama_get_memory(self.ctx)
-        self.batch = ll.llama_batch_init(context_tokens, 0, 1)
+        self.batch = ll.llama_batch_init(max(context_tokens, sequences), 0, 1)
 
-    def fill(self, tokens, at, logits):
+    def fill(self, tokens, at, logits, sequence=0):
         b = self.batch
         b.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             b.token[i], b.pos[i], b.n_seq_id[i] = token, at + i, 1
-            b.seq_id[i][0] = 0
+            b.seq_id[i][0] = sequence
             b.logits[i] = i + logits >= len(tokens)
 
     def run(self):
@@ -90,6 +94,23 @@ class Session:
             self.cut(BEHIND)
         return passes * n / seconds
 
+    def decode_batch(self, tokens, sequences, passes):
+        b = self.batch
+        for s in range(sequences):
+            ll.llama_memory_seq_rm(self.memory, s, 0, -1)
+            self.fill(tokens[s : s + BEHIND], 0, 1, s)
+            self.run()
+        seconds = 0.0
+        for step in range(passes):
+            b.n_tokens = sequences
+            for s in range(sequences):
+                b.token[s], b.pos[s], b.n_seq_id[s], b.logits[s] = tokens[s + step], BEHIND + step, 1, 1
+                b.seq_id[s][0] = s
+            start = time.perf_counter()
+            self.run()
+            seconds += time.perf_counter() - start
+        return sequences * passes / seconds
+
     def score(self, tokens, vocab):
         self.cut(0)
         self.fill(tokens[:-1], 0, len(tokens) - 1)
@@ -125,7 +146,7 @@ class Peer:
             sys.exit(f"llama.cpp cannot load {path}")
         self.vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.model))
         self.threads = threads
-        self.sessions, self.faster = None, {}
+        self.sessions, self.faster, self.batched = None, {}, {}
 
     @staticmethod
     def need(job):
@@ -140,6 +161,19 @@ class Peer:
             passes = -(-job["decode_tokens"] // n)
             yield f"verify_{n}", lambda s, n=n, passes=passes: s.verify(tokens, n, passes)
 
+    def batches(self, job):
+        """Sessions of their own: a context is divided among its sequences."""
+        for n in job["batch_sequences"]:
+            passes = max(-(-job["decode_tokens"] // n), BATCH_PASSES_MIN)
+            tokens = [i * 7919 % self.vocab for i in range(BEHIND + n + passes)]
+            if n not in self.batched:
+                sessions = [Session(self.model, BEHIND + passes, self.threads, flash, sequences=n) for flash in (False, True)]
+                speeds = [max(s.decode_batch(tokens, n, passes) for _ in range(2)) for s in sessions]
+                best = speeds.index(max(speeds))
+                sessions[1 - best].close()
+                self.batched[n] = sessions[best]
+            yield {"sequences": n, "tokens_per_s": self.batched[n].decode_batch(tokens, n, passes)}
+
     def round(self, job):
         if self.sessions is None:
             need = self.need(job)
@@ -152,6 +186,7 @@ class Peer:
             "prefill_tokens_per_s": figures["prefill"],
             "decode_tokens_per_s": figures["decode"],
             "verify": [{"tokens": n, "tokens_per_s": figures[f"verify_{n}"]} for n in job["verify_tokens"]],
+            "batch": list(self.batches(job)),
         }
 
     def score(self, pieces):

@@ -395,6 +395,9 @@ pub struct BenchEngineArgs {
     /// Tokens of the verification passes.
     #[arg(long, default_values_t = [4, 8], value_delimiter = ',', value_name = "N")]
     pub verify: Vec<usize>,
+    /// Sequences decoded side by side, such as 1,4,16.
+    #[arg(long, value_delimiter = ',', value_name = "N")]
+    pub batch: Vec<usize>,
     /// Rounds; the medians count.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,

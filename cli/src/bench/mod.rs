@@ -53,6 +53,14 @@ struct Ratio {
     prefill: f64,
     decode: f64,
     verify: Vec<VerifyRatio>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    batch: Vec<BatchRatio>,
+}
+
+#[derive(Debug, Serialize)]
+struct BatchRatio {
+    sequences: usize,
+    ratio: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,11 +72,15 @@ struct VerifyRatio {
 impl Ratio {
     fn new(ours: &BenchRound, theirs: &BenchRound) -> Self {
         let verify = ours.verify.iter().zip(&theirs.verify);
+        let batch = ours.batch.iter().zip(&theirs.batch);
         Self {
             prefill: ours.prefill_tokens_per_s / theirs.prefill_tokens_per_s,
             decode: ours.decode_tokens_per_s / theirs.decode_tokens_per_s,
             verify: verify
                 .map(|(a, b)| VerifyRatio { tokens: a.tokens, ratio: a.tokens_per_s / b.tokens_per_s })
+                .collect(),
+            batch: batch
+                .map(|(a, b)| BatchRatio { sequences: a.sequences, ratio: a.tokens_per_s / b.tokens_per_s })
                 .collect(),
         }
     }
@@ -83,6 +95,7 @@ fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
         prompt_tokens: args.prompt,
         decode_tokens: args.decode,
         verify_tokens: args.verify.clone(),
+        batch_sequences: args.batch.clone(),
         rounds: args.rounds.clamp(1, ROUNDS_MAX),
     }
     .fitted(&model);

@@ -61,12 +61,15 @@ impl Peer {
     /// Measures one round.
     pub(super) fn round(&mut self, options: &BenchOptions) -> Result<BenchRound, Failure> {
         let round: BenchRound = self.ask(options)?;
-        let sizes = round.verify.iter().map(|v| &v.tokens);
-        if round.verify.is_empty() || sizes.eq(&options.verify_tokens) {
-            Ok(round)
-        } else {
-            Err(failure(&self.program, "answered with other verification sizes than it was asked for"))
+        let verify = round.verify.iter().map(|v| &v.tokens);
+        let batch = round.batch.iter().map(|b| &b.sequences);
+        if !round.verify.is_empty() && !verify.eq(&options.verify_tokens) {
+            return Err(failure(&self.program, "answered with other verification sizes than it was asked for"));
         }
+        if !round.batch.is_empty() && !batch.eq(&options.batch_sequences) {
+            return Err(failure(&self.program, "answered with other batches than it was asked for"));
+        }
+        Ok(round)
     }
 
     /// Sends a job and reads the answer.
