@@ -5,9 +5,10 @@ use half::f16;
 use serde_json::json;
 
 use super::gguf::Gguf;
-use super::{Checkpoint, check_gguf, check_safetensors};
+use super::{Checkpoint, Storage, check_gguf, check_safetensors};
 use crate::error::EngineError;
-use crate::spec::RopeScaling;
+use crate::names::{Role, Scheme};
+use crate::spec::{DecoderSpec, RopeScaling};
 
 const HIDDEN: usize = 64;
 const FF: usize = 96;
@@ -586,4 +587,49 @@ fn broken_safetensors_are_refused() {
         loaded += usize::from(result.unwrap_or_else(|_| panic!("panicked at seed {seed}")));
     }
     println!("{loaded} of 300 mutated files still load");
+}
+
+/// gpt-oss's own files: experts in MXFP4, stacked, with gate and up in turns, scales beside them.
+#[test]
+fn stacked_experts_in_mxfp4_are_cut_by_row() {
+    use safetensors::Dtype::U8;
+    use safetensors::tensor::TensorView;
+
+    let config = json!({
+        "model_type": "gpt_oss", "vocab_size": 8, "hidden_size": 64, "intermediate_size": 2, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 8, "hidden_act": "silu",
+        "quantization_config": { "quant_method": "mxfp4" }
+    });
+    // Of expert e, row r, block b: every value is the code r + 1, the scale 2^(e + b).
+    let codes: Vec<u8> = (0..2 * 4 * 2 * 16).map(|i| (i / 32 % 4 + 1) as u8 * 0x11).collect();
+    let scales: Vec<u8> = (0..2 * 4 * 2).map(|i| (127 + i / 8 + i % 2) as u8).collect();
+    let at = "model.layers.0.mlp.experts.gate_up_proj";
+    let open = |scales_shape: Vec<usize>| {
+        let tensors = [
+            (format!("{at}_blocks"), TensorView::new(U8, vec![2, 4, 2, 16], &codes).expect("fits")),
+            (format!("{at}_scales"), TensorView::new(U8, scales_shape, &scales).expect("fits")),
+        ];
+        let bytes = safetensors::serialize(tensors, None).expect("a file");
+        let spec = DecoderSpec::from_hf(config.to_string().as_bytes()).expect("a spec");
+        let mut file = Checkpoint::empty(spec, Scheme::HuggingFace);
+        file.add_safetensors(Storage::Owned(bytes)).expect("an index");
+        file
+    };
+    let file = open(vec![2, 4, 2]);
+    // Codes 1, 2, 3, 4 are 0.5, 1, 1.5, 2; the gate has rows 0 and 2, the other rows go up.
+    for (role, rows, scale) in [
+        (Role::ExpertGate(0), [0.5, 1.5], 1.0),
+        (Role::ExpertUp(0), [1.0, 2.0], 1.0),
+        (Role::ExpertGate(1), [0.5, 1.5], 2.0),
+        (Role::ExpertUp(1), [1.0, 2.0], 2.0),
+    ] {
+        let t = file.find(0, role).expect("reads").expect("is there");
+        assert_eq!(t.shape, [2, 64], "{role:?}");
+        let wanted: Vec<f32> = rows.iter().flat_map(|v| [[v * scale; 32], [v * scale * 2.0; 32]].concat()).collect();
+        assert_eq!(t.to_f32().expect("known"), wanted, "{role:?}");
+    }
+    assert!(file.find(0, Role::ExpertGate(2)).is_err());
+    let e = open(vec![2, 2, 4]).find(0, Role::ExpertGate(0)).err().expect("scales that do not fit").to_string();
+    assert!(e.contains("gate_up_proj_scales"), "{e}");
 }
