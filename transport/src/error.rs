@@ -120,7 +120,7 @@ fn tls_reason(alert: u64) -> &'static str {
     }
 }
 
-fn from_transport(code: u64, reason: String) -> TransportError {
+fn from_transport(code: u64, reason: &str) -> TransportError {
     match code {
         CONNECTION_REFUSED => {
             TransportError::Refused { code: RefuseCode::Busy, reason: "the node takes no more connections now".into() }
@@ -155,9 +155,9 @@ impl From<quinn::ConnectionError> for TransportError {
             }
             E::ConnectionClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
-                from_transport(close.error_code.into(), reason)
+                from_transport(close.error_code.into(), &reason)
             }
-            E::TransportError(error) => from_transport(error.code.into(), error.reason),
+            E::TransportError(error) => from_transport(error.code.into(), &error.reason),
             E::LocallyClosed => Self::Closed { code: CloseCode::Done, reason: "closed on this side".into() },
             E::TimedOut => Self::Lost { reason: "the peer is silent past the idle timeout".into() },
             E::VersionMismatch => {

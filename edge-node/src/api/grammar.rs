@@ -139,7 +139,7 @@ mod tests {
         let turns = Turns::default();
         let taken: Vec<_> = (0..COMPILING_MAX + WAITING_MAX).map(|_| turns.place()).collect();
         assert!(taken.iter().all(Result::is_ok));
-        let refused = turns.place().err().expect("no place is left");
+        let Err(refused) = turns.place() else { panic!("no place is left") };
         assert_eq!((refused.status, refused.retry_after_ms), (StatusCode::TOO_MANY_REQUESTS, Some(RETRY_AFTER_MS)));
         drop(taken);
         assert!(turns.place().is_ok());

@@ -123,7 +123,8 @@ mod tests {
         let zeros =
             from_gguf("w".into(), vec![1, BLOCK], &[&[255u8][..], &[0x80; 16]].concat()).expect("no value at all");
         assert_eq!(zeros.to_f32().expect("known"), [0.0; BLOCK]);
-        let error = from_gguf("w".into(), vec![1, BLOCK], &[&[144u8][..], &[0x11; 16]].concat()).err().expect("too large");
+        let error =
+            from_gguf("w".into(), vec![1, BLOCK], &[&[144u8][..], &[0x11; 16]].concat()).err().expect("too large");
         assert!(error.to_string().contains("2^17"), "{error}");
     }
 
