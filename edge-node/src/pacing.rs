@@ -220,6 +220,29 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// What may be drafted before a verdict is enough to ask for one; else an edge that waits at
+        /// its window would never ask.
+        #[test]
+        fn a_full_window_is_a_frame(
+            rtt_s in 0.0..10.0f64,
+            draft_s in 0.0..1.0f64,
+            verify_s in 0.0..10.0f64,
+            decode_s in 0.0..10.0f64,
+            acceptance in 0.0..=1.0f64,
+            written in 0..20usize,
+        ) {
+            use ExactStrategy::{Auto, Draft, Handover, Stream, Synchronous};
+            let c = Conditions { rtt_s, draft_s, verify_s, decode_s, acceptance };
+            for strategy in [Auto, Draft, Synchronous, Stream, Handover] {
+                if let Plan::Draft { chunk, window } = plan(&c, strategy, written) {
+                    assert!(0 < chunk && chunk <= CHUNK_MAX, "{strategy:?}: {chunk}");
+                    assert!(chunk <= window && window <= WINDOW_MAX, "{strategy:?}: {chunk}, {window}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn overlap_never_loses_to_waiting() {
         for rtt_ms in [0, 1, 5, 20, 50, 100, 200] {

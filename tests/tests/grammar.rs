@@ -230,8 +230,9 @@ async fn a_grammar_that_the_cloud_refuses_is_the_clients_to_know() -> Result<()>
     for mode in [Mode::Exact, Mode::Cloud] {
         let request = ask(&cluster.edge, "Hi.", mode, &SamplingParams::default(), &compiled)?;
         let mut generation = cluster.edge.submit(request)?;
-        let Some(Event::Failed(GenerateError::Grammar(problem))) = generation.events.recv().await else {
-            panic!("{mode:?} was not refused")
+        let first = generation.events.recv().await;
+        let Some(Event::Failed(GenerateError::Grammar(problem))) = first else {
+            panic!("{mode:?} was not refused, but {first:?}")
         };
         assert!(problem.contains("at most 16"), "{problem}");
     }

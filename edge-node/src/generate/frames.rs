@@ -146,6 +146,11 @@ impl Answer {
     }
 
     pub(super) fn on_link_lost(&mut self, why: &str) {
+        // Where only the stream has ended nothing else will wake us, and a cloud that ends every
+        // stream must not be hammered.
+        if self.uplink.as_ref().is_some_and(|u| !u.link.is_closed()) {
+            self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        }
         self.drop_uplink();
         // `auto` does not wait: its own drafts stand. The stricter modes hope for a while.
         if self.request.mode == Mode::Auto {

@@ -194,11 +194,14 @@ impl Answer {
                 return Ok(if stopped { FinishReason::Stop } else { FinishReason::Length });
             }
             self.connect().await;
-            self.ask().await;
+            // One for the whole turn: if what is too little to ask were enough to wait for a verdict,
+            // both would wait for ever.
+            let plan = self.plan();
+            self.ask(plan).await;
             self.serve_pull().await;
             // Before `draft` looks at the clock: what is not over here, it or the deadline will notice.
             let deadline = self.deadline();
-            self.draft()?;
+            self.draft(plan)?;
             // What the edge has just settled by itself wakes nobody.
             if self.session.can_commit() {
                 continue;
@@ -346,13 +349,13 @@ impl Answer {
     }
 
     /// Sends what is due to be asked.
-    async fn ask(&mut self) {
+    async fn ask(&mut self, plan: Plan) {
         if self.uplink.is_none() || self.fetch.is_some() {
             return;
         }
         let streams = self.request.mode == Mode::Cloud
             || self.draft_error.is_some()
-            || (self.request.mode == Mode::Exact && self.plan() == Plan::Stream);
+            || (self.request.mode == Mode::Exact && plan == Plan::Stream);
         if streams {
             // Drafts under way are let go: the cloud decodes from the last final token.
             if let Some(g) = self.session.next_span(usize::MAX) {
@@ -362,7 +365,7 @@ impl Answer {
             }
             return;
         }
-        let rule = self.frame_rule();
+        let rule = self.frame_rule(plan);
         while let Some(mut draft) = self.session.next_frame(rule) {
             let (from, to) = (draft.hidden_from as usize, draft.start as usize + draft.tokens.len());
             let hidden = if self.send_hidden { self.drafter.take_hidden(from, to) } else { None };
@@ -382,8 +385,8 @@ impl Answer {
         pacing::plan(&self.node.estimates().at(rtt_s), self.node.settings.exact, self.sent as usize)
     }
 
-    fn frame_rule(&self) -> FrameRule {
-        match (self.request.mode, self.plan()) {
+    fn frame_rule(&self, plan: Plan) -> FrameRule {
+        match (self.request.mode, plan) {
             // The bonus row's hidden state does not exist yet when the frame goes out.
             (Mode::Exact, Plan::Draft { chunk, .. }) => {
                 FrameRule { chunk_min: chunk, chunk_max: CHUNK_MAX, bonus: !self.send_hidden }
@@ -393,15 +396,15 @@ impl Answer {
     }
 
     /// Tokens the path may run ahead of the final ones.
-    fn window(&self) -> usize {
-        match (self.request.mode, self.plan()) {
+    fn window(&self, plan: Plan) -> usize {
+        match (self.request.mode, plan) {
             (Mode::Exact, Plan::Draft { window, .. }) => window,
             _ => self.node.settings.speculate_tokens_max.clamp(1, UNVERIFIED_TOKENS_MAX),
         }
     }
 
     /// Starts the next draft, if one is due.
-    fn draft(&mut self) -> Result<(), Halt> {
+    fn draft(&mut self, plan: Plan) -> Result<(), Halt> {
         // The grace may have ended while something else was handled.
         if self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_none() {
             self.go_alone("the cloud is not reachable");
@@ -412,7 +415,7 @@ impl Answer {
         if self.drafter.is_running()
             || self.holds_back()
             || !self.session.can_draft()
-            || self.session.pending() >= self.window()
+            || self.session.pending() >= self.window(plan)
         {
             return Ok(());
         }
