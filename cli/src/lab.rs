@@ -64,7 +64,7 @@ async fn calibrated(global: &Global, args: &LabCalibrateArgs) -> Result<(), Fail
     });
     options.share_max = args.share.unwrap_or(options.share_max);
     options.fit.seed = args.seed.unwrap_or(options.fit.seed);
-    if !(0.0..1.0).contains(&options.share_max) {
+    if !(0.0..=1.0).contains(&options.share_max) {
         return Err(Failure::new(Code::Usage, format!("--share is {}; give a number from 0 to 1", options.share_max)));
     }
     let (data, out, threads) = (args.data.clone(), args.out.clone(), args.threads);

@@ -22,7 +22,8 @@ multiversion! {
     /// `gate = g · σ(alpha·g) · (u + 1)` with `g = min(gate, limit)`, `u` within `±limit`.
     pub(crate) fn clamped_swiglu(gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
         for (g, u) in gate.chunks_mut(LANES).zip(up.chunks(LANES)) {
-            let x = load_tail(g).map(|x| x.min(limit));
+            // Not `min`, which would hide that a model has gone wrong: it drops a NaN.
+            let x = load_tail(g).map(|x| if x > limit { limit } else { x });
             let e = exp_lanes(x.map(|x| -alpha * x));
             for i in 0..g.len() {
                 g[i] = x[i] / (1.0 + e[i]) * (u[i].clamp(-limit, limit) + 1.0);

@@ -182,7 +182,7 @@ impl Pool {
     ///
     /// # Panics
     /// If a buffer is shorter than `rows` pieces of its width.
-    pub(crate) fn for_rows<A, B, C>(
+    pub(crate) fn for_rows<A: Send, B: Send, C: Send>(
         &mut self,
         rows: usize,
         work: usize,
@@ -215,8 +215,8 @@ const PIECES_PER_THREAD: usize = 8;
 
 struct Base<T>(*mut T);
 
-// SAFETY: disjoint pieces only are handed out, each to one thread.
-unsafe impl<T> Sync for Base<T> {}
+// SAFETY: disjoint pieces only are handed out, each to one thread, which may then own what is in it.
+unsafe impl<T: Send> Sync for Base<T> {}
 
 impl<T> Base<T> {
     fn of(buffer: &mut [T]) -> Self {

