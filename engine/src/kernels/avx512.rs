@@ -8,8 +8,10 @@ use std::arch::x86_64::{
     _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
     _mm512_load_si512, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_sll_epi16,
-    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srli_epi16, _mm512_sub_epi32,
+    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_sub_epi32,
 };
+
+use std::cell::RefCell;
 
 use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
 use super::matmul::Task;
@@ -19,6 +21,11 @@ use super::quantize::Quantized;
 /// without: it reads in sequence, and the hardware's prefetchers reach the memory's limit alone, while
 /// more rows compute too long between two lines.
 const PREFETCH: usize = 4096;
+
+/// Most rows of a tile of floats.
+const TILE_ROWS: usize = 12;
+/// Rows from which numbers of 16 bits are widened once for all tiles, not once in each.
+const WIDEN_ROWS: usize = 2 * TILE_ROWS;
 
 /// Computes the panels `from..to` of a task for all its rows.
 ///
@@ -42,7 +49,7 @@ unsafe fn panels<F: Format>(task: &Task<'_>, from: usize, to: usize) {
             let mut p = from;
             if task.rows == 1 {
                 while p + 4 <= to {
-                    float_tile::<1, 4, F>(task, p, 0);
+                    float_tile::<1, 4, F>(task, p, 0, stored(task, p));
                     p += 4;
                 }
             }
@@ -63,32 +70,80 @@ unsafe fn panels<F: Format>(task: &Task<'_>, from: usize, to: usize) {
     }
 }
 
+thread_local! {
+    /// The panels at work as f32.
+    static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// # Safety
 /// As [`run_panels`]; the panels lie inside the task.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn float_rows<const P: usize, F: Format>(task: &Task<'_>, p: usize) {
+    let k = task.w.k;
+    // SAFETY: panels p..p+P hold k·16 numbers each and lie one behind the other, in the buffer too.
+    unsafe {
+        let panels = stored(task, p);
+        if const { matches!(F::KIND, Kind::F32) } || task.rows < WIDEN_ROWS {
+            return row_tiles::<P, F>(task, p, panels);
+        }
+        WIDE.with_borrow_mut(|wide| {
+            wide.resize(P * k * PANEL, 0.0);
+            for (i, out) in wide.chunks_exact_mut(PANEL).enumerate() {
+                _mm512_storeu_ps(out.as_mut_ptr(), load16::<F>(panels.at.add(i * F::KIND.code_bytes())));
+            }
+            let stride = k * PANEL * size_of::<f32>();
+            row_tiles::<P, Single>(task, p, Panels { at: wide.as_ptr().cast(), stride });
+        });
+    }
+}
+
+/// Where panels of numbers lie.
+#[derive(Clone, Copy)]
+struct Panels {
+    at: *const u8,
+    /// Bytes from one to the next.
+    stride: usize,
+}
+
+/// The panels from `p` on as the matrix has them.
+fn stored(task: &Task<'_>, p: usize) -> Panels {
+    let stride = task.w.panel_codes();
+    Panels { at: task.w.codes.bytes()[p * stride..].as_ptr(), stride }
+}
+
+/// Numbers of single precision.
+struct Single;
+
+impl Format for Single {
+    const KIND: Kind = Kind::F32;
+}
+
+/// # Safety
+/// As [`run_panels`]; the panels lie inside the task, their numbers of the format where `w` says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn row_tiles<const P: usize, F: Format>(task: &Task<'_>, p: usize, w: Panels) {
     // SAFETY: rows stay inside the task.
     unsafe {
         let mut r = 0;
-        while r + 12 <= task.rows {
-            float_tile::<12, P, F>(task, p, r);
-            r += 12;
+        while r + TILE_ROWS <= task.rows {
+            float_tile::<TILE_ROWS, P, F>(task, p, r, w);
+            r += TILE_ROWS;
         }
         let rest = task.rows - r;
         if rest & 8 != 0 {
-            float_tile::<8, P, F>(task, p, r);
+            float_tile::<8, P, F>(task, p, r, w);
             r += 8;
         }
         if rest & 4 != 0 {
-            float_tile::<4, P, F>(task, p, r);
+            float_tile::<4, P, F>(task, p, r, w);
             r += 4;
         }
         if rest & 2 != 0 {
-            float_tile::<2, P, F>(task, p, r);
+            float_tile::<2, P, F>(task, p, r, w);
             r += 2;
         }
         if rest & 1 != 0 {
-            float_tile::<1, P, F>(task, p, r);
+            float_tile::<1, P, F>(task, p, r, w);
         }
     }
 }
@@ -111,17 +166,16 @@ unsafe fn load16<F: Format>(p: *const u8) -> __m512 {
 /// Rows `r..r+MR` by panels `p..p+P`.
 ///
 /// # Safety
-/// As [`run_panels`]; rows and panels lie inside the task.
+/// As [`row_tiles`]; the rows lie inside the task.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn float_tile<const MR: usize, const P: usize, F: Format>(task: &Task<'_>, p: usize, r: usize) {
-    let w = task.w;
-    let k = w.k;
+unsafe fn float_tile<const MR: usize, const P: usize, F: Format>(task: &Task<'_>, p: usize, r: usize, w: Panels) {
+    let k = task.w.k;
     let step = F::KIND.code_bytes();
-    let panel_bytes = w.panel_codes();
+    let panel_bytes = w.stride;
     // SAFETY: panels p..p+P hold k·16 numbers each, rows r..r+MR hold k numbers each. Prefetching past
     // the end of a buffer has no effect but a lost slot.
     unsafe {
-        let wp = w.codes.bytes().as_ptr().add(p * panel_bytes);
+        let wp = w.at;
         let xp = task.x.as_ptr().add(r * k);
         let mut acc = [[_mm512_setzero_ps(); P]; MR];
         // Near a panel's end its stream goes on in the next tile, `P` panels further on: what follows it

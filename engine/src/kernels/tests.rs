@@ -111,7 +111,7 @@ proptest! {
     #[test]
     fn products_agree_at_every_level_and_with_f64(
         kind in prop::sample::select(&KINDS), n in 1usize..70, blocks in 1usize..8, extra in 0usize..32,
-        rows in 1usize..16, threads in 1usize..4, seed: u64,
+        rows in 1usize..40, threads in 1usize..4, seed: u64,
     ) {
         let k = width(kind, blocks, extra);
         let w = pack(kind, n, k, seed, threads);
@@ -174,7 +174,7 @@ proptest! {
 
     #[test]
     fn a_row_has_the_same_bits_alone_and_in_a_batch(
-        kind in prop::sample::select(&KINDS), n in 1usize..150, blocks in 1usize..6, rows in 2usize..30, seed: u64,
+        kind in prop::sample::select(&KINDS), n in 1usize..150, blocks in 1usize..6, rows in 2usize..40, seed: u64,
     ) {
         let k = width(kind, blocks, 0);
         let w = pack(kind, n, k, seed, 1);
