@@ -386,6 +386,9 @@ pub struct BenchEngineArgs {
     /// Threads; 0 for one per core.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Whose operators compute.
+    #[arg(long, value_enum, default_value_t = OperatorsArg::Own)]
+    pub operators: OperatorsArg,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 512)]
     pub prompt: usize,
@@ -405,6 +408,16 @@ pub struct BenchEngineArgs {
     /// bench/candle-peer); its rounds take turns with ours. May be given more than once.
     #[arg(long, value_name = "PROGRAM")]
     pub peer: Vec<PathBuf>,
+}
+
+/// Whose operators compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OperatorsArg {
+    /// Own kernels.
+    Own,
+    /// candle's in f32: the slow reference, to see what the kernels bring. Its threads are those of
+    /// RAYON_NUM_THREADS.
+    Candle,
 }
 
 /// Options of `bench perplexity`.

@@ -80,27 +80,20 @@ fn without_a_node_the_error_names_the_next_command() {
 
 #[test]
 fn bench_engine_prints_json() {
-    let args = [
-        "bench",
-        "engine",
-        "--model",
-        "demo-edge",
-        "--threads",
-        "1",
-        "--prompt",
-        "32",
-        "--decode",
-        "4",
-        "--rounds",
-        "1",
-    ];
-    let measured = tandem(&args);
-    assert!(measured.status.success(), "{}", text(&measured.stderr));
-    let report: Value = serde_json::from_slice(&measured.stdout).expect("JSON");
-    assert_eq!((report["threads"].as_u64(), report["prompt_tokens"].as_u64()), (Some(1), Some(32)));
-    assert!(report["median"]["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0));
-    let verify = report["median"]["verify"].as_array().expect("a list");
-    assert_eq!(verify.iter().map(|v| v["tokens"].as_u64()).collect::<Vec<_>>(), [Some(4), Some(8)]);
+    for operators in ["own", "candle"] {
+        let options = "--threads 1 --prompt 32 --decode 4 --rounds 1 --operators";
+        let mut args = vec!["bench", "engine", "--model", "demo-edge"];
+        args.extend(options.split(' ').chain([operators]));
+        let measured = tandem(&args);
+        assert!(measured.status.success(), "{}", text(&measured.stderr));
+        let report: Value = serde_json::from_slice(&measured.stdout).expect("JSON");
+        assert_eq!(report["prompt_tokens"], 32);
+        assert!(report["threads"] == 1 || operators == "candle", "{report}");
+        assert!(report["median"]["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0));
+        let verify = report["median"]["verify"].as_array().expect("a list");
+        assert_eq!(verify.iter().map(|v| v["tokens"].as_u64()).collect::<Vec<_>>(), [Some(4), Some(8)]);
+        assert_eq!(report["engine"].as_str().is_some_and(|name| name.contains("candle")), operators == "candle");
+    }
     let unknown = tandem(&["bench", "engine", "--model", "gpt-9"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(text(&unknown.stderr).contains("demo-edge"), "{}", text(&unknown.stderr));

@@ -15,12 +15,23 @@ const BLOCKS_MIN: usize = 64;
 /// control group leaves of it. None where neither can be read.
 #[must_use]
 pub fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let system = line.trim().split(' ').next()?.parse::<u64>().ok()?.saturating_mul(1024);
+    let system = kilobytes("/proc/meminfo", "MemAvailable:")?;
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).unwrap_or_default();
     let group = group_available(&read("memory.max"), &read("memory.current"), &read("memory.stat"));
     Some(group.map_or(system, |group| system.min(group)))
+}
+
+/// Most memory that this process has held at a time, bytes. None where the system does not say.
+#[must_use]
+pub fn peak_bytes() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmHWM:")
+}
+
+/// The figure behind `name` in a file of the kernel, bytes.
+fn kilobytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().split(' ').next()?.parse::<u64>().ok()?.saturating_mul(1024))
 }
 
 /// What a control group leaves, from its files `memory.max`, `memory.current` and `memory.stat`; none
@@ -108,5 +119,6 @@ mod tests {
     #[test]
     fn this_machine_has_memory() {
         assert!(available_bytes().is_some_and(|bytes| bytes > 1 << 20));
+        assert!(peak_bytes().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -26,7 +26,8 @@ pub(crate) const HEAD_ROWS_MAX: usize = 64;
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads of a step including the caller's; 0 for as many as there are cores.
+    /// Threads of a step including the caller's; 0 for as many as there are cores. Not for
+    /// candle, which asks `RAYON_NUM_THREADS`.
     pub threads: usize,
     /// Who runs the operators.
     pub backend: BackendKind,
@@ -177,7 +178,7 @@ impl Model {
                 (Engine::Cpu(Box::new(loaded)), crate::numerics(), threads)
             }
             BackendKind::Candle => {
-                (Engine::Candle(Box::new(Loaded::load(Candle::new(), &file)?)), Candle::numerics(), threads)
+                (Engine::Candle(Box::new(Loaded::load(Candle::new(), &file)?)), Candle::numerics(), Candle::threads())
             }
         };
         Ok(Self { spec: file.spec, digest, layer_digests, numerics, threads, engine })

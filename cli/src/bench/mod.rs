@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use tandem_engine::bench::{BenchOptions, BenchRound, ROUNDS_MAX, bench_round};
-use tandem_engine::{LoadOptions, Model, ModelFiles};
+use tandem_engine::{BackendKind, LoadOptions, Model, ModelFiles, memory};
 
-use crate::args::{BenchArgs, BenchCommand, BenchEngineArgs};
+use crate::args::{BenchArgs, BenchCommand, BenchEngineArgs, OperatorsArg};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::pair;
 use crate::ready::print_line;
@@ -30,6 +30,9 @@ struct Report<'a> {
     /// The arithmetic in use.
     engine: &'a str,
     threads: usize,
+    /// Most memory that the process ever held, bytes; absent where the system does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_memory_bytes: Option<u64>,
     #[serde(flatten)]
     options: &'a BenchOptions,
     median: BenchRound,
@@ -88,7 +91,11 @@ impl Ratio {
 
 fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
     let files = pair::find(&args.model, Code::Usage)?.files();
-    let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
+    let backend = match args.operators {
+        OperatorsArg::Own => BackendKind::Cpu,
+        OperatorsArg::Candle => BackendKind::Candle,
+    };
+    let load = LoadOptions { threads: args.threads, backend };
     let model = Model::load(&files, &load)
         .map_err(|e| Failure::new(Code::Failed, format!("{} cannot be loaded: {e}", args.model)))?;
     let options = BenchOptions {
@@ -131,6 +138,7 @@ fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
         model: &args.model,
         engine: model.numerics(),
         threads: model.threads(),
+        peak_memory_bytes: memory::peak_bytes(),
         options: &options,
         median,
         peers: reports,

@@ -36,6 +36,11 @@ impl Candle {
         "candle-0.11-cpu".into()
     }
 
+    /// Threads of candle's own, whatever the options say.
+    pub(crate) fn threads() -> usize {
+        candle_core::utils::get_num_threads()
+    }
+
     fn tensor(&self, t: &RawTensor<'_>) -> Result<Tensor, EngineError> {
         Ok(Tensor::from_vec(t.to_f32()?, t.shape.clone(), &self.device)?)
     }
