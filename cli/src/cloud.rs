@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tandem_cloud_node::node::{CloudNode, NodeLoad};
-use tandem_proto::message::ModelCard;
+use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::client::{Registration, RouterClient};
 use tandem_router::node::{LoadReport, ModelCard as RoutedModel, NodeCard};
 use tandem_transport::{Identity, Role, Server};
@@ -60,7 +60,7 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     };
     settings.cloud.model.clone_from(&loaded.card.name);
     let boot_epoch = pair::now_ms();
-    let hello = pair::hello(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
+    let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
     let node = CloudNode::start(loaded.model, loaded.tokenizer, loaded.card.clone(), settings.cloud.clone())
         .or_fail(Code::Config)?;
     let quic = settings.link.quic();

@@ -8,6 +8,7 @@ use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::json;
 use tandem_engine::{KvPool, Rows, inspect, memory::available_bytes};
+use tandem_proto::message::Hello;
 use tandem_transport::{Connector, DevCa, Role, Server, Settings as QuicSettings};
 
 use crate::args::{Global, NodeArgs};
@@ -206,7 +207,7 @@ async fn loopback_link() -> Check {
         let ca = ca?;
         let (cloud, edge) = (ca.issue(Role::Cloud, "doctor"), ca.issue(Role::Edge, "doctor"));
         let (cloud, edge) = (cloud.or_fail(Code::State)?, edge.or_fail(Code::State)?);
-        let hello = pair::hello("doctor", 1, Vec::new());
+        let hello = Hello::new("doctor", 1, Vec::new());
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::bind(any, &cloud, QuicSettings::dev(), hello.clone()).or_fail(Code::Failed)?;
         let address = server.local_addr().or_fail(Code::Failed)?;

@@ -8,6 +8,7 @@ use tandem_edge_node::api::{ApiOptions, check_bind, router_with};
 use tandem_edge_node::node::{EdgeNode, EdgeParts};
 use tandem_edge_node::request::Mode;
 use tandem_edge_node::serve::NodeBackend;
+use tandem_proto::message::Hello;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tandem_transport::{Identity, Role};
@@ -146,7 +147,7 @@ pub(crate) async fn start(
     settings.edge.model.clone_from(&loaded.card.name);
     // Routers and cloud nodes know the node by its certificate.
     settings.edge.name.clone_from(&identity.id().name);
-    let hello = pair::hello(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
+    let hello = Hello::new(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
     let bulk = BulkInbox::default();
     let uplinks =
         uplink::start(&settings.peers, &settings.edge.cloud_model, identity, &settings.link.quic(), &hello, &bulk)?;

@@ -6,9 +6,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tandem_models::store::Store;
 use tandem_models::{EmbeddedModel, Found, LoadedModel};
-use tandem_proto::frame::schema_digest;
-use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
-use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::policy::PolicyFile;
 
 use crate::config::Layers;
@@ -66,19 +63,6 @@ pub(crate) fn prefer(layers: &mut Layers) {
 pub(crate) fn policy_file() -> Result<Option<Arc<PolicyFile>>, Failure> {
     let Some(bytes) = tandem_models::POLICY else { return Ok(None) };
     PolicyFile::parse(bytes).map(|file| Some(Arc::new(file))).or_fail(Code::Failed)
-}
-
-/// What a node says first on a link.
-pub(crate) fn hello(node: &str, boot_epoch: u64, models: Vec<ModelCard>) -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch,
-        node: node.to_owned(),
-        models,
-    }
 }
 
 /// Grows with every start of a process: milliseconds since the Unix epoch.

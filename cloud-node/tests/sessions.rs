@@ -11,12 +11,11 @@ use tandem_cloud_node::node::CloudNode;
 use tandem_cloud_node::settings::CloudSettings;
 use tandem_engine::trunk::Trunk;
 use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
-use tandem_proto::frame::{Message, schema_digest};
+use tandem_proto::frame::Message;
 use tandem_proto::ids::{Epoch, Round, SessionId};
-use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
 use tandem_proto::message::{
-    Close, Draft, Generate, Grammar, GrammarSyntax, Hello, KvOffer, ModelCard, Open, Opened, Refuse, RefuseCode,
-    SamplingParams, Verdict,
+    Close, Draft, Generate, Grammar, GrammarSyntax, Hello, KvOffer, Open, Opened, Refuse, RefuseCode, SamplingParams,
+    Verdict,
 };
 use tandem_router::exchange::Exchange;
 use tandem_transport::{Channel, Connector, DevCa, Link, Role, Server, Settings};
@@ -29,18 +28,6 @@ const PROMPT: [u32; 4] = [11, 12, 13, 14];
 
 async fn within<T>(f: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, f).await.expect("nothing happened for far too long")
-}
-
-fn hello(node: &str, models: Vec<ModelCard>) -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch: 1,
-        node: node.into(),
-        models,
-    }
 }
 
 /// A cloud node, and an edge's link to it.
@@ -67,7 +54,7 @@ impl Bed {
         let (big, small) = (CLOUD.load(1).expect("the cloud model"), EDGE.load(1).expect("the edge model"));
         let identity = ca.issue(Role::Cloud, "big").expect("an identity");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let greeting = hello("big", vec![big.card.clone()]);
+        let greeting = Hello::new("big", 1, vec![big.card.clone()]);
         let server = Server::bind(any, &identity, Settings::dev(), greeting).expect("a server");
         let address = server.local_addr().expect("an address");
         let node = CloudNode::start(big.model, big.tokenizer, big.card, settings).expect("a node");
@@ -76,7 +63,7 @@ impl Bed {
         let identity = ca.issue(Role::Edge, "small").expect("an identity");
         let trunk = Trunk::of(&small.model, TRUNK_LAYERS).expect("a trunk");
         let connector =
-            Connector::new(&identity, Settings::dev(), hello("small", vec![small.card])).expect("a connector");
+            Connector::new(&identity, Settings::dev(), Hello::new("small", 1, vec![small.card])).expect("a connector");
         let link = within(connector.connect(address, "big.tandem")).await.expect("a link");
         Self { node, link, trunk, shutdown, _connector: connector, _folder: folder }
     }

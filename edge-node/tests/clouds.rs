@@ -14,13 +14,14 @@ use tandem_edge_node::settings::EdgeSettings;
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_engine::constraint::json_object;
 use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
-use tandem_proto::frame::{Message, schema_digest};
+use tandem_proto::frame::Message;
 use tandem_proto::ids::Epoch;
-use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
-use tandem_proto::message::{Hello, ModelCard, Refuse, RefuseCode, SamplingParams};
+use tandem_proto::message::{Hello, Refuse, RefuseCode, SamplingParams};
 use tandem_router::policy::Top1;
 use tandem_transport::bulk::BulkInbox;
-use tandem_transport::{Backoff, Channel, Connector, DevCa, Redial, Role, Server, Settings, Target};
+use tandem_transport::{
+    Backoff, Channel, Connector, DevCa, FrameReceiver, FrameSender, Redial, Role, Server, Settings, Target,
+};
 
 /// Far less than the edge's grace for a lost cloud; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,18 +29,6 @@ const GRACE_MS: u64 = 600_000;
 
 async fn within<T>(f: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, f).await.expect("nothing happened for far too long")
-}
-
-fn hello(node: &str, models: Vec<ModelCard>) -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch: 1,
-        node: node.into(),
-        models,
-    }
 }
 
 /// An edge node whose cloud answers the `n`th session as `say` does.
@@ -51,7 +40,7 @@ where
     let ca = DevCa::open_or_create(folder.path()).expect("a CA");
     let identity = ca.issue(Role::Cloud, "big").expect("an identity");
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let greeting = hello("big", vec![CLOUD.load(1).expect("the cloud model").card]);
+    let greeting = Hello::new("big", 1, vec![CLOUD.load(1).expect("the cloud model").card]);
     let server = Server::bind(any, &identity, Settings::dev(), greeting).expect("a server");
     let address = server.local_addr().expect("an address");
     let sessions = Arc::new(AtomicUsize::new(0));
@@ -65,7 +54,8 @@ where
     });
     let small = EDGE.load(1).expect("the edge model");
     let identity = ca.issue(Role::Edge, "small").expect("an identity");
-    let connector = Connector::new(&identity, Settings::dev(), hello("small", vec![small.card])).expect("a connector");
+    let connector =
+        Connector::new(&identity, Settings::dev(), Hello::new("small", 1, vec![small.card])).expect("a connector");
     let redial = Redial::start(Arc::new(connector), Backoff::default(), move || async move {
         Ok(Target { addr: address, server_name: "big.tandem".into() })
     });
@@ -113,8 +103,17 @@ async fn first_event(edge: &EdgeNode, mode: Mode) -> Option<Event> {
     within(generation.events.recv()).await
 }
 
-fn refusal() -> Message {
-    Message::Refuse(Refuse { code: RefuseCode::BadGrammar, message: "not this one".into(), retry_after_ms: 0 })
+/// The halves of a session's stream, its opening frame read.
+async fn opened(channel: Channel) -> (FrameSender, FrameReceiver) {
+    let (tx, mut rx) = channel.split();
+    rx.next().await.expect("a frame").expect("the opening frame");
+    (tx, rx)
+}
+
+async fn refuse(mut tx: FrameSender) {
+    let refuse = Refuse { code: RefuseCode::BadGrammar, message: "not this one".into(), retry_after_ms: 0 };
+    tx.send(&Message::Refuse(refuse), Bytes::new()).await.expect("the refusal goes out");
+    tx.finish().expect("the end goes out");
 }
 
 fn assert_refused(event: Option<Event>, what: &str) {
@@ -131,13 +130,11 @@ fn assert_refused(event: Option<Event>, what: &str) {
 async fn a_cloud_that_listens_no_more_is_heard_out() {
     for mode in [Mode::Exact, Mode::Cloud] {
         let (edge, sessions) = edge(|_, channel| async move {
-            let (mut tx, mut rx) = channel.split();
-            rx.next().await.expect("a frame").expect("the opening frame");
+            let (tx, rx) = opened(channel).await;
             drop(rx);
             // The edge drafts on and sends what it has.
             tokio::time::sleep(Duration::from_millis(300)).await;
-            tx.send(&refusal(), Bytes::new()).await.expect("the refusal goes out");
-            tx.finish().expect("the end goes out");
+            refuse(tx).await;
         })
         .await;
         assert_refused(first_event(&edge, mode).await, mode.name());
@@ -150,11 +147,9 @@ async fn a_cloud_that_listens_no_more_is_heard_out() {
 async fn a_stream_that_breaks_on_a_sound_link_is_opened_again() {
     for mode in [Mode::Exact, Mode::Cloud] {
         let (edge, sessions) = edge(|n, channel| async move {
-            let (mut tx, mut rx) = channel.split();
-            rx.next().await.expect("a frame").expect("the opening frame");
+            let (tx, _rx) = opened(channel).await;
             if n == 2 {
-                tx.send(&refusal(), Bytes::new()).await.expect("the refusal goes out");
-                tx.finish().expect("the end goes out");
+                refuse(tx).await;
             }
         })
         .await;

@@ -12,10 +12,8 @@ use tandem_edge_node::settings::EdgeSettings;
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_engine::EngineError;
 use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
-use tandem_proto::frame::schema_digest;
 use tandem_proto::ids::Epoch;
-use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
-use tandem_proto::message::{Hello, ModelCard};
+use tandem_proto::message::Hello;
 use tandem_router::policy::{Policy, PolicyError, PolicyFile, PolicySpec};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::identity::IdentityError;
@@ -105,18 +103,6 @@ impl Drop for Cluster {
     }
 }
 
-fn hello(node: &str, models: Vec<ModelCard>) -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch: 1,
-        node: node.to_owned(),
-        models,
-    }
-}
-
 /// How long the edge may take to reach the cloud.
 const LINK_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -136,7 +122,7 @@ impl Cluster {
 
         let big = CLOUD.load(options.threads)?;
         let cloud = CloudNode::start(big.model, big.tokenizer, big.card.clone(), options.cloud.clone())?;
-        let greeting = hello(&options.cloud.name, vec![big.card]);
+        let greeting = Hello::new(&options.cloud.name, 1, vec![big.card]);
         let server = Server::bind_for(any, &cloud_identity, QuicSettings::dev(), greeting, &[Role::Edge])?;
         let mut address = server.local_addr()?;
         tokio::spawn(cloud.clone().serve(server, shutdown.clone()));
@@ -146,7 +132,7 @@ impl Cluster {
         }
 
         let small = EDGE.load(options.threads)?;
-        let greeting = hello(&options.edge.name, vec![small.card]);
+        let greeting = Hello::new(&options.edge.name, 1, vec![small.card]);
         let connector = Arc::new(Connector::new_for(&edge_identity, QuicSettings::dev(), greeting, &[Role::Cloud])?);
         let server_name = cloud_identity.id().dns_name();
         let redial = Redial::start(connector, Backoff::default(), move || {

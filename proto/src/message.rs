@@ -8,7 +8,9 @@ use alloc::{string::String, vec::Vec};
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::frame::schema_digest;
 use crate::ids::{Digest, Epoch, Round, SessionId};
+use crate::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
 
 /// Sampling parameters, equal on both sides so that both draw the same noise.
 /// `temperature == 0` is greedy.
@@ -109,6 +111,22 @@ pub struct Hello {
     pub node: String,
     /// Models the peer has.
     pub models: Vec<ModelCard>,
+}
+
+impl Hello {
+    /// What a node of this build says of itself.
+    #[must_use]
+    pub fn new(node: &str, boot_epoch: u64, models: Vec<ModelCard>) -> Self {
+        Self {
+            minor_min: MINOR_MIN,
+            minor_max: MINOR_MAX,
+            schema: schema_digest(),
+            payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
+            boot_epoch,
+            node: node.into(),
+            models,
+        }
+    }
 }
 
 /// Opens (or, after a broken link, resumes) a session. Payload: `prompt_tokens + committed_tokens`

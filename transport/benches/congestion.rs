@@ -13,27 +13,14 @@ use std::{
 
 use bytes::Bytes;
 use tandem_proto::{
-    frame::{Message, schema_digest},
+    frame::Message,
     ids::{Digest, Epoch, SessionId},
-    limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX},
     message::{Hello, KvBlock, KvShape},
 };
 use tandem_transport::{Congestion, Connector, DevCa, Faults, Role, Server, Settings, UdpProxy};
 
 const BLOCKS: u32 = 64;
 const BLOCK_BYTES: usize = 128 << 10;
-
-fn hello() -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch: 1,
-        node: "bench".into(),
-        models: vec![],
-    }
-}
 
 fn block(index: u32) -> Message {
     Message::KvBlock(KvBlock {
@@ -77,10 +64,10 @@ async fn transfer(congestion: Congestion, faults: Faults, patience: Duration) ->
     let settings = Settings { congestion, idle: Duration::from_secs(30), ..Settings::edge() };
     let (a, b) = (ca.issue(Role::Cloud, "a").expect("a"), ca.issue(Role::Edge, "b").expect("b"));
     let any = ([127, 0, 0, 1], 0).into();
-    let server = Server::bind(any, &a, settings.clone(), hello()).expect("a server");
+    let server = Server::bind(any, &a, settings.clone(), Hello::new("bench", 1, vec![])).expect("a server");
     let target = server.local_addr().expect("an address");
     let proxy = UdpProxy::start(any, target, faults, 7).expect("a proxy");
-    let connector = Connector::new(&b, settings, hello()).expect("a connector");
+    let connector = Connector::new(&b, settings, Hello::new("bench", 1, vec![])).expect("a connector");
     let edge = connector.connect(proxy.local_addr(), "a.tandem").await.expect("a link");
     let cloud = Arc::new(server.accept().await.expect("a link"));
     let payload = Bytes::from(vec![0x5a; BLOCK_BYTES]);

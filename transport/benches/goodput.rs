@@ -16,9 +16,9 @@ use quinn::VarInt;
 use rkyv::rancor::Failure;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tandem_proto::{
-    frame::{Frame, Header, Message, MetaBuf, decode_meta, encode, schema_digest},
+    frame::{Frame, Header, Message, MetaBuf, decode_meta, encode},
     ids::{Digest, Epoch, SessionId},
-    limits::{HEADER_BYTES, MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX},
+    limits::HEADER_BYTES,
     message::{Hello, KvBlock, KvOffer, KvShape},
 };
 use tandem_transport::{Connector, DevCa, Identity, Link, Role, Server, Settings};
@@ -26,18 +26,6 @@ use tandem_transport::{Connector, DevCa, Identity, Link, Role, Server, Settings}
 const BLOCKS: usize = 128;
 const BLOCK_BYTES: usize = 1 << 20;
 const ROUNDS: usize = 7;
-
-fn hello() -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch: 1,
-        node: "bench".into(),
-        models: vec![],
-    }
-}
 
 fn shape() -> KvShape {
     KvShape { layer_from: 0, layer_to: 8, width: 1_024, hidden: 0 }
@@ -76,8 +64,8 @@ fn any() -> SocketAddr {
 
 async fn links(ca: &DevCa) -> (Server, Connector, Link, Link) {
     let (a, b) = (ca.issue(Role::Cloud, "a").expect("a"), ca.issue(Role::Cloud, "b").expect("b"));
-    let server = Server::bind(any(), &a, Settings::cloud_peer(), hello()).expect("a server");
-    let connector = Connector::new(&b, Settings::cloud_peer(), hello()).expect("a connector");
+    let server = Server::bind(any(), &a, Settings::cloud_peer(), Hello::new("bench", 1, vec![])).expect("a server");
+    let connector = Connector::new(&b, Settings::cloud_peer(), Hello::new("bench", 1, vec![])).expect("a connector");
     let addr = server.local_addr().expect("an address");
     let out = connector.connect(addr, "a.tandem").await.expect("a link");
     let into = server.accept().await.expect("a link");

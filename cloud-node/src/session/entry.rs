@@ -73,23 +73,13 @@ fn stands_in(trunk: &Trunk, edge: &Hello, asked: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use tandem_models::{CLOUD, EDGE};
-    use tandem_proto::frame::schema_digest;
-    use tandem_proto::limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX};
 
     use super::*;
 
     #[test]
     fn only_a_trunk_of_the_same_depth_stands_in() {
         let (big, small) = (CLOUD.load(1).expect("the cloud model"), EDGE.load(1).expect("the edge model"));
-        let hello = Hello {
-            minor_min: MINOR_MIN,
-            minor_max: MINOR_MAX,
-            schema: schema_digest(),
-            payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-            boot_epoch: 1,
-            node: "edge".into(),
-            models: vec![small.card],
-        };
+        let hello = Hello::new("edge", 1, vec![small.card]);
         // (layers of our trunk, layers the edge names, whether they stand in); the pair shares two.
         let table = [(2, 2, true), (1, 1, true), (2, 1, false), (1, 2, false), (2, 0, false), (3, 3, false)];
         for (ours, asked, expected) in table {

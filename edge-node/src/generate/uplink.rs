@@ -80,7 +80,7 @@ impl Uplink {
     pub(crate) async fn close(mut self, cancelled: bool) -> (u64, u64) {
         let close = Message::Close(Close { epoch: self.epoch, cancelled });
         // A link that is gone has told the cloud already.
-        if self.send(close, Bytes::new()).await.is_ok() && self.unheard_since.is_none() {
+        if self.send(close, Bytes::new()).await.is_ok() {
             let _ = self.tx.finish();
         }
         self.bytes()

@@ -4,9 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tandem_proto::{
-    frame::{Message, schema_digest},
+    frame::Message,
     ids::{Digest, Epoch, Round, SessionId},
-    limits::{MINOR_MAX, MINOR_MIN, PAYLOAD_BYTES_MAX},
     message::{Hello, KvBlock, KvShape, Token},
 };
 use tandem_transport::{Connector, DevCa, Identity, Link, Role, Server, Settings, TransportError};
@@ -15,15 +14,7 @@ use tandem_transport::{Connector, DevCa, Identity, Link, Role, Server, Settings,
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn hello(node: &str) -> Hello {
-    Hello {
-        minor_min: MINOR_MIN,
-        minor_max: MINOR_MAX,
-        schema: schema_digest(),
-        payload_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        boot_epoch: 1,
-        node: node.into(),
-        models: vec![],
-    }
+    Hello::new(node, 1, vec![])
 }
 
 pub(crate) struct Bed {
