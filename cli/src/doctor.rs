@@ -98,13 +98,12 @@ pub(crate) async fn run(global: &Global, args: &NodeArgs) -> Result<(), Failure>
 
 fn cpu() -> Check {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let kernels = tandem_engine::numerics();
-    #[cfg(target_arch = "x86_64")]
-    if !(std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")) {
-        let detail = format!("{cores} cores without AVX2: the portable kernels ({kernels}) are several times slower");
+    let (set, numerics) = (tandem_engine::instruction_set(), tandem_engine::numerics());
+    if set == "portable" {
+        let detail = format!("{cores} cores without AVX2 or NEON: the portable kernels are several times slower");
         return Check::warn("cpu", detail);
     }
-    Check::ok("cpu", format!("{cores} cores, kernels {kernels}"))
+    Check::ok("cpu", format!("{cores} cores, kernels {set}, arithmetic {numerics}"))
 }
 
 fn memory(settings: &Settings) -> Check {

@@ -234,6 +234,25 @@ fn rollback_and_forks_do_not_change_the_bits() {
     assert_eq!(split.last_logits(&mut fork, &right), expected);
 }
 
+/// Whole models have these bits on every machine: what trunk sharing and moved state rest on.
+#[test]
+fn every_machine_computes_these_bits() {
+    let digests = [EDGE, CLOUD].map(|m| {
+        let model = load(m);
+        let mut split = Split::new(&model, &[TRUNK]);
+        let mut hash = blake3::Hasher::new();
+        for row in reference().iter().take(3) {
+            let mut sequences = split.sequences();
+            let logits = split.last_logits(&mut sequences, &row.prompt_ids);
+            logits.data.iter().for_each(|v| {
+                hash.update(&v.to_bits().to_le_bytes());
+            });
+        }
+        hash.finalize().to_hex()[..16].to_owned()
+    });
+    assert_eq!(digests, ["1d6e52e79cda8276", "92f81f7fecdf20b9"], "{}", tandem_engine::numerics());
+}
+
 #[test]
 fn candle_operators_agree() {
     for m in [EDGE, CLOUD] {

@@ -29,6 +29,8 @@ struct Report<'a> {
     model: &'a str,
     /// The arithmetic in use.
     engine: &'a str,
+    /// The instruction set that its kernels use here.
+    instruction_set: &'static str,
     threads: usize,
     /// Most memory that the process ever held, bytes; absent where the system does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,6 +139,7 @@ fn engine(args: &BenchEngineArgs) -> Result<(), Failure> {
     let report = Report {
         model: &args.model,
         engine: model.numerics(),
+        instruction_set: tandem_engine::instruction_set(),
         threads: model.threads(),
         peak_memory_bytes: memory::peak_bytes(),
         options: &options,

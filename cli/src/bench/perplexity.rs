@@ -32,6 +32,8 @@ struct Score {
 struct Report<'a> {
     model: &'a str,
     engine: &'a str,
+    /// The instruction set that its kernels use here.
+    instruction_set: &'static str,
     threads: usize,
     text: &'a Path,
     /// Tokens of a piece.
@@ -97,6 +99,7 @@ pub(super) fn run(args: &BenchPerplexityArgs) -> Result<(), Failure> {
     let report = Report {
         model: &args.model,
         engine: model.numerics(),
+        instruction_set: tandem_engine::instruction_set(),
         threads: model.threads(),
         text: &args.text,
         context_tokens: piece + usize::from(bos.is_some()),

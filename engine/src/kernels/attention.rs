@@ -8,6 +8,64 @@ use super::lanes::{LANES, fold, load_tail, multiversion};
 /// Tokens of a block of keys.
 pub(crate) const KEYS: usize = 16;
 
+/// Runs `$tile::<MR>(j)` over `$n` rows with the largest tiles of the list that fit.
+macro_rules! tiles {
+    ($n:expr, $tile:ident, $($mr:literal)*, $args:tt) => {
+        let mut j = 0;
+        $(while $n - j >= $mr {
+            tiles!(@ $tile, $mr, j, $args);
+            j += $mr;
+        })*
+        let _ = j;
+    };
+    (@ $tile:ident, $mr:literal, $j:ident, ($($arg:expr),*)) => { $tile::<$mr>($j, $($arg),*) };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use tiles;
+
+/// Pointers and sizes of a weighted sum, for the tiles of the vector levels.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[derive(Clone, Copy)]
+pub(super) struct Sum {
+    pub(super) weights: *const f32,
+    pub(super) rows: *const f32,
+    pub(super) out: *mut f32,
+    pub(super) weight_stride: usize,
+    pub(super) stride: usize,
+    pub(super) n: usize,
+    pub(super) dim: usize,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Sum {
+    /// `sizes` as for [`add_weighted`].
+    pub(super) fn new(weights: &[f32], rows: &[f32], sizes: [usize; 4], out: &mut [f32]) -> Self {
+        let [weight_stride, stride, n, dim] = sizes;
+        let (weights, rows, out) = (weights.as_ptr(), rows.as_ptr(), out.as_mut_ptr());
+        Self { weights, rows, out, weight_stride, stride, n, dim }
+    }
+
+    /// The columns from `at` on, one by one.
+    ///
+    /// # Safety
+    /// The pointers hold what [`add_weighted`] has checked, for this many outputs.
+    #[inline(always)]
+    pub(super) unsafe fn columns(self, at: usize, outputs: usize) {
+        for j in 0..outputs {
+            for t in 0..self.n {
+                // SAFETY: the caller's.
+                unsafe {
+                    let w = *self.weights.add(j * self.weight_stride + t);
+                    for i in at..self.dim {
+                        let o = self.out.add(j * self.dim + i);
+                        *o = w.mul_add(*self.rows.add(t * self.stride + i), *o);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Up to 16 keys of `dim` numbers, transposed: `[dim][16]`, missing keys zero.
 #[derive(Default)]
 pub(crate) struct KeyBlock {
@@ -35,6 +93,9 @@ impl KeyBlock {
             // SAFETY: sizes checked above; the levels are made only on machines that have AVX2.
             #[cfg(target_arch = "x86_64")]
             _ => unsafe { super::attention_x86::transpose(rows, stride, n, dim, &mut self.data) },
+            // SAFETY: sizes checked above.
+            #[cfg(target_arch = "aarch64")]
+            _ => unsafe { super::attention_neon::transpose(rows, stride, n, dim, &mut self.data) },
         }
     }
 }
@@ -65,6 +126,11 @@ pub(crate) fn scores(level: Level, queries: &[f32], keys: &KeyBlock, scale: f32,
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { super::attention_x86::scores_avx512(queries, &keys.data, scale, out, out_stride) },
+        // SAFETY: sizes checked above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => unsafe {
+            super::attention_neon::scores(queries, &keys.data, scale, out, out_stride);
+        },
     }
 }
 
@@ -105,6 +171,11 @@ pub(crate) fn add_weighted(
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe {
             super::attention_x86::add_weighted_avx512(weights, rows, [weight_stride, stride, n, dim], out);
+        },
+        // SAFETY: sizes checked above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => unsafe {
+            super::attention_neon::add_weighted(weights, rows, [weight_stride, stride, n, dim], out);
         },
     }
 }

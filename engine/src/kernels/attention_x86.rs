@@ -7,20 +7,7 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
-use super::attention::KEYS;
-
-/// Runs `$tile::<MR>(j)` over `$n` rows with the largest tiles of the list that fit.
-macro_rules! tiles {
-    ($n:expr, $tile:ident, $($mr:literal)*, $args:tt) => {
-        let mut j = 0;
-        $(while $n - j >= $mr {
-            tiles!(@ $tile, $mr, j, $args);
-            j += $mr;
-        })*
-        let _ = j;
-    };
-    (@ $tile:ident, $mr:literal, $j:ident, ($($arg:expr),*)) => { $tile::<$mr>($j, $($arg),*) };
-}
+use super::attention::{KEYS, Sum, tiles};
 
 /// Keys of `n ≤ 16` tokens as `[dim][16]`, the missing ones zero.
 ///
@@ -167,35 +154,21 @@ unsafe fn score_tile_256<const MR: usize>(
     }
 }
 
-/// Pointers and sizes of a weighted sum.
-#[derive(Clone, Copy)]
-struct Sum {
-    weights: *const f32,
-    rows: *const f32,
-    out: *mut f32,
-    weight_stride: usize,
-    stride: usize,
-    n: usize,
-    dim: usize,
-}
-
 /// # Safety
 /// The machine has AVX-512 F; the slices hold what `attention::add_weighted` has checked.
 #[target_feature(enable = "avx512f,avx2,fma")]
 pub(super) unsafe fn add_weighted_avx512(weights: &[f32], rows: &[f32], sizes: [usize; 4], out: &mut [f32]) {
-    let [weight_stride, stride, n, dim] = sizes;
-    let outputs = out.len() / dim;
-    let (weights, rows, out) = (weights.as_ptr(), rows.as_ptr(), out.as_mut_ptr());
-    let s = Sum { weights, rows, out, weight_stride, stride, n, dim };
+    let outputs = out.len() / sizes[3];
+    let s = Sum::new(weights, rows, sizes, out);
     let mut at = 0;
     // SAFETY: columns at..at+64, or the masked rest, lie below dim; rows j < outputs only.
     unsafe {
-        while at + 64 <= dim {
+        while at + 64 <= s.dim {
             tiles!(outputs, sum_tile_512x4, 6 4 3 2 1, (s, at));
             at += 64;
         }
-        while at < dim {
-            let mask = (0xffff_u32 >> (16 - (dim - at).min(16))) as u16;
+        while at < s.dim {
+            let mask = (0xffff_u32 >> (16 - (s.dim - at).min(16))) as u16;
             tiles!(outputs, sum_tile_512x1, 8 4 2 1, (s, at, mask));
             at += 16;
         }
@@ -265,30 +238,20 @@ unsafe fn sum_tile_512x1<const MR: usize>(j: usize, s: Sum, at: usize, mask: u16
 /// As [`add_weighted_avx512`] with AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn add_weighted_avx2(weights: &[f32], rows: &[f32], sizes: [usize; 4], out: &mut [f32]) {
-    let [weight_stride, stride, n, dim] = sizes;
-    let outputs = out.len() / dim;
-    let (weights, rows, out) = (weights.as_ptr(), rows.as_ptr(), out.as_mut_ptr());
-    let s = Sum { weights, rows, out, weight_stride, stride, n, dim };
+    let outputs = out.len() / sizes[3];
+    let s = Sum::new(weights, rows, sizes, out);
     let mut at = 0;
     // SAFETY: columns at..at+32 or at..at+8 lie below dim, and single ones behind; rows j < outputs.
     unsafe {
-        while at + 32 <= dim {
+        while at + 32 <= s.dim {
             tiles!(outputs, sum_tile_256x4, 2 1, (s, at));
             at += 32;
         }
-        while at + 8 <= dim {
+        while at + 8 <= s.dim {
             tiles!(outputs, sum_tile_256x1, 6 3 1, (s, at));
             at += 8;
         }
-        for j in 0..outputs {
-            for t in 0..n {
-                let w = *s.weights.add(j * s.weight_stride + t);
-                for i in at..dim {
-                    let o = s.out.add(j * dim + i);
-                    *o = w.mul_add(*s.rows.add(t * s.stride + i), *o);
-                }
-            }
-        }
+        s.columns(at, outputs);
     }
 }
 

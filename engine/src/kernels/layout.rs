@@ -257,5 +257,5 @@ macro_rules! with_format {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use with_format;

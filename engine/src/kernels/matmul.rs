@@ -103,5 +103,11 @@ fn run_panels(level: Level, task: &Task<'_>, from: usize, to: usize) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above, and `Level::Avx512` exists only if the machine has the features.
         Level::Avx512 => unsafe { super::avx512::run_panels(task, from, to) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Level::Neon => unsafe { super::neon::run_panels(task, from, to) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above, and `Level::NeonDot` exists only if the machine has the feature.
+        Level::NeonDot => unsafe { super::neon::run_panels_dot(task, from, to) },
     }
 }

@@ -9,8 +9,8 @@
 //! - sums over a vector: eight lanes, folded as `((0+1)+(2+3)) + ((4+5)+(6+7))`;
 //! - exp: the same polynomial everywhere.
 //!
-//! So a row has the same bits alone and in any batch, with any number of threads, and the portable,
-//! the AVX2 and the AVX-512 code agree bit for bit (tests pin both).
+//! So a row has the same bits alone and in any batch, with any number of threads, and the portable, the
+//! AVX2, the AVX-512 and the NEON code agree bit for bit (tests pin both, and the bits themselves).
 
 #![allow(unsafe_code)]
 // Indices stand for registers and lanes here; iterators would hide which.
@@ -18,6 +18,8 @@
 
 pub(crate) mod arena;
 pub(crate) mod attention;
+#[cfg(target_arch = "aarch64")]
+mod attention_neon;
 #[cfg(target_arch = "x86_64")]
 mod attention_x86;
 pub(crate) mod gates;
@@ -33,18 +35,20 @@ pub(crate) mod quantize;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(test)]
 mod tests;
 
-/// Revision of the order of arithmetic above. Bump it when any bit of any kernel changes.
+/// Revision of the order of arithmetic above. Bump it when any bit of any kernel changes, which
+/// `tests::these_are_the_bits_of_this_revision` notices.
 const NUMERICS_REVISION: u32 = 3;
 
 /// Instruction set a kernel call runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// Plain Rust; `mul_add` may be a library call, so this is a reference, not a fast path, on
-    /// x86-64. On aarch64 the compiler vectorises it.
+    /// Plain Rust; `mul_add` may be a library call, so this is a reference, not a fast path.
     Portable,
     /// AVX2 + FMA + F16C. Made only by [`Level::all`].
     #[cfg(target_arch = "x86_64")]
@@ -52,6 +56,12 @@ pub(crate) enum Level {
     /// The same and AVX-512 F, BW, VL and VNNI. Made only by [`Level::all`].
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, which every aarch64 machine has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// The same and the 8-bit dot products. Made only by [`Level::all`].
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Level {
@@ -70,6 +80,13 @@ impl Level {
                 levels.push(Self::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            levels.push(Self::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                levels.push(Self::NeonDot);
+            }
+        }
         levels
     }
 
@@ -85,14 +102,23 @@ impl Level {
             Self::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => "neon-dotprod",
         }
     }
 }
 
-/// Names the arithmetic of the CPU kernels and the instruction set in use. Hidden states and KV of
-/// two peers have equal bits only if this is equal. (The levels agree bit for bit by construction
-/// and by test on x86-64; until other machines run those tests the name keeps them apart.)
+/// Names the arithmetic of the CPU kernels, the same on every machine: hidden states and KV of two
+/// peers have equal bits if this and the weights are equal, whatever their instruction sets.
 #[must_use]
 pub fn numerics() -> String {
-    format!("tandem-cpu-{NUMERICS_REVISION}-{}", Level::detect().name())
+    format!("tandem-cpu-{NUMERICS_REVISION}")
+}
+
+/// The instruction set that the CPU kernels use on this machine; it changes their speed, not their bits.
+#[must_use]
+pub fn instruction_set() -> &'static str {
+    Level::detect().name()
 }

@@ -9,7 +9,7 @@ use super::matmul::{Input, Job, matmul};
 use super::packed::{Grain, Kind, Packed};
 use super::pool::Pool;
 use super::quantize::Quantized;
-use super::{Level, attention, lanes};
+use super::{Level, NUMERICS_REVISION, attention, gates, lanes};
 use crate::load::{RawTensor, Stored};
 
 const KINDS: [Kind; 13] = [
@@ -267,6 +267,57 @@ proptest! {
         let e = f64::from(lanes::exp_lanes([x; 8])[3]);
         let exact = f64::from(x).exp();
         prop_assert!((e - exact).abs() <= exact * 3e-7, "{x}: {e} {exact}");
+    }
+}
+
+/// The bits themselves: peers that name one revision agree, whatever machines and commits they are of.
+#[test]
+fn these_are_the_bits_of_this_revision() {
+    const DIM: usize = 72;
+    for level in Level::all() {
+        let mut hash = blake3::Hasher::new();
+        let mut take = |x: &[f32]| {
+            x.iter().for_each(|v| {
+                hash.update(&v.to_bits().to_le_bytes());
+            });
+        };
+        for kind in KINDS {
+            take(&product(level, 1, &pack(kind, 37, 256, 1, 1), &numbers(2, 5 * 256)));
+        }
+        let (x, w) = (numbers(3, 203).iter().map(|v| v * 9.0).collect::<Vec<_>>(), numbers(4, 203));
+        let mut out = vec![0.0; x.len()];
+        lanes::rms_norm(level, &x, &w, 1e-6, &mut out);
+        take(&out);
+        let mut in_place = |f: &dyn Fn(&mut [f32])| {
+            let mut out = x.clone();
+            f(&mut out);
+            take(&out);
+        };
+        in_place(&|o| lanes::silu_mul(level, o, &w));
+        in_place(&|o| lanes::sigmoid(level, o));
+        in_place(&|o| lanes::add_scaled(level, o, 0.3, &w));
+        in_place(&|o| o[0] = lanes::exp_scores(level, &mut o[1..]));
+        in_place(&|o| lanes::rotate(level, &mut o[..200], &w[..100], &x[..100], false));
+        in_place(&|o| lanes::rotate(level, &mut o[..200], &w[..100], &x[..100], true));
+        in_place(&|o| gates::gelu_mul(level, o, &w));
+        in_place(&|o| gates::clamped_swiglu(level, o, &w, 1.702, 7.0));
+        in_place(&|o| gates::softcap(level, o, 5.0));
+        in_place(&|o| {
+            let mut keys = attention::KeyBlock::default();
+            keys.fill(level, &w, DIM, 2, DIM);
+            attention::scores(level, &x[..DIM], &keys, 0.25, o, attention::KEYS);
+            attention::add_weighted(level, [&x, &w], [2, DIM, 2, DIM], &mut o[50..50 + DIM]);
+            attention::dot_rows(level, &x[..DIM], &w, DIM, 0.25, &mut o[150..152]);
+        });
+        let (sum, weighted) = lanes::softmax_sums(level, &x, 9.0);
+        hash.update(&sum.to_bits().to_le_bytes());
+        hash.update(&weighted.to_bits().to_le_bytes());
+        let bits = hash.finalize().to_hex();
+        assert_eq!(
+            (NUMERICS_REVISION, &bits[..16]),
+            (3, "2ed96d24ae88cb49"),
+            "{level:?}: a new order of arithmetic is a new revision"
+        );
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) fn gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     if let RopeScaling::Yarn { factor, magnitude, .. } = &mut spec.ropes[0].scaling {
         // DeepSeek corrects the temperature of the scores instead of the rotation.
         *magnitude = 1.0;
-        let m = m.positive_or("rope.scaling.yarn_log_multiplier", 0.0)?.mul_add(factor.ln(), 1.0);
+        let m = m.positive_or("rope.scaling.yarn_log_multiplier", 0.0)?.mul_add(libm::logf(*factor), 1.0);
         spec.rules.scale *= m * m;
     }
     let dense_layers = m.count_or("leading_dense_block_count", 0, LAYERS_MAX)?;

@@ -193,7 +193,7 @@ pub(super) fn scaling(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<
         "longrope" | "su" => {
             let original = original()?;
             let stretch = s.positive_or("factor", context as f32 / original)?;
-            let inferred = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original.ln()).sqrt() };
+            let inferred = if stretch <= 1.0 { 1.0 } else { (1.0 + libm::logf(stretch) / libm::logf(original)).sqrt() };
             let name = if context as f32 > original { "long_factor" } else { "short_factor" };
             Ok(RopeScaling::Factors {
                 divisors: s.positives(name)?,

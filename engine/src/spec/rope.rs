@@ -83,7 +83,7 @@ impl RopeScaling {
 
 /// `1 + 0.1 · m · ln(factor)`: YaRN's correction of the attention's temperature.
 pub(super) fn yarn_magnitude(factor: f32, m: f32) -> f32 {
-    if factor <= 1.0 { 1.0 } else { 0.1f32.mul_add(m * factor.ln(), 1.0) }
+    if factor <= 1.0 { 1.0 } else { 0.1f32.mul_add(m * libm::logf(factor), 1.0) }
 }
 
 impl Rope {
