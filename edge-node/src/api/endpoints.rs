@@ -41,11 +41,11 @@ pub(crate) async fn chat(
         fields: answer,
         target,
         prompts: vec![prompt],
-        params: Params { prompt: "messages", grammar: tooling.calls().map_or("response_format", |_| "tools") },
+        params: Params { prompt: "messages", grammar: tooling.grammar_param() },
         logprobs: logprobs.then_some(top_logprobs),
         notice: notice.or_else(|| tooling.notice()),
         grammar,
-        calls: tooling.calls(),
+        reading: tooling.reading(),
     };
     respond(&api.backend, plan).await
 }
@@ -73,7 +73,7 @@ pub(crate) async fn completions(
         logprobs,
         notice: None,
         grammar: None,
-        calls: None,
+        reading: None,
     };
     respond(&api.backend, plan).await
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::call_syntax::Past;
 use super::error::ApiError;
 use super::fields::{Fields, short, type_error, unsupported};
 use super::tools::{function_only, take_name};
@@ -27,6 +28,8 @@ pub(crate) struct PastCall {
 pub(crate) struct ChatMessage {
     pub(crate) role: &'static str,
     pub(crate) content: String,
+    /// What an assistant said to itself before.
+    pub(crate) reasoning: Option<String>,
     /// Calls of an assistant's message.
     pub(crate) calls: Vec<PastCall>,
     /// The call that a tool's message answers.
@@ -41,18 +44,29 @@ impl ChatMessage {
 
     /// Text that goes into the prompt, bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.content.len() + self.calls.iter().map(|c| c.name.len() + c.arguments.len()).sum::<usize>()
+        self.content.len()
+            + self.reasoning.as_ref().map_or(0, String::len)
+            + self.calls.iter().map(|c| c.name.len() + c.arguments.len()).sum::<usize>()
     }
 
-    /// The message as templates take it. `as_text`: arguments stay text; else they become objects.
-    /// `name` is the function whose result a tool's message is.
-    pub(crate) fn for_template(&self, as_text: bool, name: Option<&str>) -> Value {
+    /// The message as templates take it. `name` is the function whose result a tool's message is.
+    pub(crate) fn for_template(&self, past: Past, name: Option<&str>) -> Value {
         let mut message = json!({ "role": self.role, "content": self.content });
+        if let Some(reasoning) = &self.reasoning {
+            message["reasoning_content"] = reasoning.as_str().into();
+            if past.thinking {
+                message["thinking"] = reasoning.as_str().into();
+                if !self.calls.is_empty() && !self.content.is_empty() {
+                    message["thinking"] = format!("{reasoning}\n{}", self.content).into();
+                    message["content"] = "".into();
+                }
+            }
+        }
         if !self.calls.is_empty() {
             let call = |call: &PastCall| {
                 // Checked to be JSON when it was taken.
                 let parsed = || serde_json::from_str(&call.arguments).unwrap_or_default();
-                let arguments = if as_text { Value::String(call.arguments.clone()) } else { parsed() };
+                let arguments = if past.arguments_as_text { Value::String(call.arguments.clone()) } else { parsed() };
                 json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
             };
             message["tool_calls"] = self.calls.iter().map(call).collect();
@@ -65,6 +79,32 @@ impl ChatMessage {
         }
         message
     }
+}
+
+/// The conversation with at most one call per message and its results right after it: the other calls of
+/// a message become messages of their own.
+pub(crate) fn one_call_each(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
+    let mut out = Vec::with_capacity(messages.len());
+    let mut rest = messages.into_iter().peekable();
+    while let Some(mut message) = rest.next() {
+        if message.calls.len() < 2 {
+            out.push(message);
+            continue;
+        }
+        let mut results = Vec::new();
+        while let Some(result) = rest.next_if(|m| m.answers.is_some()) {
+            results.push(result);
+        }
+        for call in std::mem::take(&mut message.calls) {
+            let (own, others) = results.into_iter().partition(|r| r.answers.as_ref() == Some(&call.id));
+            results = others;
+            let empty = ChatMessage { content: String::new(), reasoning: None, calls: Vec::new(), ..message.clone() };
+            out.push(ChatMessage { calls: vec![call], ..std::mem::replace(&mut message, empty) });
+            out.extend::<Vec<_>>(own);
+        }
+        out.extend(results);
+    }
+    out
 }
 
 /// Takes `messages`.
@@ -101,11 +141,12 @@ fn take_message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
             return Err(ApiError::invalid(format!("{path}.role"), message));
         }
     };
-    let mut calls = Vec::new();
+    let (mut calls, mut reasoning) = (Vec::new(), None);
     if role == "assistant" {
         // A client sends the message back as it came, with what was empty in it.
         drop_empty_lists(&mut fields, &["annotations"])?;
         calls = take_calls(path, &mut fields)?;
+        reasoning = fields.string("reasoning_content")?;
     }
     let answers = if role == "tool" {
         Some(fields.string("tool_call_id")?.ok_or_else(|| fields.missing("tool_call_id"))?)
@@ -123,7 +164,7 @@ fn take_message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
         None => return Err(fields.missing("content")),
     };
     fields.finish()?;
-    Ok(ChatMessage { role, content, calls, answers })
+    Ok(ChatMessage { role, content, reasoning: reasoning.filter(|text| !text.is_empty()), calls, answers })
 }
 
 fn take_calls(path: &str, fields: &mut Fields) -> Result<Vec<PastCall>, ApiError> {

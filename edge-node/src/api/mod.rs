@@ -2,7 +2,7 @@
 //!
 //! The way of a request: [`guard`] → [`body`] → [`chat_fields`] or [`completion_fields`] →
 //! [`model_name`] → [`tooling`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] →
-//! [`tool_calls`] → [`reply`].
+//! [`reading`] → [`reply`].
 //!
 //! What is not supported is refused with a 400 that names the field; nothing is ignored but the
 //! labels that OpenAI's own API ignores (`user`, `metadata`, …). Where a request gives no
@@ -14,7 +14,11 @@ mod answers;
 mod backend;
 mod bind;
 mod body;
+mod call_grammar;
+mod call_object;
+mod call_params;
 mod call_syntax;
+mod channels;
 mod chat_fields;
 mod completion_fields;
 mod endpoints;
@@ -27,8 +31,10 @@ mod messages;
 mod meter;
 mod model_name;
 mod observe;
+mod param_types;
 mod pieces;
 mod prompt;
+mod reading;
 mod reply;
 mod request_id;
 mod respond;

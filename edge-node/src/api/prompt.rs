@@ -7,9 +7,10 @@ use serde_json::Value;
 use tandem_engine::EngineError;
 
 use super::backend::Backend;
+use super::call_syntax::Past;
 use super::completion_fields::Prompt;
 use super::error::ApiError;
-use super::messages::ChatMessage;
+use super::messages::{ChatMessage, one_call_each};
 
 /// Text from this length on is tokenized on a blocking thread, bytes.
 const INLINE_BYTES_MAX: usize = 8 * 1024;
@@ -21,8 +22,8 @@ pub(crate) const SYSTEM_IGNORED: &str = "the model's chat template leaves system
 pub(crate) struct Told {
     /// The descriptions, as the template takes them; none if there are no tools to be told of.
     pub(crate) tools: Option<Value>,
-    /// The template wants arguments as text.
-    pub(crate) arguments_as_text: bool,
+    /// What the template wants to see of earlier turns.
+    pub(crate) past: Past,
 }
 
 /// The prompt of a conversation, and a notice if the template left something out.
@@ -31,15 +32,14 @@ pub(crate) async fn of_chat(
     messages: Vec<ChatMessage>,
     told: Told,
 ) -> Result<(Vec<u32>, Option<&'static str>), ApiError> {
+    let messages = if told.past.one_call_each { one_call_each(messages) } else { messages };
     let tools = told.tools.as_ref().map_or(0, |tools| tools.to_string().len());
     let bytes = tools + messages.iter().map(ChatMessage::bytes).sum::<usize>();
     on_right_thread(backend, bytes, move |backend| {
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let called = |id: &str| messages.iter().flat_map(|m| &m.calls).find(|c| c.id == id).map(|c| c.name.as_str());
-        let turns: Value = messages
-            .iter()
-            .map(|m| m.for_template(told.arguments_as_text, m.answers.as_deref().and_then(called)))
-            .collect();
+        let turns: Value =
+            messages.iter().map(|m| m.for_template(told.past, m.answers.as_deref().and_then(called))).collect();
         let text = backend
             .chat_template()
             .render_json(&turns, told.tools.as_ref(), true, now_unix_s)

@@ -3,10 +3,9 @@
 use serde::Serialize;
 use tandem_engine::tokenizer::Tokenizer;
 
-use super::call_syntax::CallSyntax;
 use super::pieces::WrittenToken;
+use super::reading::{Reading, Said};
 use super::request_id::random_u64;
-use super::tool_calls::Said;
 use crate::request::{FinishReason, RouteSummary, TokenEvent};
 
 /// Stands for log probabilities that JSON cannot hold, as at OpenAI.
@@ -37,8 +36,8 @@ pub(crate) struct Shape {
     pub(crate) tokens: bool,
     /// Announce the usage chunk in every chunk.
     pub(crate) include_usage: bool,
-    /// How tool calls are written, if the answer may have any.
-    pub(crate) calls: Option<&'static CallSyntax>,
+    /// How the answer is read, if it may be more than text.
+    pub(crate) reading: Option<Reading>,
 }
 
 /// A whole answer or one chunk of it.
@@ -88,6 +87,9 @@ struct Message {
     /// `null` in an answer that is calls only.
     content: Option<String>,
     refusal: Option<String>,
+    /// What the model said to itself before, under the name that DeepSeek's and vLLM's clients know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<WholeCall>,
 }
@@ -111,6 +113,8 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<CallDelta>,
 }
@@ -201,10 +205,12 @@ impl Shape {
         tokenizer: &Tokenizer,
     ) -> Choice {
         let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, tokens, tokenizer) };
-        let (mut content, mut tool_calls) = (String::new(), Vec::<WholeCall>::new());
+        let (mut content, mut reasoning_content) = (String::new(), None::<String>);
+        let mut tool_calls = Vec::<WholeCall>::new();
         for what in said {
             match what {
                 Said::Content(text) => content.push_str(&text),
+                Said::Reasoning(text) => reasoning_content.get_or_insert_default().push_str(&text),
                 Said::Call { name, .. } => tool_calls.push(WholeCall {
                     id: self.call_id(),
                     r#type: "function",
@@ -220,7 +226,8 @@ impl Shape {
         match self.kind {
             Kind::Chat => {
                 let content = (tool_calls.is_empty() || !content.is_empty()).then_some(content);
-                choice.message = Some(Message { role: "assistant", content, refusal: None, tool_calls });
+                let role = "assistant";
+                choice.message = Some(Message { role, content, refusal: None, reasoning_content, tool_calls });
             }
             Kind::Text => choice.text = Some(content),
         }
@@ -248,6 +255,7 @@ impl Shape {
         for what in said {
             match what {
                 Said::Content(text) => delta.content.get_or_insert_default().push_str(&text),
+                Said::Reasoning(text) => delta.reasoning_content.get_or_insert_default().push_str(&text),
                 Said::Call { index, name } => delta.tool_calls.push(CallDelta {
                     index,
                     id: Some(self.call_id()),
@@ -304,7 +312,11 @@ impl Shape {
             };
             (0..n).map(|_| letter()).collect()
         };
-        if self.calls.is_some_and(|calls| calls.short_ids) { letters(9) } else { format!("call_{}", letters(12)) }
+        if self.reading.as_ref().is_some_and(|reading| reading.syntax.short_ids) {
+            letters(9)
+        } else {
+            format!("call_{}", letters(12))
+        }
     }
 
     fn object(&self, chunk: bool) -> &'static str {

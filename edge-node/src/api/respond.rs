@@ -14,14 +14,13 @@ use tandem_engine::constraint::Compiled;
 use super::answer_fields::AnswerFields;
 use super::answers::{Answers, Update};
 use super::backend::Backend;
-use super::call_syntax::CallSyntax;
 use super::error::{ApiError, Params};
 use super::meter::Meter;
 use super::model_name::Target;
 use super::pieces::{Piece, WrittenToken};
+use super::reading::{Reader, Reading, Said};
 use super::reply::{Body, Kind, Shape, finish_word};
 use super::request_id::{RequestId, random_u64};
-use super::tool_calls::{CallFinder, Said};
 use crate::request::{FinishReason, GenerateError, GenerateRequest, Mode, NodeStatus, RouteSummary};
 
 /// Silence after which a stream sends a comment, so that proxies keep it open, seconds.
@@ -58,8 +57,8 @@ pub(crate) struct Plan {
     pub(crate) notice: Option<&'static str>,
     /// What the answer must follow.
     pub(crate) grammar: Option<Arc<Compiled>>,
-    /// How tool calls are written, if the answer may have any.
-    pub(crate) calls: Option<&'static CallSyntax>,
+    /// How the answer is read, if it may be more than text.
+    pub(crate) reading: Option<Reading>,
 }
 
 /// Runs the request.
@@ -71,7 +70,8 @@ pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Re
         requests(backend.as_ref(), &plan, mode).map_err(|error| ApiError::from_generation(&error, params))?;
     let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let meter = Meter::new(plan.path, mode, plan.received);
-    let spelt = plan.calls.map(|syntax| syntax.special_tokens(backend.tokenizer())).unwrap_or_default();
+    let spelt = plan.reading.as_ref().map(|reading| reading.syntax.special_tokens(backend.tokenizer()));
+    let spelt = spelt.unwrap_or_default();
     let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt_tokens, meter)
         .map_err(|error| ApiError::from_generation(&error, params))?;
 
@@ -181,7 +181,7 @@ fn shape(plan: &Plan) -> Shape {
         logprobs: plan.logprobs.map(|top| top as usize),
         tokens: plan.fields.tokens,
         include_usage: plan.fields.include_usage,
-        calls: plan.calls,
+        reading: plan.reading.clone(),
     }
 }
 
@@ -209,12 +209,12 @@ async fn whole(
     let route = usage.tandem.clone();
     let choice = |(index, (piece, finish)): (usize, (Piece, FinishReason))| {
         let Piece { text, tokens } = piece;
-        let (said, called) = match shape.calls {
-            Some(calls) => {
-                let mut finder = CallFinder::new(calls);
-                let mut said = finder.push(&text);
-                said.extend(finder.finish());
-                (said, finder.has_calls())
+        let (said, called) = match &shape.reading {
+            Some(reading) => {
+                let mut reader = reading.begin();
+                let mut said = reader.push(&text);
+                said.extend(reader.finish());
+                (said, reader.has_calls())
             }
             None => (vec![Said::Content(text)], false),
         };
@@ -230,8 +230,8 @@ struct Streaming {
     answers: Answers,
     shape: Shape,
     params: Params,
-    /// Finders of tool calls, by choice.
-    finders: Vec<CallFinder>,
+    /// Readers of the answers that may be more than text, by choice.
+    readers: Vec<Reader>,
     ready: VecDeque<String>,
     over: bool,
     /// Keeps the id in use until the stream ends.
@@ -250,9 +250,11 @@ fn stream(
     for body in (0..answers.len()).filter_map(|index| shape.role_chunk(index)) {
         over |= !push(&mut ready, &body);
     }
-    let finders =
-        shape.calls.map_or_else(Vec::new, |calls| (0..answers.len()).map(|_| CallFinder::new(calls)).collect());
-    let state = Streaming { backend, answers, shape, finders, params, ready, over, _request_id: request_id };
+    let readers = match &shape.reading {
+        Some(reading) => (0..answers.len()).map(|_| reading.begin()).collect(),
+        None => Vec::new(),
+    };
+    let state = Streaming { backend, answers, shape, readers, params, ready, over, _request_id: request_id };
     unfold(state, |mut state| async move {
         loop {
             if let Some(data) = state.ready.pop_front() {
@@ -273,15 +275,15 @@ impl Streaming {
         let fine = match update {
             Some(Update::Piece { choice, piece }) => {
                 let Piece { text, tokens } = piece;
-                let said = match self.finders.get_mut(choice) {
-                    Some(finder) => finder.push(&text),
+                let said = match self.readers.get_mut(choice) {
+                    Some(reader) => reader.push(&text),
                     None => vec![Said::Content(text)],
                 };
                 self.say(choice, said, &tokens)
             }
             Some(Update::End { choice, finish, route }) => {
-                let (rest, called) = match self.finders.get_mut(choice) {
-                    Some(finder) => (finder.finish(), finder.has_calls()),
+                let (rest, called) = match self.readers.get_mut(choice) {
+                    Some(reader) => (reader.finish(), reader.has_calls()),
                     None => (Vec::new(), false),
                 };
                 self.say(choice, rest, &[])

@@ -1,6 +1,7 @@
 //! Tests of the API's shape over recorded tokens. The real node behind it has tests of its own.
 
 mod answers;
+mod calls;
 mod info;
 mod live;
 mod refusals;

@@ -1,5 +1,5 @@
-//! What the tools of a request come to with the model at hand: what the prompt says of them, which
-//! syntax its calls have, and the grammar that forces a call.
+//! What the tools of a request come to with the model at hand: what the prompt says of them, how its
+//! answers are read, and the grammar that forces a call.
 
 use std::sync::Arc;
 
@@ -7,11 +7,12 @@ use tandem_engine::constraint::Compiled;
 
 use super::Api;
 use super::backend::Backend;
-use super::call_syntax::{CallSyntax, GENERIC};
+use super::call_syntax::{CallSyntax, GENERIC, Past};
 use super::error::ApiError;
 use super::grammar::{Format, SCHEMA_PARAM, refused};
 use super::messages::ChatMessage;
 use super::prompt::Told;
+use super::reading::Reading;
 use super::tools::{ToolChoice, Tools};
 
 /// Says that the tools are not in the prompt.
@@ -23,9 +24,11 @@ pub(crate) struct Tooling {
     tools: Option<Tools>,
     /// How the model writes calls, if the request allows any.
     syntax: Option<&'static CallSyntax>,
+    /// The syntax of all the model's answers, if they have one.
+    whole: Option<&'static CallSyntax>,
     /// The template writes the tools into the prompt.
     in_template: bool,
-    arguments_as_text: bool,
+    past: Past,
 }
 
 impl Tooling {
@@ -43,7 +46,8 @@ impl Tooling {
                 "the model's chat template knows no tool messages",
             ));
         }
-        let arguments_as_text = known.is_some_and(|s| s.arguments_as_text);
+        let past = known.map_or(Past::default(), |s| s.past);
+        let whole = known.filter(|s| s.is_of_whole_answers());
         let choice = tools.as_ref().map_or(&ToolChoice::None, |t| &t.choice);
         let syntax = match choice {
             ToolChoice::None => None,
@@ -60,15 +64,20 @@ impl Tooling {
                 ));
             }
             ToolChoice::Auto => known,
-            ToolChoice::Required | ToolChoice::Named(_) => Some(known.filter(|_| in_template).unwrap_or(&GENERIC)),
+            ToolChoice::Required | ToolChoice::Named(_) => {
+                // What cannot be forced in the model's own syntax can be as JSON.
+                let callable = tools.as_ref().map(Tools::callable).unwrap_or_default();
+                let forces = |s: &&CallSyntax| in_template && s.forces(backend.tokenizer(), &callable);
+                Some(whole.or(known.filter(forces)).unwrap_or(&GENERIC))
+            }
         };
-        Ok(Self { tools, syntax, in_template, arguments_as_text })
+        Ok(Self { tools, syntax, whole, in_template, past })
     }
 
     /// What the prompt is to say. Tools that must not be called are not mentioned.
     pub(crate) fn told(&self) -> Told {
         let tools = self.tools.as_ref().filter(|t| self.in_template && t.choice != ToolChoice::None);
-        Told { tools: tools.map(Tools::described), arguments_as_text: self.arguments_as_text }
+        Told { tools: tools.map(|tools| tools.described(self.past.descriptions)), past: self.past }
     }
 
     /// For the client, if the model is not told of the tools it must call.
@@ -76,9 +85,16 @@ impl Tooling {
         (self.syntax.is_some() && !self.in_template).then_some(TOOLS_UNTOLD)
     }
 
-    /// How calls are found in the answer.
-    pub(crate) fn calls(&self) -> Option<&'static CallSyntax> {
-        self.syntax
+    /// How the answer is read, if it may be more than text.
+    pub(crate) fn reading(&self) -> Option<Reading> {
+        let tools = self.tools.as_ref().filter(|_| self.syntax.is_some()).map(Tools::callable).unwrap_or_default();
+        let syntax = self.syntax.or(self.whole)?;
+        Some(Reading { syntax, tools: tools.into_iter().cloned().collect() })
+    }
+
+    /// The field that a grammar comes from.
+    pub(crate) fn grammar_param(&self) -> &'static str {
+        if self.syntax.is_some() { "tools" } else { "response_format" }
     }
 
     /// The grammar of the answer: the format's, that of a forced call, or one of both where the model
@@ -86,7 +102,13 @@ impl Tooling {
     pub(crate) async fn grammar(&self, api: &Api, format: Option<&Format>) -> Result<Option<Arc<Compiled>>, ApiError> {
         let (Some(tools), Some(syntax)) = (&self.tools, self.syntax) else {
             let Some(format) = format else { return Ok(None) };
-            let compiled = api.turns.compile(&api.backend, format.grammar()?).await?;
+            let grammar = match self.whole {
+                Some(syntax) => syntax
+                    .grammar(api.backend.tokenizer(), &[], false, Some(&format.schema()))
+                    .map_err(|e| refused(&e, SCHEMA_PARAM))?,
+                None => format.grammar()?,
+            };
+            let compiled = api.turns.compile(&api.backend, grammar).await?;
             return compiled.map(Some).map_err(|e| refused(&e, SCHEMA_PARAM));
         };
         if !tools.forced() && format.is_none() {

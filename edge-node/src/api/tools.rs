@@ -97,9 +97,22 @@ impl Tools {
         matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
     }
 
-    /// What the chat template is given.
-    pub(crate) fn described(&self) -> Value {
-        self.list.iter().map(|t| t.described.clone()).collect()
+    /// What the chat template is given; `all`: with an empty description where there is none.
+    pub(crate) fn described(&self, all: bool) -> Value {
+        let described = |tool: &Tool| {
+            let mut described = tool.described.clone();
+            if all && let Some(function) = described["function"].as_object_mut() {
+                function.entry("description").or_insert_with(|| "".into());
+                let parameters = function.get_mut("parameters").and_then(|p| p.get_mut("properties"));
+                for schema in parameters.and_then(Value::as_object_mut).into_iter().flat_map(|p| p.values_mut()) {
+                    if let Some(schema) = schema.as_object_mut() {
+                        schema.entry("description").or_insert_with(|| "".into());
+                    }
+                }
+            }
+            described
+        };
+        self.list.iter().map(described).collect()
     }
 }
 

@@ -120,6 +120,11 @@ pub(super) fn gguf_stops(file: &Gguf<'_>, spec: &DecoderSpec) -> Result<Vec<u32>
         .enumerate()
         .filter(|(_, (token, ty))| *ty == super::gguf::CONTROL && ENDS_OF_TURN.contains(token));
     stops.extend(known.map(|(id, _)| id as u32));
+    // gpt-oss ends each message of an answer with `<|end|>`, and the answer with one of the two others.
+    let id = |word: &str| tokens.iter().position(|token| *token == word).map(|id| id as u32);
+    if let (Some(_), Some(_), Some(end)) = (id("<|return|>"), id("<|call|>"), id("<|end|>")) {
+        stops.retain(|stop| *stop != end);
+    }
     bounded(stops, spec).map_err(|problem| EngineError::spec("tokenizer.ggml.tokens", problem))
 }
 
