@@ -2,6 +2,7 @@
 
 mod answers;
 mod calls;
+mod families;
 mod info;
 mod live;
 mod refusals;

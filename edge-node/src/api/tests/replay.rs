@@ -82,15 +82,17 @@ impl Replay {
         }
     }
 
-    /// With one more special token in the vocabulary; the text may have it in it.
-    pub(crate) fn with_special_token(mut self, token: &str) -> Self {
+    /// With more special tokens in the vocabulary; the text may have them in it.
+    pub(crate) fn with_special_tokens(mut self, tokens: &[&str]) -> Self {
         let text = self.tokenizer.decode(&self.script).unwrap();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/edge");
         let mut file: Value = serde_json::from_slice(&std::fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
-        let mut added = file["added_tokens"][0].clone();
-        added["id"] = json!(self.tokenizer.vocab_size());
-        added["content"] = json!(token);
-        file["added_tokens"].as_array_mut().unwrap().push(added);
+        for (i, token) in tokens.iter().enumerate() {
+            let mut added = file["added_tokens"][0].clone();
+            added["id"] = json!(self.tokenizer.vocab_size() + i);
+            added["content"] = json!(token);
+            file["added_tokens"].as_array_mut().unwrap().push(added);
+        }
         self.tokenizer = Arc::new(Tokenizer::from_json(file.to_string().as_bytes()).unwrap());
         self.constraints = Constraints::new(self.tokenizer.clone());
         self.script = self.tokenizer.encode(&text).unwrap();

@@ -16,7 +16,7 @@ Answer with <tool_call>{"name": <name>, "arguments": <args>}</tool_call>.{% endi
 {%- for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}
 {%- endfor %}[assistant]"#;
 
-fn weather() -> Value {
+pub(super) fn weather() -> Value {
     json!({
         "type": "function",
         "function": {
@@ -36,7 +36,7 @@ fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 }
 
 /// Whether the grammar that reached the node takes a text, and then its end.
-fn follows(node: &Replay, text: &str) -> bool {
+pub(super) fn follows(node: &Replay, text: &str) -> bool {
     let requests = node.requests.lock().unwrap();
     let grammar = requests.last().unwrap().grammar.as_ref().expect("a grammar");
     let followed = grammar.follow(&[1]);
@@ -217,7 +217,7 @@ async fn a_template_whose_calls_are_unknown_is_said_so() {
 async fn a_mark_that_is_a_special_token_is_forced_and_found() {
     let template = "{% for t in tools %}{{ t | tojson }}{% endfor %}{{ messages[0].content }}[TOOL_CALLS]";
     let answer = "[TOOL_CALLS][{\"name\": \"get_weather\", \"arguments\": {\"city\":\"Lima\"}}]";
-    let node = Arc::new(Replay::of(answer).with_template(template).with_special_token("[TOOL_CALLS]"));
+    let node = Arc::new(Replay::of(answer).with_template(template).with_special_tokens(&["[TOOL_CALLS]"]));
     assert!(node.tokenizer().is_special(ids(node.tokenizer(), answer)[0]));
     for (stream, choice) in [(false, "auto"), (false, "required"), (true, "required")] {
         let request = chat(&json!({ "tools": [weather()], "tool_choice": choice, "stream": stream }));
