@@ -118,9 +118,10 @@ fn mutants_of_small_files_never_panic() {
         EDGE.generation_config.to_vec(),
     ];
     let spec = DecoderSpec::from_hf(EDGE.config).expect("a spec");
+    let tokenizer = Tokenizer::from_json(EDGE.tokenizer).expect("a tokenizer");
     mutate::fuzz("fuzz_small_files", pool, |bytes| {
-        let config =
-            GenerationConfig::parse(bytes).map(|config| (config.sampling(), config.stop_tokens(&spec).is_ok()));
+        let config = GenerationConfig::parse(bytes)
+            .map(|config| (config.sampling(), config.stop_tokens(&spec, &tokenizer).is_ok()));
         let template = ChatTemplate::from_tokenizer_config(bytes, None);
         let message = tandem_engine::chat::Message::new("user", "hi");
         config.is_ok() || template.is_ok_and(|template| template.render(&[message], true, 0).is_ok())

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::spec::DecoderSpec;
+use tandem_engine::tokenizer::{Tokenizer, gguf_stop_tokens};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -82,7 +83,7 @@ impl Metadata {
         self.entry(key, 9, &bytes)
     }
 
-    fn tokenizer(&self) -> Tokenizer {
+    fn file(&self) -> tempfile::NamedTempFile {
         let mut file = b"GGUF".to_vec();
         file.extend(3u32.to_le_bytes());
         file.extend(0u64.to_le_bytes());
@@ -90,7 +91,11 @@ impl Metadata {
         file.extend(&self.bytes);
         let path = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(&path, file).expect("writes");
-        Tokenizer::from_gguf(path.path()).expect("a tokenizer")
+        path
+    }
+
+    fn tokenizer(&self) -> Tokenizer {
+        Tokenizer::from_gguf(self.file().path()).expect("a tokenizer")
     }
 }
 
@@ -138,6 +143,25 @@ fn every_name_of_splitting_rules_splits_as_in_llama_cpp() {
             assert_eq!(tokenizer.decode(ids).expect("decodes"), shown, "{name}");
         }
     }
+}
+
+#[test]
+fn with_channels_a_message_ends_no_answer() {
+    let spec = DecoderSpec::from_hf(tandem_models::EDGE.config).expect("spec");
+    let stops = |tokens: &[&str]| {
+        let tokens: Vec<String> = tokens.iter().map(|token| (*token).to_owned()).collect();
+        let file = Metadata::default()
+            .texts("tokenizer.ggml.tokens", &tokens)
+            .array("tokenizer.ggml.token_type", 5, tokens.iter().map(|_| 3i32.to_le_bytes()))
+            .number("tokenizer.ggml.eos_token_id", 2)
+            .number("tokenizer.ggml.eot_token_id", 3)
+            .file();
+        gguf_stop_tokens(file.path(), &spec).expect("stops")
+    };
+    let own = spec.eos_tokens.clone();
+    assert_eq!(own, [1]);
+    assert_eq!(stops(&["<|start|>", "a", "<|return|>", "<|end|>", "<|call|>"]), [1, 2, 4]);
+    assert_eq!(stops(&["<|user|>", "a", "<|endoftext|>", "<|end|>", "<|call|"]), [1, 2, 3]);
 }
 
 #[test]

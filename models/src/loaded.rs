@@ -43,16 +43,17 @@ impl Text {
         let (bos, eos) = (token(spec.bos_token), token(spec.eos_tokens.first().copied()));
         let chat = ChatTemplate::new(files.chat_template, &bos, &eos)?;
         let config = GenerationConfig::parse(files.generation_config)?;
-        Ok(Self { chat, stop_tokens: config.stop_tokens(spec)?, sampling: config.sampling(), tokenizer })
+        Ok(Self { chat, stop_tokens: config.stop_tokens(spec, &tokenizer)?, sampling: config.sampling(), tokenizer })
     }
 
     fn folder(dir: &Path, spec: &DecoderSpec) -> Result<Self, EngineError> {
         let config = GenerationConfig::from_dir(dir)?;
+        let tokenizer = Tokenizer::from_dir(dir)?;
         Ok(Self {
-            tokenizer: Tokenizer::from_dir(dir)?,
             chat: ChatTemplate::from_dir(dir)?,
-            stop_tokens: config.stop_tokens(spec)?,
+            stop_tokens: config.stop_tokens(spec, &tokenizer)?,
             sampling: config.sampling(),
+            tokenizer,
         })
     }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tandem_proto::limits::STOP_TOKENS_MAX;
 use tandem_proto::message::SamplingParams;
 
+use super::Tokenizer;
 use crate::error::EngineError;
 use crate::load::gguf::Gguf;
 use crate::load::{map_file, read_small, split};
@@ -56,11 +57,12 @@ impl GenerationConfig {
         if path.exists() { Self::parse(&read_small(&path)?) } else { Ok(Self::default()) }
     }
 
-    /// The tokens that end an answer: the file's and the model's own.
+    /// The tokens that end an answer: the file's and the model's own, and those that a vocabulary with
+    /// channels (gpt-oss) has for it.
     ///
     /// # Errors
     /// [`EngineError::Json`] if the file's are no token ids, or too many.
-    pub fn stop_tokens(&self, spec: &DecoderSpec) -> Result<Vec<u32>, EngineError> {
+    pub fn stop_tokens(&self, spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<Vec<u32>, EngineError> {
         let mut stops = spec.eos_tokens.clone();
         let ids = match self.0.get("eos_token_id") {
             None | Some(Value::Null) => Vec::new(),
@@ -71,6 +73,7 @@ impl GenerationConfig {
             let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
             stops.push(id.ok_or_else(|| json("eos_token_id is not a token id"))?);
         }
+        of_channels(&mut stops, |word| tokenizer.token_id(word));
         bounded(stops, spec).map_err(json)
     }
 
@@ -120,12 +123,16 @@ pub(super) fn gguf_stops(file: &Gguf<'_>, spec: &DecoderSpec) -> Result<Vec<u32>
         .enumerate()
         .filter(|(_, (token, ty))| *ty == super::gguf::CONTROL && ENDS_OF_TURN.contains(token));
     stops.extend(known.map(|(id, _)| id as u32));
-    // gpt-oss ends each message of an answer with `<|end|>`, and the answer with one of the two others.
-    let id = |word: &str| tokens.iter().position(|token| *token == word).map(|id| id as u32);
-    if let (Some(_), Some(_), Some(end)) = (id("<|return|>"), id("<|call|>"), id("<|end|>")) {
-        stops.retain(|stop| *stop != end);
-    }
+    of_channels(&mut stops, |word| tokens.iter().position(|token| *token == word).map(|id| id as u32));
     bounded(stops, spec).map_err(|problem| EngineError::spec("tokenizer.ggml.tokens", problem))
+}
+
+/// In a vocabulary with channels, `<|end|>` ends each message of an answer, and the answer ends with one of
+/// two others; files of such models leave out the second or name the first.
+fn of_channels(stops: &mut Vec<u32>, id: impl Fn(&str) -> Option<u32>) {
+    let [Some(done), Some(call), Some(end)] = ["<|return|>", "<|call|>", "<|end|>"].map(id) else { return };
+    stops.retain(|stop| *stop != end);
+    stops.extend([done, call]);
 }
 
 fn bounded(mut stops: Vec<u32>, spec: &DecoderSpec) -> Result<Vec<u32>, String> {

@@ -73,12 +73,34 @@ fn the_pair_has_one_tokenizer() {
 #[test]
 fn stop_tokens_come_from_both_files() {
     let spec = DecoderSpec::from_hf(EDGE.config).expect("spec");
-    let stops = |json: &[u8]| GenerationConfig::parse(json)?.stop_tokens(&spec);
+    let stops = |json: &[u8]| GenerationConfig::parse(json)?.stop_tokens(&spec, edge());
     assert_eq!(stops(EDGE.generation_config).expect("stops"), [1]);
     assert_eq!(stops(br#"{"eos_token_id": [3, 1, 99999999]}"#).expect("stops"), [1, 3]);
-    assert_eq!(GenerationConfig::default().stop_tokens(&spec).expect("stops"), [1]);
+    assert_eq!(GenerationConfig::default().stop_tokens(&spec, edge()).expect("stops"), [1]);
     assert!(stops(br#"{"eos_token_id": "x"}"#).is_err());
     assert!(stops(b"{").is_err() && stops(b"[]").is_err());
+}
+
+#[test]
+fn with_channels_a_message_ends_no_answer() {
+    let mut spec = DecoderSpec::from_hf(EDGE.config).expect("spec");
+    let first = edge().vocab_size() as u32;
+    spec.vocab_size = first as usize + 3;
+    let with = |names: &[&str]| {
+        let mut file: serde_json::Value = serde_json::from_slice(EDGE.tokenizer).expect("json");
+        for (id, name) in (first..).zip(names) {
+            let mut token = file["added_tokens"][0].clone();
+            (token["id"], token["content"]) = (id.into(), (*name).into());
+            file["added_tokens"].as_array_mut().expect("a list").push(token);
+        }
+        Tokenizer::from_json(file.to_string().as_bytes()).expect("a tokenizer")
+    };
+    let [end, call, done] = [first, first + 1, first + 2];
+    let config = GenerationConfig::parse(format!("{{\"eos_token_id\": [{end}]}}").as_bytes()).expect("a config");
+    let channels = with(&["<|end|>", "<|call|>", "<|return|>"]);
+    assert_eq!(config.stop_tokens(&spec, &channels).expect("stops"), [1, call, done]);
+    let turns = with(&["<|end|>", "<|call|>"]);
+    assert_eq!(config.stop_tokens(&spec, &turns).expect("stops"), [1, end]);
 }
 
 #[test]
