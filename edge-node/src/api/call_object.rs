@@ -4,6 +4,8 @@
 const KEY_BYTES_MAX: usize = 64;
 /// Longest name that is read, bytes.
 const NAME_BYTES_MAX: usize = 1024;
+/// Longest arguments that are kept until the name is known, bytes; a call with longer ones is none.
+const UNNAMED_BYTES_MAX: usize = 256 * 1024;
 
 /// Walks one JSON object, of which the `{` has been seen, and takes its name and arguments out.
 pub(crate) struct Object {
@@ -70,10 +72,13 @@ impl Object {
             _ if self.in_key => push_bounded(&mut self.key, c, KEY_BYTES_MAX),
             _ if self.key_is("name") => push_bounded(&mut self.name_text, c, NAME_BYTES_MAX),
             // Blanks before the value do not belong to it.
-            _ if self.key_is(arguments) && !(top && c.is_whitespace()) => self.arguments.push(c),
+            _ if self.key_is(arguments) && !(top && c.is_whitespace()) => {
+                push_bounded(&mut self.arguments, c, if self.named { usize::MAX } else { UNNAMED_BYTES_MAX });
+            }
             _ => {}
         }
-        if !self.named && self.key_is("name") && !self.in_key && !self.in_string && c == '"' {
+        let whole = self.arguments.len() < UNNAMED_BYTES_MAX;
+        if !self.named && whole && self.key_is("name") && !self.in_key && !self.in_string && c == '"' {
             self.name = serde_json::from_str(self.name_text.trim()).ok();
             self.named = self.name.is_some();
         }

@@ -433,6 +433,8 @@ fn nothing_is_held_for_ever() {
         (harmony(), "<|channel|>commentary to=functions.write"),
         (harmony(), "<|channel|>commentary to=functions.write<|message|>"),
         (&GENERIC, "{"),
+        (&GENERIC, "{\"arguments\": \""),
+        (&GENERIC, "{\"name\": \"f\", \"arguments\": \""),
     ];
     for (syntax, begin) in table {
         assert!(held(syntax, begin) < 16, "{}: {begin} holds {}", syntax.name, held(syntax, begin));

@@ -157,6 +157,16 @@ async fn harmony_sees_earlier_calls_one_by_one() {
     assert_eq!(content, "Warm.");
     let wanted = "[tool get_weather  city=][user And?][analysis I look.\nTwo.][call get_weather {\"city\": \"Lima\"}][result \"22\"][call get_weather {\"city\": \"Bonn\"}][result \"9\"]assistant";
     assert_eq!(prompt(&node), wanted);
+    // A result without its call, and a call without its result, stay where they are.
+    let messages = json!([
+        { "role": "assistant", "tool_calls": [call("a", "Lima"), call("b", "Bonn")] },
+        { "role": "tool", "tool_call_id": "z", "content": "9" },
+        { "role": "tool", "tool_call_id": "a", "content": "22" },
+        { "role": "user", "content": "So?" },
+    ]);
+    answer(&node, &json!({ "messages": messages }), false).await;
+    let wanted = "[call get_weather {\"city\": \"Lima\"}][result \"22\"][call get_weather {\"city\": \"Bonn\"}][result \"9\"][user So?]assistant";
+    assert_eq!(prompt(&node), wanted);
 }
 
 #[tokio::test]
