@@ -173,6 +173,7 @@ impl Model {
                 // The digests have read the whole file.
                 release(usize::MAX);
                 cpu.call_while_packing(release);
+                cpu.expect_weights(file.weight_bytes());
                 let threads = cpu.threads();
                 let loaded = Loaded::load(cpu, &file)?;
                 (Engine::Cpu(Box::new(loaded)), crate::numerics(), threads)

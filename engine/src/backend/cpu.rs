@@ -13,6 +13,9 @@ use crate::load::{RawTensor, Stored};
 use crate::routing::Choice;
 use crate::spec::{Activation, Attention, Gate};
 
+/// Bytes of weights from which the machine's caches are taken not to hold them.
+const NARROW_BYTES_MIN: usize = 64 << 20;
+
 /// Rows of activations `[rows, width]`.
 #[derive(Default)]
 pub(crate) struct Rows {
@@ -51,6 +54,8 @@ pub(crate) struct Cpu {
     pool: Pool,
     arena: Arena,
     release: Box<dyn Fn(usize) + Send + Sync>,
+    /// 16-bit floats are kept in 12 bits where they fit.
+    narrows: bool,
     quantized: Quantized,
     inner: Inner,
 }
@@ -64,6 +69,7 @@ impl Cpu {
             pool,
             arena: Arena::default(),
             release: Box::new(|_| ()),
+            narrows: false,
             quantized: Quantized::default(),
             inner: Inner::default(),
         })
@@ -72,6 +78,12 @@ impl Cpu {
     /// Calls `release` with the number of bytes of a file that have been packed, again and again.
     pub(crate) fn call_while_packing(&mut self, release: impl Fn(usize) + Send + Sync + 'static) {
         self.release = Box::new(release);
+    }
+
+    /// Tells how many bytes the weights have. Those that no cache holds are read from memory for every
+    /// token, so 16-bit floats among them are kept in 12 where that is exact and faster.
+    pub(crate) fn expect_weights(&mut self, bytes: usize) {
+        self.narrows = self.level.narrows() && bytes >= NARROW_BYTES_MIN;
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -138,8 +150,15 @@ impl Backend for Cpu {
                 format!("shape [{n}, {k}] does not fit its {} bytes", t.bytes.len()),
             ));
         }
-        Packed::pack(&self.arena, kind, [n, k], &t.bytes, self.pool.threads(), &*self.release)
-            .map_err(|source| EngineError::Io { path: format!("memory for {}", t.name).into(), source })
+        let (threads, no_memory) =
+            (self.pool.threads(), |source| EngineError::Io { path: format!("memory for {}", t.name).into(), source });
+        if self.narrows && matches!(kind, Kind::F16 | Kind::Bf16) {
+            let narrow = Packed::pack_narrow(&self.arena, kind, [n, k], &t.bytes, threads, &*self.release);
+            if let Some(narrow) = narrow.map_err(no_memory)? {
+                return Ok(narrow);
+            }
+        }
+        Packed::pack(&self.arena, kind, [n, k], &t.bytes, threads, &*self.release).map_err(no_memory)
     }
 
     fn vector(&self, data: Vec<f32>) -> Result<Vec<f32>, EngineError> {

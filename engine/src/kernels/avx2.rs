@@ -37,6 +37,10 @@ pub(super) unsafe fn run_panels(task: &Task<'_>, from: usize, to: usize) {
 unsafe fn panels<F: Format>(task: &Task<'_>, from: usize, to: usize) {
     // SAFETY: row and panel ranges stay inside the task; see `run_panels`.
     unsafe {
+        if const { matches!(F::KIND, Kind::Bf12) } {
+            // No kernel of its own, see `Level::narrows`.
+            return super::portable::run_panels(task, from, to);
+        }
         if const { matches!(F::KIND.grain(), Grain::None) } {
             let mut p = from;
             if task.rows == 1 {

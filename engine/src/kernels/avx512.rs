@@ -13,6 +13,7 @@ use std::arch::x86_64::{
 
 use std::cell::RefCell;
 
+use super::avx512_narrow;
 use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
 use super::matmul::Task;
 use super::quantize::Quantized;
@@ -20,7 +21,7 @@ use super::quantize::Quantized;
 /// How far ahead of the first pass over a panel its numbers are prefetched, bytes. A single row goes
 /// without: it reads in sequence, and the hardware's prefetchers reach the memory's limit alone, while
 /// more rows compute too long between two lines.
-const PREFETCH: usize = 4096;
+pub(super) const PREFETCH: usize = 4096;
 
 /// Most rows of a tile of floats.
 const TILE_ROWS: usize = 12;
@@ -48,7 +49,7 @@ unsafe fn panels<F: Format>(task: &Task<'_>, from: usize, to: usize) {
         if float {
             let mut p = from;
             if task.rows == 1 {
-                while p + 4 <= to {
+                while p + 4 <= to && const { !matches!(F::KIND, Kind::Bf12) } {
                     float_tile::<1, 4, F>(task, p, 0, stored(task, p));
                     p += 4;
                 }
@@ -84,12 +85,20 @@ unsafe fn float_rows<const P: usize, F: Format>(task: &Task<'_>, p: usize) {
     unsafe {
         let panels = stored(task, p);
         if const { matches!(F::KIND, Kind::F32) } || task.rows < WIDEN_ROWS {
-            return row_tiles::<P, F>(task, p, panels);
+            return if const { matches!(F::KIND, Kind::Bf12) } {
+                avx512_narrow::row_tiles::<P>(task, p);
+            } else {
+                row_tiles::<P, F>(task, p, panels);
+            };
         }
         WIDE.with_borrow_mut(|wide| {
             wide.resize(P * k * PANEL, 0.0);
-            for (i, out) in wide.chunks_exact_mut(PANEL).enumerate() {
-                _mm512_storeu_ps(out.as_mut_ptr(), load16::<F>(panels.at.add(i * F::KIND.code_bytes())));
+            if const { matches!(F::KIND, Kind::Bf12) } {
+                avx512_narrow::widen::<P>(task, p, wide);
+            } else {
+                for (i, out) in wide.chunks_exact_mut(PANEL).enumerate() {
+                    _mm512_storeu_ps(out.as_mut_ptr(), load16::<F>(panels.at.add(i * F::KIND.code_bytes())));
+                }
             }
             let stride = k * PANEL * size_of::<f32>();
             row_tiles::<P, Single>(task, p, Panels { at: wide.as_ptr().cast(), stride });
@@ -212,7 +221,7 @@ unsafe fn float_tile<const MR: usize, const P: usize, F: Format>(task: &Task<'_>
 /// Row and panel lie inside the task, whose columns of this panel are the caller's.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn store(task: &Task<'_>, row: usize, panel: usize, v: __m512) {
+pub(super) unsafe fn store(task: &Task<'_>, row: usize, panel: usize, v: __m512) {
     let valid = (task.w.n - panel * PANEL).min(PANEL);
     let mask = (0xffff_u32 >> (PANEL - valid)) as u16;
     // SAFETY: the caller's; the mask covers the columns that exist.

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     F16,
     /// Brain float.
     Bf16,
+    /// Brain float in 12 bits, see `narrow`. Made from the other two of 16 bits only.
+    Bf12,
     /// GGUF Q8_0: 32 × i8, one f16 scale.
     Q8_0,
     /// GGUF Q4_0: 32 × 4 bit minus 8, one f16 scale.
@@ -63,7 +65,7 @@ impl Kind {
     /// What products with it are taken on.
     pub(crate) const fn grain(self) -> Grain {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => Grain::None,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Bf12 => Grain::None,
             Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => Grain::Fine,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => Grain::Coarse,
         }
@@ -82,7 +84,7 @@ impl Kind {
     pub(crate) const fn file_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 | Self::Bf12 => 2,
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
@@ -107,6 +109,7 @@ impl Kind {
         match self {
             Self::F32 => 4 * PANEL,
             Self::F16 | Self::Bf16 => 2 * PANEL,
+            Self::Bf12 => 12 * PANEL / 8,
             Self::Q8_0 => 8 * PLANE,
             Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4 * PLANE,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 5 * PLANE,
@@ -121,7 +124,7 @@ impl Kind {
     /// sub-scales and of sub-minima (Q2_K has both in one byte).
     pub(super) const fn scale_bytes(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Bf12 => 0,
             Self::Q8_0 | Self::Q4_0 | Self::Q5_0 => 2 * PANEL,
             Self::Q4_1 | Self::Q5_1 => 4 * PANEL,
             Self::Q4K | Self::Q5K => 4 * PANEL + 8 * PANEL + 8 * PANEL,
@@ -174,7 +177,7 @@ pub(super) fn put(kind: Kind, planes: &mut [u8], r: usize, codes: &[u8; BLOCK]) 
         }
     };
     match kind {
-        Kind::F32 | Kind::F16 | Kind::Bf16 => {}
+        Kind::F32 | Kind::F16 | Kind::Bf16 | Kind::Bf12 => {}
         Kind::Q8_0 => {
             for (g, four) in codes.chunks_exact(4).enumerate() {
                 planes[g * PLANE + 4 * r..][..4].copy_from_slice(four);
@@ -216,7 +219,7 @@ pub(super) fn unpack(kind: Kind, planes: &[u8], out: &mut [u8; 8 * PLANE]) {
     };
     out.fill(0);
     match kind {
-        Kind::F32 | Kind::F16 | Kind::Bf16 => return,
+        Kind::F32 | Kind::F16 | Kind::Bf16 | Kind::Bf12 => return,
         Kind::Q8_0 => out.copy_from_slice(&planes[..8 * PLANE]),
         Kind::Q2K | Kind::Q3K => pairs(out, planes, 0),
         _ => {
@@ -243,7 +246,7 @@ pub(super) trait Format {
 macro_rules! with_format {
     ($kind:expr, $format:ident => $body:expr) => {
         with_format!(@ $kind, $format => $body,
-            F32 F16 Bf16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2K Q3K Q4K Q5K Q6K)
+            F32 F16 Bf16 Bf12 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2K Q3K Q4K Q5K Q6K)
     };
     (@ $kind:expr, $format:ident => $body:expr, $($name:ident)*) => {
         match $kind {

@@ -1,11 +1,13 @@
 //! Weight matrices in the layout the kernels read: panels of 16 neighbouring output rows, interleaved
 //! along `k`, so that one vector load serves all rows of a panel and no horizontal sum is needed. The
-//! bits per weight are those of the file (k-quants: sub-scales of 6 bit take 8).
+//! bits per weight are those of the file (k-quants: sub-scales of 6 bit take 8; brain floats may take 12,
+//! see `narrow`).
 
 use half::{bf16, f16};
 
 use super::arena::{Arena, Piece};
 use super::layout::{self, BLOCK, PANEL, PLANE};
+use super::narrow::Narrow;
 
 pub(crate) use super::layout::{Grain, Kind};
 
@@ -23,6 +25,8 @@ pub(crate) struct Packed {
     pub(super) codes: Piece,
     /// `[panel][k/block]`, see [`Kind::scale_bytes`].
     pub(super) scales: Piece,
+    /// Of matrices in 12 bits only.
+    pub(super) narrow: Option<Narrow>,
 }
 
 impl Packed {
@@ -50,35 +54,16 @@ impl Packed {
             (code_steps(kind, k) * kind.code_bytes(), k / kind.block() * kind.scale_bytes());
         let mut codes = arena.take(panels * code_bytes)?;
         let mut scales = arena.take(panels * scale_bytes)?;
-        // A slice of whole panels at a time; a thread takes every so many panels of it.
-        let slice = (SLICE_BYTES / (PANEL * row_bytes).max(1)).max(1);
-        let slices = raw.chunks((slice * PANEL * row_bytes).max(1));
-        let outputs =
-            chunks(codes.bytes_mut(), slice * code_bytes).zip(chunks(scales.bytes_mut(), slice * scale_bytes));
-        for (raw, (codes, scales)) in slices.zip(outputs) {
-            let threads = if raw.len() < PARALLEL_BYTES_MIN { 1 } else { threads.max(1) };
-            let each = raw.len().div_ceil(PANEL * row_bytes).div_ceil(threads);
-            let parts = raw.chunks(each * PANEL * row_bytes);
-            let outputs = chunks(codes, each * code_bytes).zip(chunks(scales, each * scale_bytes));
-            std::thread::scope(|scope| {
-                for (part, (codes, scales)) in parts.zip(outputs) {
-                    let mut work = move || {
-                        for (i, row) in part.chunks_exact(row_bytes).enumerate() {
-                            let (p, r) = (i / PANEL, i % PANEL);
-                            let codes = &mut codes[p * code_bytes..(p + 1) * code_bytes];
-                            pack_row(kind, row, r, codes, &mut scales[p * scale_bytes..(p + 1) * scale_bytes]);
-                        }
-                    };
-                    if threads == 1 {
-                        work();
-                    } else {
-                        scope.spawn(work);
-                    }
-                }
-            });
-            done(raw.len());
-        }
-        Ok(Self { kind, n, k, codes, scales })
+        let panel = PanelBytes { raw: PANEL * row_bytes, codes: code_bytes, scales: scale_bytes };
+        let work = |raw: &[u8], codes: &mut [u8], scales: &mut [u8]| {
+            for (i, row) in raw.chunks_exact(row_bytes).enumerate() {
+                let (p, r) = (i / PANEL, i % PANEL);
+                let codes = &mut codes[p * code_bytes..(p + 1) * code_bytes];
+                pack_row(kind, row, r, codes, &mut scales[p * scale_bytes..(p + 1) * scale_bytes]);
+            }
+        };
+        for_parts(raw, [codes.bytes_mut(), scales.bytes_mut()], panel, threads, done, work, |()| ());
+        Ok(Self { kind, n, k, codes, scales, narrow: None })
     }
 
     /// Number of panels; the last may hold fewer rows than the others.
@@ -111,6 +96,11 @@ impl Packed {
             Kind::F32 => gather::<4>(codes, step, r, out, f32::from_le_bytes),
             Kind::F16 => gather::<2>(codes, step, r, out, |b| f16::from_le_bytes(b).to_f32()),
             Kind::Bf16 => gather::<2>(codes, step, r, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Kind::Bf12 => {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = self.narrow_line(p, i)[r];
+                }
+            }
             _ => {
                 let per = kind.block() / BLOCK;
                 let mut all = [0; 8 * PLANE];
@@ -126,6 +116,52 @@ impl Packed {
                 }
             }
         }
+    }
+}
+
+/// Bytes of a panel in a file and packed.
+#[derive(Clone, Copy)]
+pub(super) struct PanelBytes {
+    pub(super) raw: usize,
+    pub(super) codes: usize,
+    pub(super) scales: usize,
+}
+
+/// Runs `work` on parts of whole panels, of the file and of where they are packed, on up to `threads`
+/// threads; hands what it gives to `take`, in order. Calls `done` with the bytes read, every 4 MiB and at
+/// the end.
+pub(super) fn for_parts<T: Send>(
+    raw: &[u8],
+    [codes, scales]: [&mut [u8]; 2],
+    panel: PanelBytes,
+    threads: usize,
+    done: &dyn Fn(usize),
+    work: impl Fn(&[u8], &mut [u8], &mut [u8]) -> T + Sync,
+    mut take: impl FnMut(T),
+) {
+    let work = &work;
+    // A slice of whole panels at a time; a thread takes every so many panels of it.
+    let slice = (SLICE_BYTES / panel.raw.max(1)).max(1);
+    let slices = raw.chunks((slice * panel.raw).max(1));
+    let outputs = chunks(codes, slice * panel.codes).zip(chunks(scales, slice * panel.scales));
+    for (raw, (codes, scales)) in slices.zip(outputs) {
+        let threads = if raw.len() < PARALLEL_BYTES_MIN { 1 } else { threads.max(1) };
+        let each = raw.len().div_ceil(panel.raw).div_ceil(threads);
+        let parts = raw.chunks(each * panel.raw);
+        let outputs = chunks(codes, each * panel.codes).zip(chunks(scales, each * panel.scales));
+        let parts = parts.zip(outputs);
+        if threads == 1 {
+            parts.for_each(|(raw, (codes, scales))| take(work(raw, codes, scales)));
+        } else {
+            std::thread::scope(|scope| {
+                let running: Vec<_> =
+                    parts.map(|(raw, (codes, scales))| scope.spawn(move || work(raw, codes, scales))).collect();
+                for part in running {
+                    take(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+                }
+            });
+        }
+        done(raw.len());
     }
 }
 
@@ -179,7 +215,8 @@ fn pack_row(kind: Kind, row: &[u8], r: usize, codes: &mut [u8], scales: &mut [u8
     let step = kind.code_bytes();
     match kind {
         Kind::F32 => return scatter::<4>(row, codes, step, r),
-        Kind::F16 | Kind::Bf16 => return scatter::<2>(row, codes, step, r),
+        // (Matrices in 12 bits are packed by panel.)
+        Kind::F16 | Kind::Bf16 | Kind::Bf12 => return scatter::<2>(row, codes, step, r),
         _ => {}
     }
     let per = kind.block() / BLOCK;
@@ -232,7 +269,7 @@ impl FileBlock {
         let two = |at: usize| [raw[at], raw[at + 1]];
         self.scale = two(0);
         match kind {
-            Kind::F32 | Kind::F16 | Kind::Bf16 => {}
+            Kind::F32 | Kind::F16 | Kind::Bf16 | Kind::Bf12 => {}
             Kind::Q8_0 => {
                 for (c, v) in self.codes.iter_mut().zip(&raw[2..]) {
                     *c = v ^ 0x80;

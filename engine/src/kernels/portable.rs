@@ -37,6 +37,13 @@ fn float_row(task: &Task<'_>, p: usize, r: usize, acc: &mut [f32; PANEL]) {
     let step = w.kind.code_bytes();
     let codes = &w.codes.bytes()[p * w.panel_codes()..(p + 1) * w.panel_codes()];
     let x = &task.x[r * w.k..(r + 1) * w.k];
+    if w.kind == Kind::Bf12 {
+        for (i, v) in x.iter().enumerate() {
+            let line = w.narrow_line(p, i);
+            acc.iter_mut().zip(line).for_each(|(a, weight)| *a = v.mul_add(weight, *a));
+        }
+        return;
+    }
     for (v, s) in x.iter().zip(codes.chunks_exact(step)) {
         for (c, a) in acc.iter_mut().enumerate() {
             let weight = match w.kind {

@@ -161,6 +161,11 @@ impl Storage {
 }
 
 impl Checkpoint {
+    /// Bytes of all tensors.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.entries.values().map(|entry| entry.range.len()).sum()
+    }
+
     /// A call that is told the bytes read since the last one and gives the pages of the files back
     /// every [`HELD_BYTES_MAX`], so that a load does not hold the file beside the packed weights.
     pub(crate) fn releaser(&self) -> impl Fn(usize) + Send + Sync + 'static {

@@ -1,0 +1,159 @@
+//! Products of brain floats in 12 bits (see `narrow`) with AVX-512: eight numbers along `k` of a panel are
+//! unpacked into registers, then multiplied as any floats are.
+
+use std::arch::x86_64::{
+    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_broadcast_i32x4,
+    _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_epi8, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
+};
+
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use super::avx512::{PREFETCH, store};
+use super::layout::{PANEL, PLANE};
+use super::matmul::Task;
+use super::narrow::{BLOCK_BYTES, Cursor, HALF, Narrow, OCTET};
+
+/// Half of block `b` (`H` 0 or 1) as four lines of sixteen numbers. Halves are asked for in order.
+///
+/// # Safety
+/// The machine has AVX-512 F and BW; the panel has the block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline]
+unsafe fn half<const H: usize>(cursor: &mut Cursor<'_>, b: usize, highs: __m512i) -> [__m512; HALF] {
+    // SAFETY: the block's three planes, 64-byte aligned; a line is sixteen numbers.
+    unsafe {
+        let at = cursor.block(b);
+        let codes = _mm512_load_si512(at.add(2 * PLANE).cast());
+        let code = if H == 0 { codes } else { _mm512_srli_epi16::<4>(codes) };
+        let high = _mm512_shuffle_epi8(highs, _mm512_and_si512(code, _mm512_set1_epi8(15)));
+        let low = _mm512_load_si512(at.add(H * PLANE).cast());
+        // Words of two values of a row: the first in the low half, the second in the high one.
+        let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
+        let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+        let out = [
+            _mm512_slli_epi32::<16>(first),
+            _mm512_and_si512(first, upper),
+            _mm512_slli_epi32::<16>(second),
+            _mm512_and_si512(second, upper),
+        ]
+        .map(|v| _mm512_castsi512_ps(v));
+        if !cursor.has_line(2 * b + H) {
+            return out;
+        }
+        let mut lines = [[0.0; PANEL]; HALF];
+        for j in 0..HALF {
+            _mm512_storeu_ps(lines[j].as_mut_ptr(), out[j]);
+        }
+        cursor.put_lines(2 * b + H, &mut lines);
+        lines.map(|line| _mm512_loadu_ps(line.as_ptr()))
+    }
+}
+
+/// What the codes stand for, for every 128 bits.
+#[target_feature(enable = "avx512f")]
+fn highs(narrow: &Narrow) -> __m512i {
+    // SAFETY: the table is sixteen bytes.
+    unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(narrow.highs.as_ptr().cast())) }
+}
+
+/// Panels `p..p+P` as f32, one behind the other.
+///
+/// # Safety
+/// As [`row_tiles`]; `out` holds `P · k · 16` numbers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn widen<const P: usize>(task: &Task<'_>, p: usize, out: &mut [f32]) {
+    let Some(narrow) = &task.w.narrow else { return };
+    let highs = highs(narrow);
+    for (q, out) in out.chunks_exact_mut(task.w.k * PANEL).enumerate() {
+        let mut cursor = Cursor::new(task.w, narrow, p + q);
+        for (b, out) in out.chunks_exact_mut(OCTET * PANEL).enumerate() {
+            // SAFETY: the panels hold k/8 blocks each, a line is sixteen numbers.
+            unsafe {
+                let [a, b] = [half::<0>(&mut cursor, b, highs), half::<1>(&mut cursor, b, highs)];
+                for (out, line) in out.chunks_exact_mut(PANEL).zip(a.into_iter().chain(b)) {
+                    _mm512_storeu_ps(out.as_mut_ptr(), line);
+                }
+            }
+        }
+    }
+}
+
+/// Panels `p..p+P` for all rows.
+///
+/// # Safety
+/// As `avx512::run_panels`; the panels lie inside the task, whose matrix is in 12 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn row_tiles<const P: usize>(task: &Task<'_>, p: usize) {
+    // SAFETY: rows stay inside the task.
+    unsafe {
+        let mut r = 0;
+        while r + 8 <= task.rows {
+            tile::<8, P>(task, p, r);
+            r += 8;
+        }
+        let rest = task.rows - r;
+        if rest & 4 != 0 {
+            tile::<4, P>(task, p, r);
+            r += 4;
+        }
+        if rest & 2 != 0 {
+            tile::<2, P>(task, p, r);
+            r += 2;
+        }
+        if rest & 1 != 0 {
+            tile::<1, P>(task, p, r);
+        }
+    }
+}
+
+/// Rows `r..r+MR` by panels `p..p+P`.
+///
+/// # Safety
+/// As [`row_tiles`]; the rows lie inside the task.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile<const MR: usize, const P: usize>(task: &Task<'_>, p: usize, r: usize) {
+    let Some(narrow) = &task.w.narrow else { return };
+    let k = task.w.k;
+    let highs = highs(narrow);
+    let mut cursors: [Cursor<'_>; P] = std::array::from_fn(|q| Cursor::new(task.w, narrow, p + q));
+    let mut acc = [[_mm512_setzero_ps(); P]; MR];
+    // SAFETY: panels p..p+P hold k/8 blocks each, rows r..r+MR hold k numbers each. Prefetching past the
+    // end of a buffer has no effect but a lost slot.
+    unsafe {
+        let xp = task.x.as_ptr().add(r * k);
+        for b in 0..k / OCTET {
+            if MR > 1 && r == 0 {
+                for i in 0..P * BLOCK_BYTES / PLANE {
+                    _mm_prefetch::<_MM_HINT_T0>(cursors[0].block(b).wrapping_add(PREFETCH + i * PLANE).cast());
+                }
+            }
+            macro_rules! half {
+                ($h:literal) => {
+                    let mut lines = [[_mm512_setzero_ps(); HALF]; P];
+                    for q in 0..P {
+                        lines[q] = half::<$h>(&mut cursors[q], b, highs);
+                    }
+                    // Else the inputs are loaded before the branches above, and spilled.
+                    compiler_fence(Ordering::SeqCst);
+                    for i in 0..HALF {
+                        for j in 0..MR {
+                            let x = _mm512_set1_ps(*xp.add(j * k + b * OCTET + $h * HALF + i));
+                            for q in 0..P {
+                                acc[j][q] = _mm512_fmadd_ps(x, lines[q][i], acc[j][q]);
+                            }
+                        }
+                    }
+                };
+            }
+            half!(0);
+            half!(1);
+        }
+        for j in 0..MR {
+            for q in 0..P {
+                store(task, r + j, p + q, acc[j][q]);
+            }
+        }
+    }
+}
