@@ -159,11 +159,13 @@ impl<B: Backend> Weights<B> {
     pub(crate) fn head(&self, s: &mut Scratch<B>, spec: &DecoderSpec, hidden: &[f32]) -> Result<Vec<f32>, EngineError> {
         s.backend.upload(hidden, spec.hidden_size, &mut s.h)?;
         s.backend.rms_norm(&s.h, &self.norm, spec.norms.eps, &mut s.x)?;
-        s.backend.linear(&s.x, [self.head.as_ref().unwrap_or(&self.embedding)], [&mut s.y])?;
+        // Given away whole, not kept as a buffer: a megabyte per row of a large vocabulary.
+        let mut logits = B::Rows::default();
+        s.backend.linear(&s.x, [self.head.as_ref().unwrap_or(&self.embedding)], [&mut logits])?;
         if let Some(cap) = spec.logit_softcap {
-            s.backend.softcap(&mut s.y, cap)?;
+            s.backend.softcap(&mut logits, cap)?;
         }
-        s.backend.download(&s.y)
+        s.backend.take(logits)
     }
 }
 

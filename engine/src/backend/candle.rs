@@ -176,6 +176,10 @@ impl Backend for Candle {
         Ok(rows.get()?.flatten_all()?.to_vec1()?)
     }
 
+    fn take(&self, rows: CandleRows) -> Result<Vec<f32>, EngineError> {
+        self.download(&rows)
+    }
+
     fn embed(&mut self, table: &Tensor, tokens: &[u32], scale: f32, out: &mut CandleRows) -> Result<(), EngineError> {
         out.0 = Some((table.index_select(&Tensor::new(tokens, &self.device)?, 0)? * f64::from(scale))?);
         Ok(())

@@ -188,6 +188,10 @@ impl Backend for Cpu {
         Ok(rows.data.clone())
     }
 
+    fn take(&self, rows: Rows) -> Result<Vec<f32>, EngineError> {
+        Ok(rows.data)
+    }
+
     fn embed(&mut self, table: &Packed, tokens: &[u32], scale: f32, out: &mut Rows) -> Result<(), EngineError> {
         out.reshape(tokens.len(), table.k);
         for (&token, row) in tokens.iter().zip(out.data.chunks_exact_mut(table.k)) {

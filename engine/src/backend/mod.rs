@@ -109,6 +109,8 @@ pub(crate) trait Backend: Send {
 
     fn upload(&mut self, data: &[f32], width: usize, out: &mut Self::Rows) -> Result<(), EngineError>;
     fn download(&self, rows: &Self::Rows) -> Result<Vec<f32>, EngineError>;
+    /// The numbers of rows that are no buffer, without a copy where that is possible.
+    fn take(&self, rows: Self::Rows) -> Result<Vec<f32>, EngineError>;
 
     /// `out[i] = scale · table[tokens[i]]`; ids have been checked.
     fn embed(

@@ -27,8 +27,8 @@ pub(crate) enum Value<'a> {
     Text(&'a str),
     /// Text that is not UTF-8.
     Bytes(&'a [u8]),
-    /// An array of texts.
-    Texts(Vec<&'a [u8]>),
+    /// An array of texts, as stored: a vocabulary is walked when it is needed, not kept as a list.
+    Texts(Texts<'a>),
     /// An array of numbers of one GGUF type, as stored.
     Numbers {
         ty: u32,
@@ -36,6 +36,21 @@ pub(crate) enum Value<'a> {
     },
     /// An array of arrays; nothing here needs one.
     Nested,
+}
+
+/// An array of texts as the file has it: a length and its bytes, again and again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Texts<'a> {
+    count: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Texts<'a> {
+    fn iter(self) -> impl Iterator<Item = &'a [u8]> {
+        let mut r = Reader { bytes: self.bytes, at: 0 };
+        // A reader has checked the lengths, so none ends the list early.
+        (0..self.count).map_while(move |_| r.text().ok())
+    }
 }
 
 /// Where a tensor lies and what it is.
@@ -138,8 +153,12 @@ impl<'a> Reader<'a> {
         let ty = self.u32()?;
         match ty {
             8 => {
-                let n = self.count(8, "texts")?;
-                (0..n).map(|_| self.text()).collect::<Result<_, _>>().map(Value::Texts)
+                let count = self.count(8, "texts")?;
+                let from = self.at;
+                for _ in 0..count {
+                    self.text()?;
+                }
+                Ok(Value::Texts(Texts { count, bytes: &self.bytes[from..self.at] }))
             }
             9 => {
                 let n = self.count(12, "arrays")?;
@@ -313,10 +332,14 @@ impl<'a> Gguf<'a> {
     /// An array of texts, all UTF-8.
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<&'a str>, EngineError> {
         match self.meta.get(key) {
-            Some(Value::Texts(list)) => list
-                .iter()
-                .map(|t| std::str::from_utf8(t).map_err(|_| EngineError::spec(key, "holds text that is not UTF-8")))
-                .collect(),
+            Some(Value::Texts(list)) => {
+                let mut texts = Vec::with_capacity(list.count);
+                for text in list.iter() {
+                    let text = std::str::from_utf8(text);
+                    texts.push(text.map_err(|_| EngineError::spec(key, "holds text that is not UTF-8"))?);
+                }
+                Ok(texts)
+            }
             Some(_) => Err(EngineError::spec(key, "is not an array of texts")),
             None => Err(EngineError::spec(key, "is missing")),
         }

@@ -30,7 +30,7 @@ use crate::spec::{self, DecoderSpec, RopeScaling};
 pub(crate) const JSON_BYTES_MAX: u64 = 256 << 20;
 
 /// Bytes of files that stay mapped in while weights are packed.
-const HELD_BYTES_MAX: usize = 4 << 20;
+const HELD_BYTES_MAX: usize = 1 << 20;
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
