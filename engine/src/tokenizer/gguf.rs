@@ -1,8 +1,6 @@
 //! A tokenizer from GGUF metadata: byte-level BPE with the splitting rules the file names ([`super::pre`]),
 //! or SentencePiece (`llama`) from its pieces and scores.
 
-use std::collections::HashMap;
-
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -89,8 +87,8 @@ fn types(file: &Gguf<'_>, tokens: usize) -> Result<Vec<i32>, EngineError> {
 
 /// Ids by token. Unused ones, which only pad the weights, are left out: two models of a family that
 /// pad differently have one tokenizer.
-fn vocabulary(tokens: &[&str], types: &[i32]) -> Result<HashMap<String, u32>, EngineError> {
-    let mut vocab = HashMap::new();
+fn vocabulary(tokens: &[&str], types: &[i32]) -> Result<Vocab, EngineError> {
+    let mut vocab = Vocab::default();
     for (id, token) in tokens.iter().enumerate().filter(|(id, _)| types[*id] != UNUSED) {
         if vocab.insert((*token).to_owned(), id as u32).is_some() {
             return Err(EngineError::spec(TOKENS, format!("`{token}` appears twice")));
@@ -114,11 +112,8 @@ fn bpe(file: &Gguf<'_>, tokens: &[&str], types: &[i32]) -> Result<(Tokenizer, bo
             Ok((a.to_owned(), b.to_owned()))
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
-        .ignore_merges(rules.whole_words)
-        .build()
-        .map_err(broken)?;
+    let bpe =
+        BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(rules.whole_words).build().map_err(broken)?;
     let mut tokenizer = Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(rules.pre_tokenizer()?));
     tokenizer.with_decoder(Some(ByteLevel::new(false, false, false)));
@@ -135,10 +130,8 @@ fn sentence_pieces(file: &Gguf<'_>, tokens: &[&str], types: &[i32]) -> Result<To
     let vocab = vocabulary(tokens, types)?;
     let unknown = types.iter().position(|ty| *ty == UNKNOWN).map(|id| tokens[id].to_owned());
     let byte_fallback = (0..=u8::MAX).all(|byte| vocab.contains_key(&format!("<0x{byte:02X}>")));
-    let mut bpe = BPE::builder()
-        .byte_fallback(byte_fallback)
-        .fuse_unk(true)
-        .vocab_and_merges(vocab.clone().into_iter().collect::<Vocab>(), merges(tokens, types, &scores, &vocab));
+    let merges = merges(tokens, types, &scores, &vocab);
+    let mut bpe = BPE::builder().byte_fallback(byte_fallback).fuse_unk(true).vocab_and_merges(vocab, merges);
     if let Some(unknown) = unknown {
         bpe = bpe.unk_token(unknown);
     }
@@ -161,7 +154,7 @@ fn sentence_pieces(file: &Gguf<'_>, tokens: &[&str], types: &[i32]) -> Result<To
 }
 
 /// Every way to put a piece together from two others; the pieces with the best scores first.
-fn merges(tokens: &[&str], types: &[i32], scores: &[f32], vocab: &HashMap<String, u32>) -> Vec<(String, String)> {
+fn merges(tokens: &[&str], types: &[i32], scores: &[f32], vocab: &Vocab) -> Vec<(String, String)> {
     let mut found: Vec<(f32, u32, u32)> = Vec::new();
     for (id, piece) in tokens.iter().enumerate().filter(|(id, _)| types[*id] == 1) {
         let cuts = piece.char_indices().skip(1).map(|(at, _)| at).take(PIECE_CHARS_MAX);

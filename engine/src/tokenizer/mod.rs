@@ -7,17 +7,17 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use tandem_proto::ids::Digest;
-use tokenizers::DecoderWrapper;
+use tokenizers::{DecoderWrapper, Model};
 
 pub use generation::{GenerationConfig, gguf_stop_tokens};
 pub use stream::StreamDecoder;
 
 use crate::error::EngineError;
 use crate::load::{JSON_BYTES_MAX, gguf as format, map_file, read_small, split};
+use crate::spec::VOCAB_MAX;
 
 /// Longest text encoded in one call, bytes.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
@@ -25,12 +25,44 @@ pub const TEXT_BYTES_MAX: usize = 16 << 20;
 /// A tokenizer with its special tokens.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Content and whether it is hidden in text, per token id that has any.
-    tokens: Vec<Option<(String, bool)>>,
+    tokens: Tokens,
     digest: Digest,
     spelling: Spelling,
     /// What a text of its own begins and ends with; none where `tokenizer.json` says it.
     ends: Option<Ends>,
+}
+
+/// What the vocabulary has per token id. The texts are one string: an allocation for each takes several
+/// times the bytes of the texts.
+#[derive(Default)]
+struct Tokens {
+    texts: String,
+    entries: Vec<TokenEntry>,
+}
+
+/// One token id.
+struct TokenEntry {
+    /// Where its text ends; it begins where that of the id before ends.
+    end: u32,
+    /// It is hidden in text; none if the id has no token.
+    hidden: Option<bool>,
+}
+
+impl Tokens {
+    /// Adds the next id; `hidden` is none if it has no token.
+    fn push(&mut self, text: &str, hidden: Option<bool>) -> Result<(), EngineError> {
+        self.texts.push_str(text);
+        let end = u32::try_from(self.texts.len()).map_err(|_| broken("the vocabulary has more than 4 GiB of text"))?;
+        self.entries.push(TokenEntry { end, hidden });
+        Ok(())
+    }
+
+    /// Text of an id, and whether it is hidden.
+    fn get(&self, id: u32) -> Option<(&str, bool)> {
+        let TokenEntry { end, hidden } = self.entries.get(id as usize)?;
+        let from = (id as usize).checked_sub(1).map_or(0, |before| self.entries[before].end);
+        Some((self.texts.get(from as usize..*end as usize)?, (*hidden)?))
+    }
 }
 
 /// How tokens stand for bytes.
@@ -56,7 +88,7 @@ pub(crate) struct Ends {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("vocab", &self.tokens.len()).field("digest", &self.digest).finish()
+        f.debug_struct("Tokenizer").field("vocab", &self.vocab_size()).field("digest", &self.digest).finish()
     }
 }
 
@@ -98,23 +130,43 @@ impl Tokenizer {
     fn new(mut inner: tokenizers::Tokenizer, ends: Option<Ends>) -> Result<Self, EngineError> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(broken)?;
-        let vocab: BTreeMap<u32, String> = inner.get_vocab(true).into_iter().map(|(t, i)| (i, t)).collect();
-        let Some((&last, _)) = vocab.last_key_value() else { return Err(broken("the vocabulary is empty")) };
-        if last as usize >= crate::spec::VOCAB_MAX {
-            return Err(broken(format!("token id {last} is past the largest vocabulary")));
-        }
-        let special = inner.get_added_tokens_decoder();
-        let mut tokens = vec![None; last as usize + 1];
         let mut hash = blake3::Hasher::new();
         hash.update(b"tandem tokenizer fingerprint 1");
-        for (id, text) in vocab {
-            let hidden = special.get(&id).is_some_and(|t| t.special);
+        let added = inner.get_added_tokens_decoder();
+        let mut tokens = Tokens::default();
+        // One by one: the library hands out whole vocabularies only as copies.
+        let mut left = inner.get_vocab_size(true);
+        for id in 0..VOCAB_MAX as u32 {
+            if left == 0 {
+                break;
+            }
+            let text = match added.get(&id) {
+                Some(token) => Some(token.content.clone()),
+                None => inner.get_model().id_to_token(id),
+            };
+            // An added token takes the place of one that is spelt the same.
+            let Some(text) = text.filter(|text| inner.token_to_id(text) == Some(id)) else { continue };
+            let hidden = added.get(&id).is_some_and(|t| t.special);
             hash.update(&id.to_le_bytes());
             hash.update(&[u8::from(hidden)]);
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
-            tokens[id as usize] = Some((text, hidden));
+            while tokens.entries.len() < id as usize {
+                tokens.push("", None)?;
+            }
+            tokens.push(&text, Some(hidden))?;
+            left -= 1;
         }
+        // What is left shares its id with a token above, or lies past the largest id.
+        let past = |id: &u32| *id as usize >= VOCAB_MAX;
+        if let Some(id) = if left > 0 { inner.get_vocab(true).into_values().find(past) } else { None } {
+            return Err(broken(format!("token id {id} is past the largest vocabulary")));
+        }
+        if tokens.entries.is_empty() {
+            return Err(broken("the vocabulary is empty"));
+        }
+        tokens.texts.shrink_to_fit();
+        tokens.entries.shrink_to_fit();
         let spelling = spelling(inner.get_decoder());
         Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), spelling, ends })
     }
@@ -175,13 +227,13 @@ impl Tokenizer {
     /// One more than the largest token id.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.tokens.len()
+        self.tokens.entries.len()
     }
 
     /// The token as the vocabulary spells it.
     #[must_use]
     pub fn token(&self, id: u32) -> Option<&str> {
-        Some(self.tokens.get(id as usize)?.as_ref()?.0.as_str())
+        Some(self.tokens.get(id)?.0)
     }
 
     /// The id of a token as the vocabulary spells it.
@@ -193,16 +245,16 @@ impl Tokenizer {
     /// Whether a token is a special one, hidden in text.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
-        self.tokens.get(id as usize).and_then(Option::as_ref).is_some_and(|t| t.1)
+        self.tokens.get(id).is_some_and(|(_, hidden)| hidden)
     }
 
     /// The bytes a token stands for (special tokens: as they are spelt); a part of a character is
     /// possible.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
-        let (text, special) = self.tokens.get(id as usize)?.as_ref()?;
+        let (text, special) = self.tokens.get(id)?;
         Some(match self.spelling {
-            _ if *special => text.clone().into_bytes(),
+            _ if special => text.as_bytes().to_vec(),
             Spelling::ByteLevel => stream::bytes_of(text),
             Spelling::Pieces { .. } | Spelling::Other => stream::piece_bytes(text),
         })
