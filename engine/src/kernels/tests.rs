@@ -234,6 +234,27 @@ proptest! {
         }
     }
 
+    /// As experts use it: rows that begin anywhere in what was quantised for all of them.
+    #[test]
+    fn a_product_may_begin_at_any_quantised_row(
+        kind in prop::sample::select(&KINDS), n in 1usize..70, blocks in 1usize..6, before in 1usize..12,
+        rows in 1usize..20, after in 0usize..3, seed: u64,
+    ) {
+        let k = width(kind, blocks, 0);
+        let w = pack(kind, n, k, seed, 1);
+        let all = numbers(seed ^ 5, (before + rows + after) * k);
+        let x = &all[before * k..(before + rows) * k];
+        for level in Level::all() {
+            let mut pool = Pool::new(2).expect("threads");
+            let mut q = Quantized::default();
+            q.fill(level, &mut pool, &all, k, &[kind.grain()]);
+            let mut out = vec![f32::NAN; rows * n];
+            let input = Input { x, quantized: Some((&q, before)) };
+            matmul(level, &mut pool, &mut [Job { input, weights: &w, out: &mut out }]);
+            prop_assert_eq!(bits(&out), bits(&product(level, 1, &w, x)), "{:?} {:?}", level, kind);
+        }
+    }
+
     #[test]
     fn lane_kernels_agree_with_the_portable_level(n in 1usize..200, scale in 0.01f32..30.0, seed: u64) {
         let fast = Level::detect();

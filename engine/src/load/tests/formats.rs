@@ -1,0 +1,145 @@
+//! Every number format: it loads, and the own kernels compute on it what candle's operators compute.
+
+use std::path::Path;
+
+use super::{K_BLOCK, Random, TYPES, VOCAB, Writer, llama, numbers};
+use crate::load::check_gguf;
+use crate::{BackendKind, KvPool, LoadOptions, Model, ModelFiles, Rows};
+
+/// Largest difference of a logit from candle's, as a share of the largest logit: 8-bit activations cost
+/// about 1 % a product.
+const QUANTISED: f32 = 0.05;
+
+#[test]
+fn every_number_format_loads() {
+    for (ty, ..) in TYPES {
+        let spec = check_gguf(&llama(ty).finish()).unwrap_or_else(|e| panic!("type {ty}: {e}"));
+        assert_eq!((spec.layers, spec.vocab_size, spec.tied_head), (2, VOCAB, true));
+    }
+}
+
+/// Logits of a prefill, a decode and two tokens at once.
+fn logits(path: &Path, backend: BackendKind) -> Vec<f32> {
+    let m = Model::load(&ModelFiles::Gguf(path.to_owned()), &LoadOptions { threads: 2, backend }).expect("loads");
+    let mut pool = KvPool::new(&m, 0..2, 4).expect("pool");
+    let mut seq = pool.sequence();
+    let mut out = Vec::new();
+    for part in [&[1, 5, 9, 40, 3][..], &[7], &[2, 2]] {
+        let h = m.embed(part).expect("embed");
+        let h = m.layers(0..2, &mut pool, &mut [Rows { seq: &mut seq, rows: part.len() }], h).expect("layers");
+        out.extend(m.head(&h, &(0..part.len()).collect::<Vec<_>>()).expect("head").data);
+    }
+    out
+}
+
+/// The largest difference of `a` from `b`, and the largest of `b`.
+fn difference(a: &[f32], b: &[f32]) -> (f32, f32) {
+    assert_eq!(a.len(), b.len());
+    let worst = a.iter().zip(b).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+    (worst, b.iter().fold(0f32, |size, v| size.max(v.abs())))
+}
+
+/// Own kernels against candle's operators, on every number format, prefill and decode.
+#[test]
+fn every_number_format_computes_what_candle_computes() {
+    let dir = tempfile::tempdir().expect("folder");
+    for (ty, ..) in TYPES {
+        let path = dir.path().join(format!("{ty}.gguf"));
+        std::fs::write(&path, llama(ty).finish()).expect("written");
+        let (worst, size) = difference(&logits(&path, BackendKind::Cpu), &logits(&path, BackendKind::Candle));
+        println!("type {ty}: max |Δlogit| {worst:e} of {size:e}");
+        let tolerance = if matches!(ty, 0 | 1 | 30) { 1e-5 * size.max(0.1) } else { QUANTISED * size };
+        assert!(size > 0.0 && worst <= tolerance, "type {ty}: {worst} of {size}");
+    }
+}
+
+/// The same for experts, as a share of what routed or shared ones do to a logit.
+const EXPERTS_SHARE: f32 = 0.1;
+
+const EXPERTS: usize = 6;
+
+/// A two-layer Qwen2-MoE whose experts, routed and shared, are of GGML type `ty`; everything else is f32.
+/// Rows of `silent` experts' last matrices are zero.
+fn experts(ty: u32, silent: &str) -> Vec<u8> {
+    let (hidden, ff, shared) = (K_BLOCK, K_BLOCK, 2 * K_BLOCK);
+    let mut r = Random(11);
+    let mut w = Writer::default();
+    w.string("general.architecture", "qwen2moe");
+    for (key, v) in [
+        ("block_count", 2),
+        ("context_length", 64),
+        ("embedding_length", hidden),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("expert_count", EXPERTS),
+        ("expert_used_count", 2),
+        ("expert_feed_forward_length", ff),
+        ("expert_shared_feed_forward_length", shared),
+    ] {
+        w.number(&format!("qwen2moe.{key}"), v as u32);
+    }
+    w.key("qwen2moe.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    w.tensor(&mut r, "token_embd.weight", &[VOCAB, hidden], 0);
+    numbers(&mut w, "output_norm.weight", &vec![1.0; hidden]);
+    for i in 0..2 {
+        for (name, n) in [
+            ("attn_norm.weight", hidden),
+            ("ffn_norm.weight", hidden),
+            ("attn_q.bias", hidden),
+            ("attn_k.bias", hidden / 2),
+            ("attn_v.bias", hidden / 2),
+        ] {
+            let value = if name.ends_with("weight") { 1.0 } else { 0.0 };
+            numbers(&mut w, &format!("blk.{i}.{name}"), &vec![value; n]);
+        }
+        for (name, shape, ty) in [
+            ("attn_q", vec![hidden, hidden], 0),
+            ("attn_k", vec![hidden / 2, hidden], 0),
+            ("attn_v", vec![hidden / 2, hidden], 0),
+            ("attn_output", vec![hidden, hidden], 0),
+            ("ffn_gate_inp", vec![EXPERTS, hidden], 0),
+            ("ffn_gate_inp_shexp", vec![hidden], 0),
+            ("ffn_gate_exps", vec![EXPERTS, ff, hidden], ty),
+            ("ffn_up_exps", vec![EXPERTS, ff, hidden], ty),
+            ("ffn_down_exps", vec![EXPERTS, hidden, ff], ty),
+            ("ffn_gate_shexp", vec![shared, hidden], ty),
+            ("ffn_up_shexp", vec![shared, hidden], ty),
+            ("ffn_down_shexp", vec![hidden, shared], ty),
+        ] {
+            w.tensor(&mut r, &format!("blk.{i}.{name}.weight"), &shape, ty);
+            if name == silent
+                && let Some((.., data)) = w.tensors.last_mut()
+            {
+                data.fill(0);
+            }
+        }
+    }
+    w.finish()
+}
+
+/// As above for experts: rows are gathered by expert, so products begin inside the quantised rows.
+#[test]
+fn quantised_experts_compute_what_candle_computes() {
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("experts.gguf");
+    let run = |ty, silent, backend| {
+        std::fs::write(&path, experts(ty, silent)).expect("written");
+        logits(&path, backend)
+    };
+    let mut wrong = Vec::new();
+    for (ty, ..) in TYPES {
+        let own = run(ty, "", BackendKind::Cpu);
+        let (worst, size) = difference(&own, &run(ty, "", BackendKind::Candle));
+        let [routed, shared] = ["ffn_down_exps", "ffn_down_shexp"].map(|silent| {
+            let (moved, _) = difference(&run(ty, silent, BackendKind::Cpu), &own);
+            moved
+        });
+        println!("type {ty}: max |Δlogit| {worst:e} of {size:e}; experts move {routed:e}, the shared one {shared:e}");
+        // Of what experts do to the logits: the rest of the model could hide them.
+        let tolerance = if matches!(ty, 0 | 1 | 30) { 1e-5 * size } else { EXPERTS_SHARE * routed.min(shared) };
+        if routed.min(shared) < 1e-3 * size || worst > tolerance {
+            wrong.push(format!("type {ty}: {worst} of at most {tolerance}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}

@@ -1,0 +1,93 @@
+//! Scaling of rotary embeddings, as GGUF files say it.
+
+use super::{Random, VOCAB, Writer, llama, numbers};
+use crate::load::gguf::Gguf;
+use crate::load::{Checkpoint, check_gguf};
+use crate::spec::RopeScaling;
+
+#[test]
+fn rope_scaling_is_read_as_llama_cpp_reads_it() {
+    type Change<'a> = &'a dyn Fn(&mut Writer);
+    let scaling = |change: &dyn Fn(&mut Writer)| {
+        let mut w = llama(0);
+        change(&mut w);
+        check_gguf(&w.finish()).map(|spec| spec.ropes[0].scaling.clone())
+    };
+    let float = |w: &mut Writer, key: &str, v: f32| w.key(key, 6, &v.to_le_bytes());
+    let short: Vec<f32> = (0..8).map(|i| 1.0 + i as f32).collect();
+    let long: Vec<f32> = short.iter().map(|v| v * 10.0).collect();
+    let both = |w: &mut Writer| {
+        numbers(w, "rope_factors_long.weight", &long);
+        numbers(w, "rope_factors_short.weight", &short);
+    };
+    let factors = |divisors: &[f32]| RopeScaling::Factors { divisors: divisors.to_vec(), magnitude: 1.0 };
+    let table: [(Change<'_>, RopeScaling); 8] = [
+        (&|_| {}, RopeScaling::None),
+        (&|w| float(w, "llama.rope.scaling.factor", 4.0), RopeScaling::Linear { factor: 4.0 }),
+        (&|w| float(w, "llama.rope.scale_linear", 2.0), RopeScaling::Linear { factor: 2.0 }),
+        (&|w| float(w, "llama.rope.scaling.factor", 1.0), RopeScaling::None),
+        (
+            &|w| {
+                float(w, "llama.rope.scaling.factor", 4.0);
+                w.string("llama.rope.scaling.type", "none");
+            },
+            RopeScaling::None,
+        ),
+        (&both, factors(&short)),
+        (
+            &|w| {
+                both(w);
+                w.number("llama.rope.scaling.original_context_length", 32);
+            },
+            factors(&long),
+        ),
+        (
+            &|w| {
+                both(w);
+                float(w, "llama.rope.scaling.factor", 10.0);
+            },
+            factors(&long),
+        ),
+    ];
+    for (i, (change, expected)) in table.into_iter().enumerate() {
+        assert_eq!(scaling(change).unwrap_or_else(|e| panic!("{i}: {e}")), expected, "{i}");
+    }
+    let missing = scaling(&|w| w.string("llama.rope.scaling.type", "longrope")).expect_err("no factors").to_string();
+    assert!(missing.contains("rope_factors_short.weight"), "{missing}");
+    // YaRN has no use for them.
+    let idle = scaling(&|w| {
+        both(w);
+        w.string("llama.rope.scaling.type", "yarn");
+        float(w, "llama.rope.scaling.factor", 4.0);
+    });
+    let idle = idle.expect_err("unused factors").to_string();
+    assert!(idle.contains("rope_factors_long.weight"), "{idle}");
+}
+
+/// As llama.cpp's converter writes it: factors without a type.
+#[test]
+fn factors_of_minicpm3_are_used() {
+    let mut w = Writer::default();
+    w.string("general.architecture", "minicpm3");
+    for (key, v) in [
+        ("block_count", 1),
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("feed_forward_length", 32),
+        ("attention.head_count", 2),
+        ("attention.key_length", 24),
+        ("attention.q_lora_rank", 8),
+        ("attention.kv_lora_rank", 8),
+        ("rope.dimension_count", 8),
+    ] {
+        w.number(&format!("minicpm3.{key}"), v);
+    }
+    w.key("minicpm3.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    w.tensor(&mut Random(1), "token_embd.weight", &[VOCAB, 32], 0);
+    numbers(&mut w, "rope_factors_long.weight", &[4.0; 4]);
+    numbers(&mut w, "rope_factors_short.weight", &[2.0; 4]);
+    let bytes = w.finish();
+    let file = Checkpoint::gguf(&mut [Gguf::parse(&bytes).expect("parses")], &[&bytes]).expect("a spec");
+    let expected = RopeScaling::Factors { divisors: vec![2.0; 4], magnitude: 1.0 };
+    assert_eq!(file.spec.ropes[0].scaling, expected);
+}
