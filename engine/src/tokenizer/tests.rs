@@ -44,6 +44,35 @@ fn words(decoder: &serde_json::Value) -> Tokenizer {
     Tokenizer::from_json(file.to_string().as_bytes()).expect("loads")
 }
 
+/// A tokenizer of these words, with `<x>` as an added special token.
+fn vocabulary(vocab: &serde_json::Value) -> Result<Tokenizer, EngineError> {
+    let file = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+        "added_tokens": [{ "id": 5, "content": "<x>", "single_word": false, "lstrip": false, "rstrip": false,
+                           "normalized": false, "special": true }],
+        "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "a" },
+    });
+    Tokenizer::from_json(file.to_string().as_bytes())
+}
+
+#[test]
+fn ids_may_leave_gaps_and_have_a_largest() {
+    let t = vocabulary(&serde_json::json!({ "a": 1, "": 3, "bé": 4, "<x>": 5 })).expect("loads");
+    let tokens: Vec<Option<&str>> = (0..8).map(|id| t.token(id)).collect();
+    assert_eq!(tokens, [None, Some("a"), None, Some(""), Some("bé"), Some("<x>"), None, None]);
+    assert_eq!((t.vocab_size(), t.token_bytes(4), t.token_bytes(2)), (6, Some("bé".into()), None));
+    assert!(t.is_special(5) && !t.is_special(4) && !t.is_special(2));
+    let digest = |vocab| vocabulary(&vocab).expect("loads").digest();
+    let same = digest(serde_json::json!({ "<x>": 5, "bé": 4, "a": 1, "": 3 }));
+    let moved = digest(serde_json::json!({ "a": 0, "": 3, "bé": 4, "<x>": 5 }));
+    assert!(same == t.digest() && moved != t.digest());
+    let last = crate::spec::VOCAB_MAX - 1;
+    assert_eq!(vocabulary(&serde_json::json!({ "a": 1, "b": last, "<x>": 5 })).expect("loads").vocab_size(), last + 1);
+    let e = vocabulary(&serde_json::json!({ "a": 1, "b": last + 1, "<x>": 5 })).expect_err("refused").to_string();
+    assert!(e.contains(&format!("token id {}", last + 1)), "{e}");
+}
+
 /// The library cuts more characters than there are, and panics.
 #[test]
 fn a_decoder_that_panics_is_an_error() {
