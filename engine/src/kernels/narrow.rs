@@ -20,6 +20,7 @@ use super::packed::{Packed, PanelBytes, for_parts};
 /// Values along `k` of a block.
 pub(super) const OCTET: usize = 8;
 /// Values along `k` that the vector levels unpack at once.
+#[cfg(target_arch = "x86_64")]
 pub(super) const HALF: usize = OCTET / 2;
 /// Bytes of a block of a panel.
 pub(super) const BLOCK_BYTES: usize = 3 * PLANE;
@@ -233,7 +234,7 @@ impl Packed {
 }
 
 /// Reads a panel block by block.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(super) struct Cursor<'a> {
     narrow: &'a Narrow,
@@ -244,7 +245,7 @@ pub(super) struct Cursor<'a> {
     next: usize,
 }
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(target_arch = "x86_64")]
 impl<'a> Cursor<'a> {
     /// # Panics
     /// If there is no such panel.
