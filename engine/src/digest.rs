@@ -10,33 +10,42 @@ use crate::spec::FeedForward;
 /// Separates fingerprints of this kind and version from all others.
 const DOMAIN: &str = "tandem model fingerprint 2";
 
-/// Digest of the whole model and cumulative digests of its layers.
+/// Bytes that are hashed before their pages are given back.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Digest of the whole model and cumulative digests of its layers. Gives the files' pages back on the way.
 pub(crate) fn of(file: &Checkpoint) -> (Digest, Vec<Digest>) {
     let spec = &file.spec;
+    let release = file.releaser();
+    let add = |hash: &mut blake3::Hasher, layer, role| add(hash, file, layer, role, &release);
     let mut hash = blake3::Hasher::new();
     hash.update(DOMAIN.as_bytes());
-    add(&mut hash, file, 0, Role::Embedding);
+    add(&mut hash, 0, Role::Embedding);
     let mut layers = Vec::with_capacity(spec.layers);
     for layer in 0..spec.layers {
         hash.update(spec.shaping(layer).as_bytes());
         for role in roles(spec.feed_forward[layer]) {
-            add(&mut hash, file, layer, role);
+            add(&mut hash, layer, role);
         }
         layers.push(Digest(*hash.finalize().as_bytes()));
     }
-    add(&mut hash, file, 0, Role::FinalNorm);
+    add(&mut hash, 0, Role::FinalNorm);
     if !spec.tied_head {
-        add(&mut hash, file, 0, Role::Head);
+        add(&mut hash, 0, Role::Head);
     }
+    release(usize::MAX);
     hash.update(format!("{spec:?}").as_bytes());
     (Digest(*hash.finalize().as_bytes()), layers)
 }
 
 /// Adds a tensor, if the file has it: whether it must is checked when the weights are loaded.
-fn add(hash: &mut blake3::Hasher, file: &Checkpoint, layer: usize, role: Role) {
+fn add(hash: &mut blake3::Hasher, file: &Checkpoint, layer: usize, role: Role, release: &dyn Fn(usize)) {
     let Ok(Some(t)) = file.find(layer, role) else { return };
     hash.update(format!("{role:?} {:?} {:?} {}", t.stored, t.shape, t.bytes.len()).as_bytes());
-    hash.update(&t.bytes);
+    for piece in t.bytes.chunks(PIECE_BYTES) {
+        hash.update(piece);
+        release(piece.len());
+    }
 }
 
 /// Every role a layer may have; those it lacks add nothing.

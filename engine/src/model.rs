@@ -169,10 +169,7 @@ impl Model {
         let (engine, numerics, threads) = match options.backend {
             BackendKind::Cpu => {
                 let mut cpu = Cpu::new(threads)?;
-                let release = file.releaser();
-                // The digests have read the whole file.
-                release(usize::MAX);
-                cpu.call_while_packing(release);
+                cpu.call_while_packing(file.releaser());
                 cpu.expect_weights(file.weight_bytes());
                 let threads = cpu.threads();
                 let loaded = Loaded::load(cpu, &file)?;
