@@ -217,19 +217,36 @@ impl Packed {
     /// The sixteen numbers of panel `p` at `step`, of a matrix in 12 bits.
     pub(super) fn narrow_line(&self, p: usize, step: usize) -> [f32; PANEL] {
         let Some(narrow) = &self.narrow else { return [0.0; PANEL] };
-        let from = narrow.starts[p];
-        let beside = narrow.steps[from..].iter().take_while(|&&s| s as usize <= step).count();
-        if beside > 0 && narrow.steps[from + beside - 1] as usize == step {
-            return narrow.lines[from + beside - 1];
+        let beside = narrow.beside(p).find(|(at, _)| *at == step);
+        beside.map_or_else(|| std::array::from_fn(|r| self.coded(narrow, p, step, r)), |(_, line)| *line)
+    }
+
+    /// Row `r` of panel `p`, of a matrix in 12 bits.
+    pub(super) fn narrow_row(&self, p: usize, r: usize, out: &mut [f32]) {
+        let Some(narrow) = &self.narrow else { return };
+        for (step, o) in out.iter_mut().enumerate() {
+            *o = self.coded(narrow, p, step, r);
         }
+        for (step, line) in narrow.beside(p) {
+            out[step] = line[r];
+        }
+    }
+
+    /// What the codes say of row `r` of panel `p` at `step`; the truth may stand beside them.
+    fn coded(&self, narrow: &Narrow, p: usize, step: usize, r: usize) -> f32 {
         let [first, stride] = self.narrow_blocks(p);
         let block = &self.codes.bytes()[first + step / OCTET * stride..][..BLOCK_BYTES];
-        let (half, j) = (step % OCTET / 4, step % 4);
-        std::array::from_fn(|r| {
-            let code = block[2 * PLANE + place(r, j)] >> (4 * half) & 15;
-            let high = narrow.highs[usize::from(code)];
-            f32::from_bits(u32::from(high) << 24 | u32::from(block[half * PLANE + place(r, j)]) << 16)
-        })
+        let (half, at) = (step % OCTET / 4, place(r, step % 4));
+        let high = narrow.highs[usize::from(block[2 * PLANE + at] >> (4 * half) & 15)];
+        f32::from_bits(u32::from(high) << 24 | u32::from(block[half * PLANE + at]) << 16)
+    }
+}
+
+impl Narrow {
+    /// The lines beside the codes of panel `p`, each with its position along `k`.
+    fn beside(&self, p: usize) -> impl Iterator<Item = (usize, &[f32; PANEL])> {
+        let from = self.starts[p];
+        self.steps[from..].iter().take_while(|step| **step != NONE).map(|step| *step as usize).zip(&self.lines[from..])
     }
 }
 

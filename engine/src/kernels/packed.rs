@@ -96,11 +96,7 @@ impl Packed {
             Kind::F32 => gather::<4>(codes, step, r, out, f32::from_le_bytes),
             Kind::F16 => gather::<2>(codes, step, r, out, |b| f16::from_le_bytes(b).to_f32()),
             Kind::Bf16 => gather::<2>(codes, step, r, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Kind::Bf12 => {
-                for (i, o) in out.iter_mut().enumerate() {
-                    *o = self.narrow_line(p, i)[r];
-                }
-            }
+            Kind::Bf12 => self.narrow_row(p, r, out),
             _ => {
                 let per = kind.block() / BLOCK;
                 let mut all = [0; 8 * PLANE];
