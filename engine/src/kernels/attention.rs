@@ -8,21 +8,6 @@ use super::lanes::{LANES, fold, load_tail, multiversion};
 /// Tokens of a block of keys.
 pub(crate) const KEYS: usize = 16;
 
-/// Runs `$tile::<MR>(j)` over `$n` rows with the largest tiles of the list that fit.
-macro_rules! tiles {
-    ($n:expr, $tile:ident, $($mr:literal)*, $args:tt) => {
-        let mut j = 0;
-        $(while $n - j >= $mr {
-            tiles!(@ $tile, $mr, j, $args);
-            j += $mr;
-        })*
-        let _ = j;
-    };
-    (@ $tile:ident, $mr:literal, $j:ident, ($($arg:expr),*)) => { $tile::<$mr>($j, $($arg),*) };
-}
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) use tiles;
-
 /// Pointers and sizes of a weighted sum, for the tiles of the vector levels.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Clone, Copy)]

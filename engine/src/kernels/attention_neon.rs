@@ -5,7 +5,7 @@ use std::arch::aarch64::{
     vst1q_f32, vtrn1q_f32, vtrn1q_f64, vtrn2q_f32, vtrn2q_f64,
 };
 
-use super::attention::{KEYS, Sum, tiles};
+use super::attention::{KEYS, Sum};
 
 /// Numbers of one register.
 const QUAD: usize = 4;
@@ -62,7 +62,7 @@ pub(super) unsafe fn scores(queries: &[f32], keys: &[f32], scale: f32, out: &mut
     let (q, k, o) = (queries.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
     // SAFETY: rows j < n only.
     unsafe {
-        tiles!(n, score_tile, 6 4 3 2 1, (q, k, dim, scale, o, out_stride));
+        tiles!(n, [6 4 3 2 1], |MR, j| score_tile::<MR>(j, q, k, dim, scale, o, out_stride));
     }
 }
 
@@ -110,29 +110,15 @@ pub(super) unsafe fn add_weighted(weights: &[f32], rows: &[f32], sizes: [usize; 
     // SAFETY: columns at..at+16 or at..at+4 lie below dim, and single ones behind; rows j < outputs.
     unsafe {
         while at + 16 <= s.dim {
-            tiles!(outputs, sum_tile_4, 6 4 3 2 1, (s, at));
+            tiles!(outputs, [6 4 3 2 1], |MR, j| sum_tile::<MR, 4>(j, s, at));
             at += 16;
         }
         while at + QUAD <= s.dim {
-            tiles!(outputs, sum_tile_1, 8 4 2 1, (s, at));
+            tiles!(outputs, [8 4 2 1], |MR, j| sum_tile::<MR, 1>(j, s, at));
             at += QUAD;
         }
         s.columns(at, outputs);
     }
-}
-
-/// # Safety
-/// As [`add_weighted`]: rows `j..j+MR`, columns `at..at+16`.
-unsafe fn sum_tile_4<const MR: usize>(j: usize, s: Sum, at: usize) {
-    // SAFETY: the caller's.
-    unsafe { sum_tile::<MR, 4>(j, s, at) }
-}
-
-/// # Safety
-/// As [`add_weighted`]: rows `j..j+MR`, columns `at..at+4`.
-unsafe fn sum_tile_1<const MR: usize>(j: usize, s: Sum, at: usize) {
-    // SAFETY: the caller's.
-    unsafe { sum_tile::<MR, 1>(j, s, at) }
 }
 
 /// # Safety

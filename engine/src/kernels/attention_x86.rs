@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
-use super::attention::{KEYS, Sum, tiles};
+use super::attention::{KEYS, Sum};
 
 /// Keys of `n ≤ 16` tokens as `[dim][16]`, the missing ones zero.
 ///
@@ -75,7 +75,7 @@ pub(super) unsafe fn scores_avx512(queries: &[f32], keys: &[f32], scale: f32, ou
     let (q, k, o) = (queries.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
     // SAFETY: rows j < n only.
     unsafe {
-        tiles!(n, score_tile_512, 12 8 4 2 1, (q, k, dim, scale, o, out_stride));
+        tiles!(n, [12 8 4 2 1], |MR, j| score_tile_512::<MR>(j, q, k, dim, scale, o, out_stride));
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) unsafe fn scores_avx2(queries: &[f32], keys: &[f32], scale: f32, out:
     let (q, k, o) = (queries.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
     // SAFETY: rows j < n only.
     unsafe {
-        tiles!(n, score_tile_256, 6 3 1, (q, k, dim, scale, o, out_stride));
+        tiles!(n, [6 3 1], |MR, j| score_tile_256::<MR>(j, q, k, dim, scale, o, out_stride));
     }
 }
 
@@ -164,12 +164,12 @@ pub(super) unsafe fn add_weighted_avx512(weights: &[f32], rows: &[f32], sizes: [
     // SAFETY: columns at..at+64, or the masked rest, lie below dim; rows j < outputs only.
     unsafe {
         while at + 64 <= s.dim {
-            tiles!(outputs, sum_tile_512x4, 6 4 3 2 1, (s, at));
+            tiles!(outputs, [6 4 3 2 1], |MR, j| sum_tile_512x4::<MR>(j, s, at));
             at += 64;
         }
         while at < s.dim {
             let mask = (0xffff_u32 >> (16 - (s.dim - at).min(16))) as u16;
-            tiles!(outputs, sum_tile_512x1, 8 4 2 1, (s, at, mask));
+            tiles!(outputs, [8 4 2 1], |MR, j| sum_tile_512x1::<MR>(j, s, at, mask));
             at += 16;
         }
     }
@@ -244,31 +244,15 @@ pub(super) unsafe fn add_weighted_avx2(weights: &[f32], rows: &[f32], sizes: [us
     // SAFETY: columns at..at+32 or at..at+8 lie below dim, and single ones behind; rows j < outputs.
     unsafe {
         while at + 32 <= s.dim {
-            tiles!(outputs, sum_tile_256x4, 2 1, (s, at));
+            tiles!(outputs, [2 1], |MR, j| sum_tile_256::<MR, 4>(j, s, at));
             at += 32;
         }
         while at + 8 <= s.dim {
-            tiles!(outputs, sum_tile_256x1, 6 3 1, (s, at));
+            tiles!(outputs, [6 3 1], |MR, j| sum_tile_256::<MR, 1>(j, s, at));
             at += 8;
         }
         s.columns(at, outputs);
     }
-}
-
-/// # Safety
-/// As [`add_weighted_avx2`]: rows `j..j+MR`, columns `at..at+32`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn sum_tile_256x4<const MR: usize>(j: usize, s: Sum, at: usize) {
-    // SAFETY: the caller's.
-    unsafe { sum_tile_256::<MR, 4>(j, s, at) }
-}
-
-/// # Safety
-/// As [`add_weighted_avx2`]: rows `j..j+MR`, columns `at..at+8`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn sum_tile_256x1<const MR: usize>(j: usize, s: Sum, at: usize) {
-    // SAFETY: the caller's.
-    unsafe { sum_tile_256::<MR, 1>(j, s, at) }
 }
 
 /// # Safety

@@ -50,40 +50,16 @@ unsafe fn panels<F: Format>(task: &Task<'_>, from: usize, to: usize) {
                 }
             }
             for p in p..to {
-                let mut r = 0;
-                while r + 6 <= task.rows {
-                    float_tile::<6, 1, F>(task, p, r);
-                    r += 6;
-                }
-                match task.rows - r {
-                    1 => float_tile::<1, 1, F>(task, p, r),
-                    2 => float_tile::<2, 1, F>(task, p, r),
-                    3 => float_tile::<3, 1, F>(task, p, r),
-                    4 => float_tile::<4, 1, F>(task, p, r),
-                    5 => float_tile::<5, 1, F>(task, p, r),
-                    _ => {}
-                }
+                tiles!(task.rows, [6 5 4 3 2 1], |MR, r| float_tile::<MR, 1, F>(task, p, r));
             }
             return;
         }
         for p in from..to {
-            let mut r = 0;
             // Formats that need more registers take fewer rows at once.
             if const { groups_max(F::KIND) == 8 && matches!(F::KIND.grain(), Grain::Fine) } {
-                while r + 6 <= task.rows {
-                    quant_tile::<6, F>(task, p, r);
-                    r += 6;
-                }
-            }
-            while r + 4 <= task.rows {
-                quant_tile::<4, F>(task, p, r);
-                r += 4;
-            }
-            match task.rows - r {
-                1 => quant_tile::<1, F>(task, p, r),
-                2 => quant_tile::<2, F>(task, p, r),
-                3 => quant_tile::<3, F>(task, p, r),
-                _ => {}
+                tiles!(task.rows, [6 4 3 2 1], |MR, r| quant_tile::<MR, F>(task, p, r));
+            } else {
+                tiles!(task.rows, [4 3 2 1], |MR, r| quant_tile::<MR, F>(task, p, r));
             }
         }
     }

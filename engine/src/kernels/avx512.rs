@@ -133,27 +133,7 @@ impl Format for Single {
 unsafe fn row_tiles<const P: usize, F: Format>(task: &Task<'_>, p: usize, w: Panels) {
     // SAFETY: rows stay inside the task.
     unsafe {
-        let mut r = 0;
-        while r + TILE_ROWS <= task.rows {
-            float_tile::<TILE_ROWS, P, F>(task, p, r, w);
-            r += TILE_ROWS;
-        }
-        let rest = task.rows - r;
-        if rest & 8 != 0 {
-            float_tile::<8, P, F>(task, p, r, w);
-            r += 8;
-        }
-        if rest & 4 != 0 {
-            float_tile::<4, P, F>(task, p, r, w);
-            r += 4;
-        }
-        if rest & 2 != 0 {
-            float_tile::<2, P, F>(task, p, r, w);
-            r += 2;
-        }
-        if rest & 1 != 0 {
-            float_tile::<1, P, F>(task, p, r, w);
-        }
+        tiles!(task.rows, [TILE_ROWS 8 4 2 1], |MR, r| float_tile::<MR, P, F>(task, p, r, w));
     }
 }
 
@@ -234,21 +214,7 @@ pub(super) unsafe fn store(task: &Task<'_>, row: usize, panel: usize, v: __m512)
 unsafe fn quant_rows<F: Format>(task: &Task<'_>, p: usize) {
     // SAFETY: rows stay inside the task.
     unsafe {
-        let mut r = 0;
-        while r + 8 <= task.rows {
-            quant_tile::<8, F>(task, p, r);
-            r += 8;
-        }
-        match task.rows - r {
-            1 => quant_tile::<1, F>(task, p, r),
-            2 => quant_tile::<2, F>(task, p, r),
-            3 => quant_tile::<3, F>(task, p, r),
-            4 => quant_tile::<4, F>(task, p, r),
-            5 => quant_tile::<5, F>(task, p, r),
-            6 => quant_tile::<6, F>(task, p, r),
-            7 => quant_tile::<7, F>(task, p, r),
-            _ => {}
-        }
+        tiles!(task.rows, [8 7 6 5 4 3 2 1], |MR, r| quant_tile::<MR, F>(task, p, r));
     }
 }
 

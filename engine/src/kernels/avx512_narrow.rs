@@ -88,23 +88,7 @@ pub(super) unsafe fn widen<const P: usize>(task: &Task<'_>, p: usize, out: &mut 
 pub(super) unsafe fn row_tiles<const P: usize>(task: &Task<'_>, p: usize) {
     // SAFETY: rows stay inside the task.
     unsafe {
-        let mut r = 0;
-        while r + 8 <= task.rows {
-            tile::<8, P>(task, p, r);
-            r += 8;
-        }
-        let rest = task.rows - r;
-        if rest & 4 != 0 {
-            tile::<4, P>(task, p, r);
-            r += 4;
-        }
-        if rest & 2 != 0 {
-            tile::<2, P>(task, p, r);
-            r += 2;
-        }
-        if rest & 1 != 0 {
-            tile::<1, P>(task, p, r);
-        }
+        tiles!(task.rows, [8 4 2 1], |MR, r| tile::<MR, P>(task, p, r));
     }
 }
 

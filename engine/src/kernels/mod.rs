@@ -16,6 +16,23 @@
 // Indices stand for registers and lanes here; iterators would hide which.
 #![allow(clippy::needless_range_loop, clippy::manual_memcpy)]
 
+/// Runs `$tile` over `$n` rows with the largest tiles of the list that fit: `$mr` is a tile's constant number of
+/// rows, `$r` its first.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! tiles {
+    ($n:expr, [$($rows:tt)*], |$mr:ident, $r:ident| $tile:expr) => {
+        let mut $r = 0;
+        $({
+            const $mr: usize = $rows;
+            while $r + $mr <= $n {
+                $tile;
+                $r += $mr;
+            }
+        })*
+        let _ = $r;
+    };
+}
+
 pub(crate) mod arena;
 pub(crate) mod attention;
 #[cfg(target_arch = "aarch64")]

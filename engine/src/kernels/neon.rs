@@ -82,34 +82,15 @@ unsafe fn panels<const DOT: bool, F: Format>(task: &Task<'_>, from: usize, to: u
                 }
             }
             for p in p..to {
-                let mut r = 0;
-                while r + 6 <= task.rows {
-                    float_tile::<6, 1, F>(task, p, r);
-                    r += 6;
-                }
-                match task.rows - r {
-                    1 => float_tile::<1, 1, F>(task, p, r),
-                    2 => float_tile::<2, 1, F>(task, p, r),
-                    3 => float_tile::<3, 1, F>(task, p, r),
-                    4 => float_tile::<4, 1, F>(task, p, r),
-                    5 => float_tile::<5, 1, F>(task, p, r),
-                    _ => {}
-                }
+                tiles!(task.rows, [6 5 4 3 2 1], |MR, r| float_tile::<MR, 1, F>(task, p, r));
             }
             return;
         }
         for p in from..to {
-            let mut r = 0;
-            while r + 4 <= task.rows {
-                quant_tile::<DOT, 4, 2, F>(task, p, r);
-                r += 4;
-            }
-            match task.rows - r {
-                1 => quant_tile::<DOT, 1, 4, F>(task, p, r),
-                2 => quant_tile::<DOT, 2, 4, F>(task, p, r),
-                3 => quant_tile::<DOT, 3, 2, F>(task, p, r),
-                _ => {}
-            }
+            // One and two rows leave registers for all quads.
+            tiles!(task.rows, [4 3 2 1], |MR, r| {
+                quant_tile::<DOT, MR, { if MR < 3 { QUADS } else { QUADS / 2 } }, F>(task, p, r);
+            });
         }
     }
 }
