@@ -69,6 +69,9 @@ impl Follower {
     fn rollback(&mut self, tokens: usize) -> Result<(), ConstraintError> {
         if tokens > 0 {
             self.matcher.rollback(tokens).map_err(failed)?;
+            // The library keeps its last mask by row number and lexer state, and (1.9.1) does not
+            // drop it when the row is thrown away.
+            self.matcher.invalidate_bias_cache();
             self.taken.truncate(self.taken.len() - tokens);
         }
         Ok(())

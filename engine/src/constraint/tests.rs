@@ -372,6 +372,24 @@ proptest! {
     }
 }
 
+/// Two answers that part early and write the same later, as a draft and what replaces it: every cut
+/// of the one, then every cut of the other. The library once gave the mask of the row thrown away.
+#[test]
+fn a_draft_thrown_away_leaves_no_trace_in_the_mask() {
+    let compiled = compile(&json_schema(&schemas()[1]).expect("a schema"));
+    let seed = 10_388_570_225_415_237_256;
+    let (one, other) = (write(&compiled, seed, 30), write(&compiled, seed ^ 1, 30));
+    for b in 0..=other.len() {
+        let kept = &other[..b];
+        let fresh = Follower::new(compiled.clone(), &[STOP]).allowed(kept).expect("follows");
+        for a in 0..=one.len() {
+            let mut follower = Follower::new(compiled.clone(), &[STOP]);
+            follower.allowed(&one[..a]).expect("follows");
+            assert_eq!(follower.allowed(kept).expect("follows"), fresh, "{a}, {b}: {:?}", text(kept));
+        }
+    }
+}
+
 /// A tokenizer may be larger than the model's head.
 #[test]
 fn a_mask_without_a_token_of_the_model_is_an_error() {
