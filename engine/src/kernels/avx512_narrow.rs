@@ -8,23 +8,20 @@ use std::arch::x86_64::{
     _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
 };
 
-use std::sync::atomic::{Ordering, compiler_fence};
-
 use super::avx512::{PREFETCH, store};
 use super::layout::{PANEL, PLANE};
 use super::matmul::Task;
 use super::narrow::{BLOCK_BYTES, Cursor, HALF, Narrow, OCTET};
 
-/// Half of block `b` (`H` 0 or 1) as four lines of sixteen numbers. Halves are asked for in order.
+/// Half of a block (`H` 0 or 1) as its codes have it: four lines of sixteen numbers.
 ///
 /// # Safety
-/// The machine has AVX-512 F and BW; the panel has the block.
+/// The machine has AVX-512 F and BW; `at` is a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline]
-unsafe fn half<const H: usize>(cursor: &mut Cursor<'_>, b: usize, highs: __m512i) -> [__m512; HALF] {
-    // SAFETY: the block's three planes, 64-byte aligned; a line is sixteen numbers.
+unsafe fn half<const H: usize>(at: *const u8, highs: __m512i) -> [__m512; HALF] {
+    // SAFETY: the block's three planes, 64-byte aligned.
     unsafe {
-        let at = cursor.block(b);
         let codes = _mm512_load_si512(at.add(2 * PLANE).cast());
         let code = if H == 0 { codes } else { _mm512_srli_epi16::<4>(codes) };
         let high = _mm512_shuffle_epi8(highs, _mm512_and_si512(code, _mm512_set1_epi8(15)));
@@ -32,23 +29,31 @@ unsafe fn half<const H: usize>(cursor: &mut Cursor<'_>, b: usize, highs: __m512i
         // Words of two values of a row: the first in the low half, the second in the high one.
         let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
         let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-        let out = [
+        [
             _mm512_slli_epi32::<16>(first),
             _mm512_and_si512(first, upper),
             _mm512_slli_epi32::<16>(second),
             _mm512_and_si512(second, upper),
         ]
-        .map(|v| _mm512_castsi512_ps(v));
-        if !cursor.has_line(2 * b + H) {
-            return out;
-        }
-        let mut lines = [[0.0; PANEL]; HALF];
-        for j in 0..HALF {
-            _mm512_storeu_ps(lines[j].as_mut_ptr(), out[j]);
-        }
-        cursor.put_lines(2 * b + H, &mut lines);
-        lines.map(|line| _mm512_loadu_ps(line.as_ptr()))
+        .map(|v| _mm512_castsi512_ps(v))
     }
+}
+
+/// The block that the cursor has reached, with the lines beside its codes, into `out`: `[8][16]`.
+///
+/// # Safety
+/// As [`half`]; the cursor is at a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline]
+unsafe fn whole(cursor: &mut Cursor<'_>, highs: __m512i, out: &mut [[f32; PANEL]; OCTET]) {
+    // SAFETY: the contract is this function's own; a line is sixteen numbers.
+    unsafe {
+        let lines = [half::<0>(cursor.at(), highs), half::<1>(cursor.at(), highs)];
+        for (out, line) in out.iter_mut().zip(lines.as_flattened()) {
+            _mm512_storeu_ps(out.as_mut_ptr(), *line);
+        }
+    }
+    cursor.put_lines(out);
 }
 
 /// What the codes stand for, for every 128 bits.
@@ -68,14 +73,10 @@ pub(super) unsafe fn widen<const P: usize>(task: &Task<'_>, p: usize, out: &mut 
     let highs = highs(narrow);
     for (q, out) in out.chunks_exact_mut(task.w.k * PANEL).enumerate() {
         let mut cursor = Cursor::new(task.w, narrow, p + q);
-        for (b, out) in out.chunks_exact_mut(OCTET * PANEL).enumerate() {
-            // SAFETY: the panels hold k/8 blocks each, a line is sixteen numbers.
-            unsafe {
-                let [a, b] = [half::<0>(&mut cursor, b, highs), half::<1>(&mut cursor, b, highs)];
-                for (out, line) in out.chunks_exact_mut(PANEL).zip(a.into_iter().chain(b)) {
-                    _mm512_storeu_ps(out.as_mut_ptr(), line);
-                }
-            }
+        for out in out.as_chunks_mut::<PANEL>().0.as_chunks_mut::<OCTET>().0 {
+            // SAFETY: the panels hold k/8 blocks each.
+            unsafe { whole(&mut cursor, highs, out) };
+            cursor.skip(1);
         }
     }
 }
@@ -106,33 +107,54 @@ unsafe fn tile<const MR: usize, const P: usize>(task: &Task<'_>, p: usize, r: us
     // SAFETY: panels p..p+P hold k/8 blocks each, rows r..r+MR hold k numbers each. Prefetching past the
     // end of a buffer has no effect but a lost slot.
     unsafe {
-        let xp = task.x.as_ptr().add(r * k);
-        for b in 0..k / OCTET {
-            if MR > 1 && r == 0 {
-                for i in 0..P * BLOCK_BYTES / PLANE {
-                    _mm_prefetch::<_MM_HINT_T0>(cursors[0].block(b).wrapping_add(PREFETCH + i * PLANE).cast());
-                }
-            }
-            macro_rules! half {
-                ($h:literal) => {
-                    let mut lines = [[_mm512_setzero_ps(); HALF]; P];
-                    for q in 0..P {
-                        lines[q] = half::<$h>(&mut cursors[q], b, highs);
-                    }
-                    // Else the inputs are loaded before the branches above, and spilled.
-                    compiler_fence(Ordering::SeqCst);
-                    for i in 0..HALF {
-                        for j in 0..MR {
-                            let x = _mm512_set1_ps(*xp.add(j * k + b * OCTET + $h * HALF + i));
-                            for q in 0..P {
-                                acc[j][q] = _mm512_fmadd_ps(x, lines[q][i], acc[j][q]);
-                            }
+        let mut xp = task.x.as_ptr().add(r * k);
+        // Four values along k of every row by as many lines of every panel.
+        macro_rules! multiply {
+            ($lines:ident, $from:expr) => {
+                for i in 0..HALF {
+                    for j in 0..MR {
+                        let x = _mm512_set1_ps(*xp.add(j * k + $from + i));
+                        for q in 0..P {
+                            acc[j][q] = _mm512_fmadd_ps(x, $lines[q][i], acc[j][q]);
                         }
                     }
-                };
+                }
+            };
+        }
+        let mut left = k / OCTET;
+        loop {
+            // Blocks that the codes have whole. (No branch among them: the compiler would load the inputs
+            // before it, and spill them.)
+            let run = cursors.iter().fold(left, |run, cursor| run.min(cursor.run()));
+            for _ in 0..run {
+                if MR > 1 && r == 0 {
+                    for i in 0..P * BLOCK_BYTES / PLANE {
+                        _mm_prefetch::<_MM_HINT_T0>(cursors[0].at().wrapping_add(PREFETCH + i * PLANE).cast());
+                    }
+                }
+                let lines: [[__m512; HALF]; P] = std::array::from_fn(|q| half::<0>(cursors[q].at(), highs));
+                multiply!(lines, 0);
+                let lines: [[__m512; HALF]; P] = std::array::from_fn(|q| half::<1>(cursors[q].at(), highs));
+                multiply!(lines, HALF);
+                cursors.iter_mut().for_each(|cursor| cursor.skip(1));
+                xp = xp.add(OCTET);
             }
-            half!(0);
-            half!(1);
+            left -= run;
+            if left == 0 {
+                break;
+            }
+            let mut wide = [[[0.0; PANEL]; OCTET]; P];
+            for q in 0..P {
+                whole(&mut cursors[q], highs, &mut wide[q]);
+                cursors[q].skip(1);
+            }
+            for h in [0, HALF] {
+                let lines: [[__m512; HALF]; P] =
+                    std::array::from_fn(|q| std::array::from_fn(|i| _mm512_loadu_ps(wide[q][h + i].as_ptr())));
+                multiply!(lines, h);
+            }
+            xp = xp.add(OCTET);
+            left -= 1;
         }
         for j in 0..MR {
             for q in 0..P {

@@ -255,9 +255,11 @@ impl Narrow {
 #[derive(Clone, Copy)]
 pub(super) struct Cursor<'a> {
     narrow: &'a Narrow,
-    /// The panel's first block, and bytes from one to the next.
+    /// The block that is next, and bytes from one to the next.
     at: *const u8,
     stride: usize,
+    /// Blocks behind it.
+    block: usize,
     /// Next line beside the codes.
     next: usize,
 }
@@ -268,27 +270,32 @@ impl<'a> Cursor<'a> {
     /// If there is no such panel.
     pub(super) fn new(w: &Packed, narrow: &'a Narrow, panel: usize) -> Self {
         let [first, stride] = w.narrow_blocks(panel);
-        Self { narrow, at: w.codes.bytes()[first..].as_ptr(), stride, next: narrow.starts[panel] }
+        Self { narrow, at: w.codes.bytes()[first..].as_ptr(), stride, block: 0, next: narrow.starts[panel] }
     }
 
-    /// Block `b`, whose planes the vector levels unpack.
-    pub(super) fn block(&self, b: usize) -> *const u8 {
-        self.at.wrapping_add(b * self.stride)
-    }
-
-    /// Whether a line of half a block, `h` halves from the beginning, stands beside the codes. Halves are
-    /// asked for in order.
+    /// The next block, whose planes the vector levels unpack.
     #[inline(always)]
-    pub(super) fn has_line(&self, h: usize) -> bool {
-        (self.narrow.steps[self.next] as usize) < (h + 1) * HALF
+    pub(super) fn at(&self) -> *const u8 {
+        self.at
     }
 
-    /// Puts the lines of a half that stand beside the codes among the others. (Inlined: a call would make
-    /// the tiles save their registers, of which they use all.)
+    /// How many blocks from the next one on have no line beside the codes.
     #[inline(always)]
-    pub(super) fn put_lines(&mut self, h: usize, lines: &mut [[f32; PANEL]; HALF]) {
-        while self.has_line(h) {
-            lines[self.narrow.steps[self.next] as usize - h * HALF] = self.narrow.lines[self.next];
+    pub(super) fn run(&self) -> usize {
+        self.narrow.steps[self.next] as usize / OCTET - self.block
+    }
+
+    /// Goes on by some blocks, whose lines were put or that have none.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, blocks: usize) {
+        self.at = self.at.wrapping_add(blocks * self.stride);
+        self.block += blocks;
+    }
+
+    /// Puts the lines of the next block that stand beside the codes among the others.
+    pub(super) fn put_lines(&mut self, lines: &mut [[f32; PANEL]; OCTET]) {
+        while self.run() == 0 {
+            lines[self.narrow.steps[self.next] as usize % OCTET] = self.narrow.lines[self.next];
             self.next += 1;
         }
     }
