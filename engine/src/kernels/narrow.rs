@@ -19,8 +19,8 @@ use super::packed::{Packed, PanelBytes, for_parts};
 
 /// Values along `k` of a block.
 pub(super) const OCTET: usize = 8;
-/// Values along `k` that the vector levels unpack at once.
-#[cfg(target_arch = "x86_64")]
+/// Values along `k` whose codes share a byte with those of as many others; the vector levels unpack them at
+/// once.
 pub(super) const HALF: usize = OCTET / 2;
 /// Bytes of a block of a panel.
 pub(super) const BLOCK_BYTES: usize = 3 * PLANE;
@@ -53,10 +53,19 @@ fn number(source: Kind, raw: &[u8], i: usize) -> f32 {
     if source == Kind::F16 { f16::from_le_bytes(bytes).to_f32() } else { bf16::from_le_bytes(bytes).to_f32() }
 }
 
-/// High and low byte of a number that is a brain float.
-fn parts(v: f32) -> Option<(u8, u8)> {
-    let bits = v.to_bits();
-    (bits & 0xffff == 0).then_some(((bits >> 24) as u8, (bits >> 16) as u8))
+/// High and low byte of the brain float that `bits`, of a number of the source, are exactly.
+#[inline(always)]
+pub(super) fn parts(source: Kind, bits: u16) -> Option<[u8; 2]> {
+    if source != Kind::F16 {
+        return Some(bits.to_be_bytes());
+    }
+    if (1..31).contains(&(bits >> 10 & 31)) {
+        // The exponent's bias is 112 more, the mantissa 3 bits less.
+        let rest = ((bits & 0x7fff) >> 3) + (112 << 7);
+        return (bits & 7 == 0).then_some((bits & 0x8000 | rest).to_be_bytes());
+    }
+    let wide = f16::from_bits(bits).to_f32().to_bits();
+    (wide & 0xffff == 0).then_some([(wide >> 24) as u8, (wide >> 16) as u8])
 }
 
 /// Place of row `r`, value `j < 4` in a plane.
@@ -74,9 +83,9 @@ impl Counts {
     fn new(source: Kind, k: usize, rows: &[u8], every: usize) -> Self {
         let mut counts = Self { of: [0; 256], others: 0 };
         for row in rows.chunks_exact(2 * k).step_by(every) {
-            for i in 0..k {
-                match parts(number(source, row, i)) {
-                    Some((high, _)) => counts.of[usize::from(high)] += 1,
+            for bits in row.as_chunks().0 {
+                match parts(source, u16::from_le_bytes(*bits)) {
+                    Some([high, _]) => counts.of[usize::from(high)] += 1,
                     None => counts.others += 1,
                 }
             }
@@ -111,23 +120,24 @@ fn pack_panel(
     [panel, panels]: [usize; 2],
 ) -> (Vec<u32>, Vec<[f32; PANEL]>) {
     let mut steps = Vec::new();
-    for (r, row) in rows.chunks_exact(2 * k).enumerate() {
-        for (b, block) in codes.chunks_exact_mut(BLOCK_BYTES).skip(panel).step_by(panels).enumerate() {
-            for j in 0..OCTET {
-                let i = b * OCTET + j;
-                let coded = parts(number(source, row, i)).map(|(high, low)| (code_of[usize::from(high)], low));
-                let (code, low) = coded.filter(|(code, _)| usize::from(*code) < CODES).unwrap_or_else(|| {
-                    steps.push(i as u32);
-                    (0, 0)
+    for (b, block) in codes.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut().skip(panel).step_by(panels).enumerate() {
+        let mut beside = [false; OCTET];
+        for (r, row) in rows.chunks_exact(2 * k).enumerate() {
+            let (octets, _) = row.as_chunks::<2>().0.as_chunks::<OCTET>();
+            for (j, bits) in octets[b].iter().enumerate() {
+                let coded =
+                    parts(source, u16::from_le_bytes(*bits)).map(|[high, low]| [code_of[usize::from(high)], low]);
+                let [code, low] = coded.filter(|[code, _]| usize::from(*code) < CODES).unwrap_or_else(|| {
+                    beside[j] = true;
+                    [0, 0]
                 });
-                let at = place(r, j % 4);
-                block[j / 4 * PLANE + at] = low;
-                block[2 * PLANE + at] |= code << (j / 4 * 4);
+                let at = place(r, j % HALF);
+                block[j / HALF * PLANE + at] = low;
+                block[2 * PLANE + at] |= code << (j / HALF * 4);
             }
         }
+        steps.extend((0..OCTET).filter(|j| beside[*j]).map(|j| (b * OCTET + j) as u32));
     }
-    steps.sort_unstable();
-    steps.dedup();
     let line = |&step: &u32| {
         let mut line = [0.0; PANEL];
         for (v, row) in line.iter_mut().zip(rows.chunks_exact(2 * k)) {

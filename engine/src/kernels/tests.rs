@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::arena::{Arena, Numbers};
 use super::matmul::{Input, Job, matmul};
+use super::narrow::parts;
 use super::packed::{Grain, Kind, Packed};
 use super::pool::Pool;
 use super::quantize::Quantized;
@@ -401,6 +402,20 @@ fn what_twelve_bits_do_not_hold_stays_in_sixteen() {
     let spread: Vec<u8> = (0..2048u16).flat_map(|i| ((i % 200) << 7).to_le_bytes()).collect();
     assert!(!narrow(Kind::Bf16, 32, 64, &spread), "two hundred exponents");
     assert!(!narrow(Kind::Bf16, 0, 64, &[]));
+}
+
+/// Every number of sixteen bits, against its conversion to f32.
+#[test]
+fn parts_are_those_of_the_number_as_f32() {
+    for bits in 0..=u16::MAX {
+        for (source, v) in
+            [(Kind::F16, f16::from_bits(bits).to_f32()), (Kind::Bf16, half::bf16::from_bits(bits).to_f32())]
+        {
+            let [high, low, rest @ ..] = v.to_bits().to_be_bytes();
+            let expected = (rest == [0, 0]).then_some([high, low]);
+            assert!(v.is_nan() || parts(source, bits) == expected, "{source:?} {bits:#x}");
+        }
+    }
 }
 
 /// NaN in an input must come out as NaN, not vanish in the quantisation.
