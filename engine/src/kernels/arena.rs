@@ -27,14 +27,13 @@ unsafe impl Sync for Chunk {}
 
 impl Chunk {
     fn new(len: usize) -> std::io::Result<Self> {
-        let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
-        let len = len.checked_next_multiple_of(HUGE).ok_or_else(too_large)?;
-        let mut map = MmapMut::map_anon(len.checked_add(HUGE).ok_or_else(too_large)?)?;
+        let room = len.checked_add(HUGE).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let mut map = MmapMut::map_anon(room)?;
         let skip = map.as_ptr().align_offset(HUGE);
-        // Without huge pages everything works, only slower.
+        // Without huge pages everything works, only slower. A rest would take a whole one.
         #[cfg(target_os = "linux")]
-        let _ = map.advise_range(memmap2::Advice::HugePage, skip, len);
-        // SAFETY: skip < HUGE, and the map is at least `HUGE` longer than `len`.
+        let _ = map.advise_range(memmap2::Advice::HugePage, skip, len / HUGE * HUGE);
+        // SAFETY: skip < HUGE, and the map is `HUGE` longer than `len`.
         let base = unsafe { map.as_mut_ptr().add(skip) };
         Ok(Self { _map: map, base, len })
     }
