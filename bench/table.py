@@ -34,7 +34,7 @@ def main():
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--batch", default="", help="batches to decode, such as 1,4,16")
     a.add_argument("--wrap", default="", help="program before each measurement, such as a lock")
-    a.add_argument("--out", default=str(ROOT / "docs/bench.md"))
+    a.add_argument("--out", help="file for the report; standard output if left out")
     a = a.parse_args()
     rows, peers, ours, load, options = [], [], set(), [], None
     for file in a.files:
@@ -68,7 +68,7 @@ def main():
                 ratio = peer["ratio"]
                 rows.append(line(who, figures(peer["median"]), 1))
                 rows.append(line(f"**tandem / {who}**", [ratio["prefill"], ratio["decode"], *(v["ratio"] for v in ratio["verify"] + ratio.get("batch", []))], 2))
-            print(rows[-1], flush=True)
+            print(rows[-1], file=sys.stderr, flush=True)
     prompt, decode, verify, batch = options
     heads = [f"verify {n}" for n in verify] + [f"decode × {n}" for n in batch]
     text = f"""# Speed against other engines
@@ -86,7 +86,10 @@ behind 32, verify passes of {" and ".join(map(str, verify))} tokens with logits 
 | file | threads | engine | prefill | decode | {" | ".join(heads)} |
 |---|---|---|---|---|{"---|" * len(heads)}
 """ + "\n".join(rows) + "\n"
-    Path(a.out).write_text(text)
+    if a.out:
+        Path(a.out).write_text(text)
+    else:
+        sys.stdout.write(text)
 
 
 if __name__ == "__main__":
