@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures GGUF files with `tandem bench engine` against peers and writes docs/bench.md.
+"""Measures GGUF files with `tandem bench engine` against peers and prints a report for docs/bench.md.
 
     bench/table.py --tandem target/release/tandem --peer bench/llama-peer/llama-peer [--peer ..] FILE.gguf ..
 
