@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::backend::{Attend, Backend, LatentWeights, LayerKv, Mlp, Place, Shared};
 use crate::error::EngineError;
 use crate::kv::KvPool;
-use crate::load::{Checkpoint, RawTensor, Stored};
+use crate::load::{Checkpoint, RawTensor};
 use crate::names::Role;
 use crate::rope::RopeTable;
 use crate::routing::{self, Choice};
@@ -355,6 +355,7 @@ impl<B: Backend> Loader<'_, B> {
             }
             Attention::Latent { heads, q_rank, kv_rank, nope_dim, rope_dim, v_dim, eps } => {
                 let q_width = heads * (nope_dim + rope_dim);
+                let [keys, values] = self.latent_up(heads, nope_dim, v_dim, kv_rank)?;
                 AttentionWeights::Latent {
                     query: match q_rank {
                         None => Query::Direct(self.matrix(Role::Query, q_width, d)?),
@@ -365,34 +366,33 @@ impl<B: Backend> Loader<'_, B> {
                         },
                     },
                     down: self.matrix(Role::LatentDown, kv_rank + rope_dim, d)?,
-                    latent: LatentWeights {
-                        norm: self.norm(Role::LatentNorm, kv_rank)?,
-                        eps,
-                        up: self.backend.dense(&self.latent_up(heads, nope_dim, v_dim, kv_rank)?)?,
-                    },
+                    latent: LatentWeights { norm: self.norm(Role::LatentNorm, kv_rank)?, eps, keys, values },
                 }
             }
         })
     }
 
-    /// Key and value parts of every head, `[heads · (nope + v), kv_rank]`: one tensor, or as newer
-    /// GGUF files split it.
-    fn latent_up(&self, heads: usize, nope: usize, v: usize, rank: usize) -> Result<RawTensor<'_>, EngineError> {
-        let shape = [heads * (nope + v), rank];
-        if self.file.find(self.layer, Role::LatentKeyUp)?.is_none() {
-            return self.file.tensor(self.layer, Role::LatentUp, &shape);
+    /// Matrices of every head from latents up: of keys `[kv_rank, nope]`, of values `[v, kv_rank]`. Files have
+    /// one tensor, keys the other way round, or split it as here (newer GGUF).
+    fn latent_up(&self, heads: usize, nope: usize, v: usize, rank: usize) -> Result<[Vec<B::Matrix>; 2], EngineError> {
+        if self.file.find(self.layer, Role::LatentKeyUp)?.is_some() {
+            let keys = self.file.tensor(self.layer, Role::LatentKeyUp, &[heads, rank, nope])?;
+            let values = self.file.tensor(self.layer, Role::LatentValueUp, &[heads, v, rank])?;
+            let slabs = |t: &RawTensor<'_>| -> Result<Vec<_>, _> {
+                (0..heads).filter_map(|head| t.slab(head)).map(|slab| self.backend.matrix(&slab)).collect()
+            };
+            return Ok([slabs(&keys)?, slabs(&values)?]);
         }
-        let keys = self.file.tensor(self.layer, Role::LatentKeyUp, &[heads, rank, nope])?;
-        let values = self.file.tensor(self.layer, Role::LatentValueUp, &[heads, v, rank])?;
-        let (k, v_numbers) = (keys.to_f32()?, values.to_f32()?);
-        let mut bytes = Vec::with_capacity(4 * (k.len() + v_numbers.len()));
-        for (k, v) in k.chunks_exact(rank * nope).zip(v_numbers.chunks_exact(v * rank)) {
-            for n in 0..nope {
-                bytes.extend((0..rank).flat_map(|r| k[r * nope + n].to_le_bytes()));
+        let mut both = self.file.tensor(self.layer, Role::LatentUp, &[heads * (nope + v), rank])?;
+        both.shape = vec![heads, nope + v, rank];
+        let (mut keys, mut values) = (Vec::with_capacity(heads), Vec::with_capacity(heads));
+        for slab in (0..heads).filter_map(|head| both.slab(head)) {
+            if let Some([key, value]) = slab.split_rows(nope) {
+                keys.push(self.backend.matrix(&key.transposed()?)?);
+                values.push(self.backend.matrix(&value)?);
             }
-            bytes.extend(v.iter().flat_map(|x| x.to_le_bytes()));
         }
-        Ok(RawTensor { name: keys.name, stored: Stored::F32, shape: shape.to_vec(), bytes: bytes.into() })
+        Ok([keys, values])
     }
 
     fn experts(&self, e: ExpertsSpec, d: usize) -> Result<FeedForwardWeights<B>, EngineError> {

@@ -150,7 +150,6 @@ fn norm(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor, EngineError> {
 impl Backend for Candle {
     type Matrix = Tensor;
     type Vector = Tensor;
-    type Dense = Tensor;
     type Rows = CandleRows;
 
     fn matrix(&self, t: &RawTensor<'_>) -> Result<Tensor, EngineError> {
@@ -160,10 +159,6 @@ impl Backend for Candle {
 
     fn vector(&self, data: Vec<f32>) -> Result<Tensor, EngineError> {
         self.host(&data)
-    }
-
-    fn dense(&self, t: &RawTensor<'_>) -> Result<Tensor, EngineError> {
-        self.tensor(t)
     }
 
     fn upload(&mut self, data: &[f32], width: usize, out: &mut CandleRows) -> Result<(), EngineError> {
@@ -331,7 +326,7 @@ impl Backend for Candle {
         kv: &mut LayerKv<'_>,
         out: &mut CandleRows,
     ) -> Result<(), EngineError> {
-        let Attention::Latent { heads, kv_rank, nope_dim, rope_dim, v_dim, .. } = *how.shape else {
+        let Attention::Latent { heads, kv_rank, nope_dim, rope_dim, .. } = *how.shape else {
             return Err(EngineError::Shape("latent attention on grouped weights".into()));
         };
         let rope = how.rope;
@@ -351,12 +346,13 @@ impl Backend for Candle {
             let tokens = place.position + 1;
             let cached = self.cached(kv, place.item, 0..tokens)?;
             // Expanded form: keys and values of every head from the latents.
-            let up = cached.narrow(1, 0, kv_rank)?.contiguous()?.matmul(&w.up.t()?)?;
-            let up = up.reshape((tokens, heads, nope_dim + v_dim))?;
-            let shared = cached.narrow(1, kv_rank, rope_dim)?.reshape((tokens, 1, rope_dim))?;
-            let shared = shared.broadcast_as((tokens, heads, rope_dim))?;
-            let k = Tensor::cat(&[up.narrow(2, 0, nope_dim)?, shared], 2)?.transpose(0, 1)?;
-            let v = up.narrow(2, nope_dim, v_dim)?.transpose(0, 1)?;
+            let latents = cached.narrow(1, 0, kv_rank)?.contiguous()?;
+            let keys = w.keys.iter().map(|up| latents.matmul(up)).collect::<Result<Vec<_>, _>>()?;
+            let values = w.values.iter().map(|up| latents.matmul(&up.t()?)).collect::<Result<Vec<_>, _>>()?;
+            let shared = cached.narrow(1, kv_rank, rope_dim)?.reshape((1, tokens, rope_dim))?;
+            let shared = shared.broadcast_as((heads, tokens, rope_dim))?;
+            let k = Tensor::cat(&[Tensor::stack(&keys, 0)?, shared], 2)?;
+            let v = Tensor::stack(&values, 0)?;
             let q = q.narrow(0, j, 1)?.transpose(0, 1)?;
             attended.push(self.attend(how, &q, &k.contiguous()?, &v)?);
         }

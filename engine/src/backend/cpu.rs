@@ -8,7 +8,7 @@ use crate::kernels::matmul::{Input, Job, matmul};
 use crate::kernels::packed::{Grain, Kind, Packed};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantize::Quantized;
-use crate::kernels::{Level, attention, gates, lanes};
+use crate::kernels::{Level, gates, lanes};
 use crate::load::{RawTensor, Stored};
 use crate::routing::Choice;
 use crate::spec::{Activation, Attention, Gate};
@@ -138,7 +138,6 @@ fn quantized<'a, 'w>(
 impl Backend for Cpu {
     type Matrix = Packed;
     type Vector = Vec<f32>;
-    type Dense = Vec<f32>;
     type Rows = Rows;
 
     fn matrix(&self, t: &RawTensor<'_>) -> Result<Packed, EngineError> {
@@ -163,10 +162,6 @@ impl Backend for Cpu {
 
     fn vector(&self, data: Vec<f32>) -> Result<Vec<f32>, EngineError> {
         Ok(data)
-    }
-
-    fn dense(&self, t: &RawTensor<'_>) -> Result<Vec<f32>, EngineError> {
-        t.to_f32()
     }
 
     fn begin_step(&mut self) {
@@ -450,31 +445,64 @@ impl Backend for Cpu {
             row[kv_rank..].copy_from_slice(&source[kv_rank..]);
             lanes::rotate(level, &mut row[kv_rank..], cos, sin, rope.interleaved);
         }
-        out.reshape(kv.places.len(), heads * v_dim);
-        let (kv, q) = (&*kv, &q.data);
+        let (kv, rows, q) = (&*kv, kv.places.len(), &q.data);
         // Absorbed form: the query goes into the latent space, scores and sums are taken on the
         // cached latents, and the value part brings the sum back. The same for prefill and decode.
-        let per_head = (nope_dim + v_dim) * kv_rank;
-        let up = |head: usize| w.up[head * per_head..(head + 1) * per_head].split_at(nope_dim * kv_rank);
-        let Inner { x: queries, gate: sums, parts, .. } = &mut self.inner;
-        queries.resize(kv.places.len() * heads * width, 0.0);
-        self.pool.for_pieces(queries, width, nope_dim * kv_rank, &|i, query| {
-            let (nope, rotated) = q[i * q_dim..(i + 1) * q_dim].split_at(nope_dim);
-            let (latent, key) = query.split_at_mut(kv_rank);
-            latent.fill(0.0);
-            attention::add_weighted(level, [nope, up(i % heads).0], [nope_dim, kv_rank, nope_dim, kv_rank], latent);
-            key.copy_from_slice(rotated);
+        let Inner { x: inputs, gate: outputs, up: queries, down: sums, parts, shared: common, .. } = &mut self.inner;
+        let pool = &mut self.pool;
+        // Rows lie in heads for the products, heads in rows for attention.
+        inputs.resize(heads * rows * nope_dim, 0.0);
+        pool.for_pieces(inputs, nope_dim, nope_dim, &|i, input| {
+            let from = (i % rows * heads + i / rows) * q_dim;
+            input.copy_from_slice(&q[from..from + nope_dim]);
         });
-        sums.resize(kv.places.len() * heads * kv_rank, 0.0);
+        per_head(level, pool, &w.keys, inputs, common, outputs);
+        let up = &*outputs;
+        queries.resize(rows * heads * width, 0.0);
+        pool.for_pieces(queries, width, width, &|i, query| {
+            let from = (i % heads * rows + i / heads) * kv_rank;
+            query[..kv_rank].copy_from_slice(&up[from..from + kv_rank]);
+            query[kv_rank..].copy_from_slice(&q[i * q_dim + nope_dim..(i + 1) * q_dim]);
+        });
+        sums.resize(rows * heads * kv_rank, 0.0);
         let h = Heads { heads, group: heads, key_dim: width, value_dim: kv_rank, values_at: 0, how };
-        attend(level, &mut self.pool, &h, kv, queries, parts, sums);
+        attend(level, pool, &h, kv, queries, parts, sums);
         let sums = &*sums;
-        self.pool.for_pieces(&mut out.data, v_dim, v_dim * kv_rank, &|i, out| {
-            let latent = &sums[i * kv_rank..(i + 1) * kv_rank];
-            attention::dot_rows(level, latent, up(i % heads).1, kv_rank, 1.0, out);
+        inputs.resize(heads * rows * kv_rank, 0.0);
+        pool.for_pieces(inputs, kv_rank, kv_rank, &|i, input| {
+            let from = (i % rows * heads + i / rows) * kv_rank;
+            input.copy_from_slice(&sums[from..from + kv_rank]);
+        });
+        per_head(level, pool, &w.values, inputs, common, outputs);
+        let values = &*outputs;
+        out.reshape(rows, heads * v_dim);
+        pool.for_pieces(&mut out.data, v_dim, v_dim, &|i, out| {
+            let from = (i % heads * rows + i / heads) * v_dim;
+            out.copy_from_slice(&values[from..from + v_dim]);
         });
         Ok(())
     }
+}
+
+/// A product per head: `x [heads, rows, k]` with the head's matrix `[n, k]`, into `out [heads, rows, n]`.
+fn per_head(level: Level, pool: &mut Pool, w: &[Packed], x: &[f32], buffer: &mut Quantized, out: &mut Vec<f32>) {
+    let Some(Packed { n, k, .. }) = w.first() else { return };
+    let rows = x.len() / (w.len() * k);
+    if rows == 0 {
+        return out.clear();
+    }
+    let quantized = quantized(level, pool, w.iter(), x, buffer);
+    out.resize(w.len() * rows * n, 0.0);
+    let pieces = x.chunks_exact(rows * k).zip(out.chunks_exact_mut(rows * n));
+    let mut jobs: Vec<Job<'_>> = pieces
+        .zip(w)
+        .enumerate()
+        .map(|(head, ((x, out), weights))| {
+            let quantized = quantized.map(|(rows_of_all, _)| (rows_of_all, head * rows));
+            Job { input: Input { x, quantized }, weights, out }
+        })
+        .collect();
+    matmul(level, pool, &mut jobs);
 }
 
 fn add_bias(level: Level, x: &mut [f32], bias: &[f32]) {

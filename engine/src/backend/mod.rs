@@ -79,12 +79,13 @@ impl Attend<'_> {
     }
 }
 
-/// Weights of latent attention that are not plain products.
+/// Weights of latent attention beside the plain products.
 pub(crate) struct LatentWeights<B: Backend + ?Sized> {
     pub(crate) norm: B::Vector,
     pub(crate) eps: f32,
-    /// Per head: unrotated key part `[nope, kv_rank]`, then value part `[v, kv_rank]`.
-    pub(crate) up: B::Dense,
+    /// Per head the unrotated key part `[kv_rank, nope]`, and the value part `[v, kv_rank]`.
+    pub(crate) keys: Vec<B::Matrix>,
+    pub(crate) values: Vec<B::Matrix>,
 }
 
 /// The operators of a decoder step. Rows are tokens; a row of a result depends only on the same row
@@ -94,14 +95,11 @@ pub(crate) trait Backend: Send {
     type Matrix: Send + Sync;
     /// A vector of f32 (norms, biases).
     type Vector: Send + Sync;
-    /// A small matrix kept as f32 and used in other ways than `linear`.
-    type Dense: Send + Sync;
     /// Rows of activations; buffers are kept between steps.
     type Rows: Default + Send;
 
     fn matrix(&self, t: &RawTensor<'_>) -> Result<Self::Matrix, EngineError>;
     fn vector(&self, data: Vec<f32>) -> Result<Self::Vector, EngineError>;
-    fn dense(&self, t: &RawTensor<'_>) -> Result<Self::Dense, EngineError>;
 
     /// A step begins (threads wake up) or ends.
     fn begin_step(&mut self) {}

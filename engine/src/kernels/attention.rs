@@ -3,7 +3,6 @@
 //! order), so that its bits depend on no other query and on no cut of the prompt.
 
 use super::Level;
-use super::lanes::{LANES, fold, load_tail, multiversion};
 
 /// Tokens of a block of keys.
 pub(crate) const KEYS: usize = 16;
@@ -162,58 +161,5 @@ pub(crate) fn add_weighted(
         Level::Neon | Level::NeonDot => unsafe {
             super::attention_neon::add_weighted(weights, rows, [weight_stride, stride, n, dim], out);
         },
-    }
-}
-
-multiversion! {
-    /// `out[t] = scale · (query · rows[t·stride .. t·stride + query.len()])` for every `t`.
-    pub(crate) fn dot_rows(query: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
-        let n = query.len();
-        let full = n / LANES * LANES;
-        let tail = load_tail(&query[full..]);
-        let mut t = 0;
-        // Four rows at a time hide the latency of the chain of each.
-        while t + 4 <= out.len() {
-            let r: [&[f32]; 4] = std::array::from_fn(|j| &rows[(t + j) * stride..(t + j) * stride + n]);
-            let mut acc = [[0.0f32; LANES]; 4];
-            let mut i = 0;
-            while i < full {
-                for j in 0..4 {
-                    for l in 0..LANES {
-                        acc[j][l] = query[i + l].mul_add(r[j][i + l], acc[j][l]);
-                    }
-                }
-                i += LANES;
-            }
-            for j in 0..4 {
-                if full < n {
-                    let v = load_tail(&r[j][full..]);
-                    for l in 0..LANES {
-                        acc[j][l] = tail[l].mul_add(v[l], acc[j][l]);
-                    }
-                }
-                out[t + j] = fold(acc[j]) * scale;
-            }
-            t += 4;
-        }
-        while t < out.len() {
-            let r = &rows[t * stride..t * stride + n];
-            let mut acc = [0.0f32; LANES];
-            let mut i = 0;
-            while i < full {
-                for l in 0..LANES {
-                    acc[l] = query[i + l].mul_add(r[i + l], acc[l]);
-                }
-                i += LANES;
-            }
-            if full < n {
-                let v = load_tail(&r[full..]);
-                for l in 0..LANES {
-                    acc[l] = tail[l].mul_add(v[l], acc[l]);
-                }
-            }
-            out[t] = fold(acc) * scale;
-            t += 1;
-        }
     }
 }

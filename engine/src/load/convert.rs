@@ -30,6 +30,37 @@ impl RawTensor<'_> {
         Some(Self { name: self.name, stored: self.stored, shape, bytes: bytes.into() })
     }
 
+    /// Slab `i` along the first dimension; none if there is no such slab.
+    pub(crate) fn slab(&self, i: usize) -> Option<RawTensor<'_>> {
+        let (shape, bytes) = super::slab(&self.shape, &self.bytes, i)?;
+        Some(RawTensor { name: self.name.clone(), stored: self.stored, shape: shape.to_vec(), bytes: bytes.into() })
+    }
+
+    /// The rows before and from `at` on; none if there are no rows, or fewer.
+    pub(crate) fn split_rows(&self, at: usize) -> Option<[RawTensor<'_>; 2]> {
+        let (&rows, rest) = self.shape.split_first()?;
+        let (head, tail) = self.bytes.split_at_checked(self.bytes.len().checked_div(rows)? * at)?;
+        Some([(at, head), (rows.checked_sub(at)?, tail)].map(|(rows, bytes)| RawTensor {
+            name: self.name.clone(),
+            stored: self.stored,
+            shape: [&[rows], rest].concat(),
+            bytes: bytes.into(),
+        }))
+    }
+
+    /// The matrix with rows and columns exchanged. Numbers in blocks become f32.
+    pub(crate) fn transposed(self) -> Result<Self, EngineError> {
+        let in_blocks = !matches!(self.stored, Stored::F32 | Stored::F16 | Stored::Bf16);
+        let plain = if in_blocks {
+            let bytes: Vec<u8> = self.to_f32()?.into_iter().flat_map(f32::to_le_bytes).collect();
+            Self { stored: Stored::F32, bytes: bytes.into(), ..self }
+        } else {
+            self
+        };
+        let (name, shape) = (plain.name.clone(), format!("{:?}", plain.shape));
+        plain.columns(0, 1).ok_or_else(|| EngineError::tensor(name, format!("shape {shape} is no matrix")))
+    }
+
     /// All numbers as f32, in storage order.
     pub(crate) fn to_f32(&self) -> Result<Vec<f32>, EngineError> {
         Ok(match self.stored {
