@@ -5,9 +5,10 @@ that of a real model's shape.
     bench/moe.py OUT.gguf [--shape olmoe|deepseek] [--layers N] [--experts N] [--seed 1]
 
 olmoe: allenai/OLMoE-1B-7B-0924 (6.9 billion parameters, 1.3 active, 3.9 GB). deepseek: deepseek-ai/DeepSeek-V2-Lite,
-latent attention and shared experts, with 16 of its 64 experts a layer by default, for memory (4.3 billion parameters, 2.6 active,
-2.4 GB). Shapes are those of config.json. Codes are uniform, scales such that a product keeps the size of its input, so
-activations stay lively and routing spreads over the experts. Needs numpy and gguf (bench/llama-peer/requirements.txt)."""
+latent attention and shared experts, with 16 of its 64 experts a layer by default, for memory (4.9 billion
+parameters, 2.4 active, 2.8 GB). Shapes are those of config.json. Codes are uniform, scales such that a product
+keeps the size of its input, so activations stay lively and routing spreads over the experts. Needs numpy and gguf
+(bench/llama-peer/requirements.txt)."""
 import argparse, math
 import gguf, numpy as np
 

@@ -53,8 +53,8 @@ fn every_number_format_computes_what_candle_computes() {
     }
 }
 
-/// The same for experts, as a share of what routed or shared ones do to a logit.
-const EXPERTS_SHARE: f32 = 0.1;
+/// The same for parts of a model (experts, latents), as a share of what each does to a logit.
+const PART_SHARE: f32 = 0.1;
 
 const EXPERTS: usize = 6;
 
@@ -136,10 +136,95 @@ fn quantised_experts_compute_what_candle_computes() {
         });
         println!("type {ty}: max |Δlogit| {worst:e} of {size:e}; experts move {routed:e}, the shared one {shared:e}");
         // Of what experts do to the logits: the rest of the model could hide them.
-        let tolerance = if matches!(ty, 0 | 1 | 30) { 1e-5 * size } else { EXPERTS_SHARE * routed.min(shared) };
+        let tolerance = if matches!(ty, 0 | 1 | 30) { 1e-5 * size } else { PART_SHARE * routed.min(shared) };
         if routed.min(shared) < 1e-3 * size || worst > tolerance {
             wrong.push(format!("type {ty}: {worst} of at most {tolerance}"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// A two-layer DeepSeek-V2 without experts whose up-projections of latents are of GGML type `ty`, split into
+/// keys and values or not; everything else is f32.
+fn latents(ty: u32, split: bool, silent: &str) -> Vec<u8> {
+    let (hidden, heads, nope, rope, value, rank) = (64, 3, K_BLOCK, 16, 32, K_BLOCK);
+    let mut r = Random(13);
+    let mut w = Writer::default();
+    w.string("general.architecture", "deepseek2");
+    for (key, v) in [
+        ("block_count", 2),
+        ("leading_dense_block_count", 2),
+        ("context_length", 64),
+        ("embedding_length", hidden),
+        ("feed_forward_length", hidden),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", 1),
+        ("attention.kv_lora_rank", rank),
+        ("attention.key_length", rank + rope),
+        ("attention.value_length", rank),
+        ("attention.key_length_mla", nope + rope),
+        ("attention.value_length_mla", value),
+        ("rope.dimension_count", rope),
+    ] {
+        w.number(&format!("deepseek2.{key}"), v as u32);
+    }
+    w.key("deepseek2.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    w.tensor(&mut r, "token_embd.weight", &[VOCAB, hidden], 0);
+    numbers(&mut w, "output_norm.weight", &vec![1.0; hidden]);
+    for i in 0..2 {
+        for (name, n) in [("attn_norm", hidden), ("ffn_norm", hidden), ("attn_kv_a_norm", rank)] {
+            numbers(&mut w, &format!("blk.{i}.{name}.weight"), &vec![1.0; n]);
+        }
+        let mut tensors = vec![
+            ("attn_q", vec![heads * (nope + rope), hidden], 0),
+            ("attn_kv_a_mqa", vec![rank + rope, hidden], 0),
+            ("attn_output", vec![hidden, heads * value], 0),
+            ("ffn_gate", vec![hidden, hidden], 0),
+            ("ffn_up", vec![hidden, hidden], 0),
+            ("ffn_down", vec![hidden, hidden], 0),
+        ];
+        if split {
+            tensors.push(("attn_k_b", vec![heads, rank, nope], ty));
+            tensors.push(("attn_v_b", vec![heads, value, rank], ty));
+        } else {
+            tensors.push(("attn_kv_b", vec![heads * (nope + value), rank], ty));
+        }
+        for (name, shape, ty) in tensors {
+            w.tensor(&mut r, &format!("blk.{i}.{name}.weight"), &shape, ty);
+            let Some((.., data)) = w.tensors.last_mut() else { continue };
+            if name == silent {
+                data.fill(0);
+            } else if name == "attn_q" {
+                // Sharp attention, so that keys count as much as values.
+                for v in data.as_chunks_mut().0 {
+                    *v = (f32::from_le_bytes(*v) * 40.0).to_le_bytes();
+                }
+            }
+        }
+    }
+    w.finish()
+}
+
+/// Heads lie one behind the other in the quantised rows; keys of the joint tensor are turned round.
+#[test]
+fn quantised_latents_compute_what_candle_computes() {
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("latents.gguf");
+    let run = |ty, split, silent, backend| {
+        std::fs::write(&path, latents(ty, split, silent)).expect("written");
+        logits(&path, backend)
+    };
+    for (ty, ..) in TYPES {
+        for split in [true, false] {
+            let own = run(ty, split, "", BackendKind::Cpu);
+            let (worst, size) = difference(&own, &run(ty, split, "", BackendKind::Candle));
+            // Of what values do to the logits, and keys: the rest of the model could hide them.
+            let parts = if split { &["attn_k_b", "attn_v_b"][..] } else { &["attn_kv_b"] };
+            let moved = parts.iter().map(|part| difference(&run(ty, split, part, BackendKind::Cpu), &own).0);
+            let moved = moved.fold(f32::INFINITY, f32::min);
+            println!("type {ty}, split {split}: max |Δlogit| {worst:e} of {size:e}; without a part {moved:e}");
+            let tolerance = if matches!(ty, 0 | 1 | 30) { 1e-5 * size } else { PART_SHARE * moved };
+            assert!(moved > 1e-3 * size && worst <= tolerance, "type {ty}, split {split}: {worst} of {tolerance}");
+        }
+    }
 }
