@@ -1,6 +1,7 @@
 //! The decoder's operators on own CPU kernels. Buffers are kept between steps.
 
 use super::attend::{Heads, attend};
+use super::latent::LATENT_ROWS;
 use super::{Attend, Backend, LatentWeights, LayerKv, Mlp, Shared};
 use crate::error::EngineError;
 use crate::kernels::arena::Arena;
@@ -36,28 +37,28 @@ impl Rows {
 
 /// Inner buffers of MLPs and attention.
 #[derive(Default)]
-struct Inner {
-    x: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    down: Vec<f32>,
+pub(super) struct Inner {
+    pub(super) x: Vec<f32>,
+    pub(super) gate: Vec<f32>,
+    pub(super) up: Vec<f32>,
+    pub(super) down: Vec<f32>,
     /// Outputs of attention's tiles.
-    parts: Vec<f32>,
+    pub(super) parts: Vec<f32>,
     /// Quantised inputs: of the routed experts, of everything else.
     routed: Quantized,
-    shared: Quantized,
+    pub(super) shared: Quantized,
 }
 
 /// Own kernels and their threads.
 pub(crate) struct Cpu {
-    level: Level,
-    pool: Pool,
+    pub(super) level: Level,
+    pub(super) pool: Pool,
     arena: Arena,
     release: Box<dyn Fn(usize) + Send + Sync>,
     /// 16-bit floats are kept in 12 bits where they fit.
     narrows: bool,
     quantized: Quantized,
-    inner: Inner,
+    pub(super) inner: Inner,
 }
 
 impl Cpu {
@@ -102,6 +103,7 @@ fn kind(stored: Stored) -> Kind {
         Stored::Q4_1 => Kind::Q4_1,
         Stored::Q5_0 => Kind::Q5_0,
         Stored::Q5_1 => Kind::Q5_1,
+        Stored::Fp4 => Kind::Fp4,
         Stored::Q2K => Kind::Q2K,
         Stored::Q3K => Kind::Q3K,
         Stored::Q4K => Kind::Q4K,
@@ -111,7 +113,7 @@ fn kind(stored: Stored) -> Kind {
 }
 
 /// Quantises rows as the matrices want them.
-fn quantized<'a, 'w>(
+pub(super) fn quantized<'a, 'w>(
     level: Level,
     pool: &mut Pool,
     weights: impl Iterator<Item = &'w Packed>,
@@ -445,64 +447,15 @@ impl Backend for Cpu {
             row[kv_rank..].copy_from_slice(&source[kv_rank..]);
             lanes::rotate(level, &mut row[kv_rank..], cos, sin, rope.interleaved);
         }
-        let (kv, rows, q) = (&*kv, kv.places.len(), &q.data);
-        // Absorbed form: the query goes into the latent space, scores and sums are taken on the
-        // cached latents, and the value part brings the sum back. The same for prefill and decode.
-        let Inner { x: inputs, gate: outputs, up: queries, down: sums, parts, shared: common, .. } = &mut self.inner;
-        let pool = &mut self.pool;
-        // Rows lie in heads for the products, heads in rows for attention.
-        inputs.resize(heads * rows * nope_dim, 0.0);
-        pool.for_pieces(inputs, nope_dim, nope_dim, &|i, input| {
-            let from = (i % rows * heads + i / rows) * q_dim;
-            input.copy_from_slice(&q[from..from + nope_dim]);
-        });
-        per_head(level, pool, &w.keys, inputs, common, outputs);
-        let up = &*outputs;
-        queries.resize(rows * heads * width, 0.0);
-        pool.for_pieces(queries, width, width, &|i, query| {
-            let from = (i % heads * rows + i / heads) * kv_rank;
-            query[..kv_rank].copy_from_slice(&up[from..from + kv_rank]);
-            query[kv_rank..].copy_from_slice(&q[i * q_dim + nope_dim..(i + 1) * q_dim]);
-        });
-        sums.resize(rows * heads * kv_rank, 0.0);
+        out.reshape(kv.places.len(), heads * v_dim);
         let h = Heads { heads, group: heads, key_dim: width, value_dim: kv_rank, values_at: 0, how };
-        attend(level, pool, &h, kv, queries, parts, sums);
-        let sums = &*sums;
-        inputs.resize(heads * rows * kv_rank, 0.0);
-        pool.for_pieces(inputs, kv_rank, kv_rank, &|i, input| {
-            let from = (i % rows * heads + i / rows) * kv_rank;
-            input.copy_from_slice(&sums[from..from + kv_rank]);
-        });
-        per_head(level, pool, &w.values, inputs, common, outputs);
-        let values = &*outputs;
-        out.reshape(rows, heads * v_dim);
-        pool.for_pieces(&mut out.data, v_dim, v_dim, &|i, out| {
-            let from = (i % heads * rows + i / heads) * v_dim;
-            out.copy_from_slice(&values[from..from + v_dim]);
-        });
+        let chunks = q.data.chunks(LATENT_ROWS * heads * q_dim).zip(out.data.chunks_mut(LATENT_ROWS * heads * v_dim));
+        for (places, (q, out)) in kv.places.chunks(LATENT_ROWS).zip(chunks) {
+            let kv = LayerKv { pool: &mut *kv.pool, layer: kv.layer, tables: kv.tables, places };
+            self.absorbed(w, &h, &kv, (q, q_dim), (out, v_dim));
+        }
         Ok(())
     }
-}
-
-/// A product per head: `x [heads, rows, k]` with the head's matrix `[n, k]`, into `out [heads, rows, n]`.
-fn per_head(level: Level, pool: &mut Pool, w: &[Packed], x: &[f32], buffer: &mut Quantized, out: &mut Vec<f32>) {
-    let Some(Packed { n, k, .. }) = w.first() else { return };
-    let rows = x.len() / (w.len() * k);
-    if rows == 0 {
-        return out.clear();
-    }
-    let quantized = quantized(level, pool, w.iter(), x, buffer);
-    out.resize(w.len() * rows * n, 0.0);
-    let pieces = x.chunks_exact(rows * k).zip(out.chunks_exact_mut(rows * n));
-    let mut jobs: Vec<Job<'_>> = pieces
-        .zip(w)
-        .enumerate()
-        .map(|(head, ((x, out), weights))| {
-            let quantized = quantized.map(|(rows_of_all, _)| (rows_of_all, head * rows));
-            Job { input: Input { x, quantized }, weights, out }
-        })
-        .collect();
-    matmul(level, pool, &mut jobs);
 }
 
 fn add_bias(level: Level, x: &mut [f32], bias: &[f32]) {

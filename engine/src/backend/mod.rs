@@ -4,6 +4,7 @@
 mod attend;
 pub(crate) mod candle;
 pub(crate) mod cpu;
+mod latent;
 
 use crate::error::EngineError;
 use crate::kv::KvPool;

@@ -3,15 +3,16 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8,
-    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_castsi256_ps, _mm256_cvtepi8_epi16,
-    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
-    _mm256_load_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi32,
-    _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi16, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_srl_epi16,
-    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castsi256_ps,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
+    _mm256_mullo_epi32, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_sll_epi16,
+    _mm256_slli_epi32, _mm256_srai_epi32, _mm256_srl_epi16, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32,
+    _mm256_xor_si256,
 };
 
-use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
+use super::layout::{BLOCK, FP4_CODES, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
 use super::matmul::Task;
 use super::quantize::Quantized;
 
@@ -168,7 +169,7 @@ const fn groups_max(kind: Kind) -> usize {
         // |w| ≤ 128: a pair sums to at most 32 512.
         Kind::Q8_0 => 1,
         // 4 · 2·31·127 < 2^15.
-        Kind::Q5_0 | Kind::Q5_1 | Kind::Q5K => 4,
+        Kind::Q5_0 | Kind::Q5_1 | Kind::Q5K | Kind::Fp4 => 4,
         // 2 · 2·63·127 < 2^15.
         Kind::Q6K => 2,
         // 8 · 2·15·127 < 2^15.
@@ -205,6 +206,10 @@ unsafe fn codes<F: Format>(q: *const u8, g: usize) -> __m256i {
             }
             Kind::Q3K => _mm256_and_si256(shifted(plane(2), 2 - g as i32), _mm256_set1_epi8(1 << 2)),
             Kind::Q6K => _mm256_and_si256(shifted(plane(4 + half), 4 - 2 * pair), _mm256_set1_epi8(3 << 4)),
+            Kind::Fp4 => {
+                let codes = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4_CODES.as_ptr().cast()));
+                return _mm256_shuffle_epi8(codes, low);
+            }
             _ => return low,
         };
         _mm256_or_si256(low, high)

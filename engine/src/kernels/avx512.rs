@@ -3,18 +3,19 @@
 //! (see `portable`).
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi16,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
-    _mm512_load_si512, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_sll_epi16,
-    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_sub_epi32,
+    __m256i, __m512, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
+    _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi512_ps, _mm512_cvtepi8_epi16,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi16, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_mul_ps,
+    _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_sll_epi16, _mm512_slli_epi32, _mm512_srai_epi32,
+    _mm512_srl_epi16, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_sub_epi32,
 };
 
 use std::cell::RefCell;
 
 use super::avx512_narrow;
-use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
+use super::layout::{BLOCK, FP4_CODES, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
 use super::matmul::Task;
 use super::quantize::Quantized;
 
@@ -276,6 +277,10 @@ unsafe fn unpack<F: Format>(q: *const u8) -> [__m512i; 8] {
                     let v = plane(g);
                     out[g] = _mm512_and_si512(v, nibble);
                     out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble);
+                }
+                if F::KIND == Kind::Fp4 {
+                    let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_CODES.as_ptr().cast()));
+                    out = out.map(|nibbles| _mm512_shuffle_epi8(codes, nibbles));
                 }
             }
         }

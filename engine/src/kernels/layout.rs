@@ -17,6 +17,20 @@ pub(crate) const PANEL: usize = 16;
 /// Bytes of a plane.
 pub(super) const PLANE: usize = 4 * PANEL;
 
+/// What E2M1 codes mean, doubled (OCP Microscaling Formats 1.0).
+pub(crate) const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The same as codes of the kernels, which have no sign.
+pub(super) const FP4_CODES: [u8; 16] = {
+    let mut codes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        codes[i] = (E2M1_DOUBLED[i] + Kind::Fp4.offset() as i8) as u8;
+        i += 1;
+    }
+    codes
+};
+
 /// How the numbers of a matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -38,6 +52,8 @@ pub(crate) enum Kind {
     Q5_0,
     /// GGUF Q5_1: 32 × 5 bit, f16 scale and f16 minimum.
     Q5_1,
+    /// 32 × E2M1, one f16 scale, laid out as Q4_0. What MXFP4 becomes.
+    Fp4,
     /// GGUF Q2_K: 16 × (16 × 2 bit, 4-bit scale and minimum), f16 scales of both.
     Q2K,
     /// GGUF Q3_K: 16 × (16 × 3 bit minus 4, 6-bit scale), one f16 scale.
@@ -66,7 +82,7 @@ impl Kind {
     pub(crate) const fn grain(self) -> Grain {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 | Self::Bf12 => Grain::None,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => Grain::Fine,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Fp4 => Grain::Fine,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => Grain::Coarse,
         }
     }
@@ -86,7 +102,7 @@ impl Kind {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 | Self::Bf12 => 2,
             Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Fp4 => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
@@ -111,7 +127,7 @@ impl Kind {
             Self::F16 | Self::Bf16 => 2 * PANEL,
             Self::Bf12 => 12 * PANEL / 8,
             Self::Q8_0 => 8 * PLANE,
-            Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4 * PLANE,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4K | Self::Fp4 => 4 * PLANE,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 5 * PLANE,
             Self::Q6K => 6 * PLANE,
             Self::Q3K => 3 * PLANE,
@@ -125,7 +141,7 @@ impl Kind {
     pub(super) const fn scale_bytes(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 | Self::Bf12 => 0,
-            Self::Q8_0 | Self::Q4_0 | Self::Q5_0 => 2 * PANEL,
+            Self::Q8_0 | Self::Q4_0 | Self::Q5_0 | Self::Fp4 => 2 * PANEL,
             Self::Q4_1 | Self::Q5_1 => 4 * PANEL,
             Self::Q4K | Self::Q5K => 4 * PANEL + 8 * PANEL + 8 * PANEL,
             Self::Q2K => 4 * PANEL + 16 * PANEL,
@@ -143,7 +159,7 @@ impl Kind {
         match self {
             Self::Q8_0 => 128,
             Self::Q4_0 => 8,
-            Self::Q5_0 => 16,
+            Self::Q5_0 | Self::Fp4 => 16,
             Self::Q3K => 4,
             Self::Q6K => 32,
             _ => 0,
@@ -183,7 +199,7 @@ pub(super) fn put(kind: Kind, planes: &mut [u8], r: usize, codes: &[u8; BLOCK]) 
                 planes[g * PLANE + 4 * r..][..4].copy_from_slice(four);
             }
         }
-        Kind::Q4_0 | Kind::Q4_1 | Kind::Q4K => nibbles(planes),
+        Kind::Q4_0 | Kind::Q4_1 | Kind::Q4K | Kind::Fp4 => nibbles(planes),
         Kind::Q5_0 | Kind::Q5_1 | Kind::Q5K => {
             nibbles(planes);
             bits(&mut planes[4 * PLANE..], 4);
@@ -233,6 +249,7 @@ pub(super) fn unpack(kind: Kind, planes: &[u8], out: &mut [u8; 8 * PLANE]) {
         Kind::Q5_0 | Kind::Q5_1 | Kind::Q5K => bits(out, &planes[4 * PLANE..], 4),
         Kind::Q6K => pairs(out, &planes[4 * PLANE..], 4),
         Kind::Q3K => bits(out, &planes[2 * PLANE..], 2),
+        Kind::Fp4 => out.iter_mut().for_each(|code| *code = FP4_CODES[usize::from(*code)]),
         _ => {}
     }
 }
@@ -246,7 +263,7 @@ pub(super) trait Format {
 macro_rules! with_format {
     ($kind:expr, $format:ident => $body:expr) => {
         with_format!(@ $kind, $format => $body,
-            F32 F16 Bf16 Bf12 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2K Q3K Q4K Q5K Q6K)
+            F32 F16 Bf16 Bf12 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Fp4 Q2K Q3K Q4K Q5K Q6K)
     };
     (@ $kind:expr, $format:ident => $body:expr, $($name:ident)*) => {
         match $kind {

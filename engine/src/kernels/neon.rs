@@ -12,13 +12,13 @@ use std::arch::aarch64::{
     float32x4_t, int8x16_t, int32x4_t, uint8x16_t, vandq_s32, vandq_u8, vcvt_f32_f16, vcvtq_f32_s32, vdupq_lane_s32,
     vdupq_n_f32, vdupq_n_s8, vdupq_n_s32, vdupq_n_u8, veorq_u8, vfmaq_f32, vfmaq_n_f32, vget_high_s32, vget_low_s8,
     vget_low_s32, vld1_u8, vld1_u16, vld1q_f32, vld1q_s8, vld1q_u8, vmlaq_n_s32, vmlaq_s32, vmovl_s8, vmovl_u8,
-    vmull_high_s8, vmull_s8, vmulq_n_f32, vmulq_n_s32, vnegq_s32, vorrq_u8, vpadalq_s16, vpaddq_s16,
+    vmull_high_s8, vmull_s8, vmulq_n_f32, vmulq_n_s32, vnegq_s32, vorrq_u8, vpadalq_s16, vpaddq_s16, vqtbl1q_u8,
     vreinterpret_f16_u16, vreinterpret_s8_u8, vreinterpretq_f32_u32, vreinterpretq_s8_s32, vreinterpretq_s8_u8,
     vreinterpretq_s32_s8, vreinterpretq_s32_s16, vreinterpretq_s32_u16, vshll_n_u16, vshlq_n_s32, vshlq_u8,
     vshrq_n_s32, vst1q_f32, vsubq_s32,
 };
 
-use super::layout::{BLOCK, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
+use super::layout::{BLOCK, FP4_CODES, Format, Grain, Kind, PANEL, PLANE, SUPER, with_format};
 use super::matmul::Task;
 use super::quantize::Quantized;
 
@@ -230,6 +230,7 @@ unsafe fn codes<const G: usize, F: Format>(q: *const u8) -> int8x16_t {
             Kind::Q5_0 | Kind::Q5_1 | Kind::Q5K => masked(shifted(plane(4), 4 - G as i8), 1 << 4),
             Kind::Q3K => masked(shifted(plane(2), 2 - G as i8), 1 << 2),
             Kind::Q6K => masked(shifted(plane(4 + half), 4 - 2 * pair), 3 << 4),
+            Kind::Fp4 => return vreinterpretq_s8_u8(vqtbl1q_u8(vld1q_u8(FP4_CODES.as_ptr()), low)),
             _ => return vreinterpretq_s8_u8(low),
         };
         vreinterpretq_s8_u8(vorrq_u8(low, high))

@@ -9,7 +9,7 @@ use super::arena::{Arena, Piece};
 use super::layout::{self, BLOCK, PANEL, PLANE};
 use super::narrow::Narrow;
 
-pub(crate) use super::layout::{Grain, Kind};
+pub(crate) use super::layout::{E2M1_DOUBLED, Grain, Kind};
 
 /// Bytes of a file below which packing on several threads does not pay.
 const PARALLEL_BYTES_MIN: usize = 1 << 18;
@@ -271,7 +271,7 @@ impl FileBlock {
                     *c = v ^ 0x80;
                 }
             }
-            Kind::Q4_0 => self.nibbles(&raw[2..]),
+            Kind::Q4_0 | Kind::Fp4 => self.nibbles(&raw[2..]),
             Kind::Q4_1 => {
                 self.minimum = two(2);
                 self.nibbles(&raw[4..]);

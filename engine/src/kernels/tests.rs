@@ -13,7 +13,7 @@ use super::quantize::Quantized;
 use super::{Level, NUMERICS_REVISION, attention, gates, lanes};
 use crate::load::{RawTensor, Stored};
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind::F32,
     Kind::F16,
     Kind::Bf16,
@@ -23,6 +23,7 @@ const KINDS: [Kind; 14] = [
     Kind::Q4_1,
     Kind::Q5_0,
     Kind::Q5_1,
+    Kind::Fp4,
     Kind::Q2K,
     Kind::Q3K,
     Kind::Q4K,
@@ -206,6 +207,7 @@ proptest! {
             Kind::Q3K => Stored::Q3K,
             Kind::Q4K => Stored::Q4K,
             Kind::Q5K => Stored::Q5K,
+            Kind::Fp4 => Stored::Fp4,
             Kind::Q6K => Stored::Q6K,
         };
         let t = RawTensor { name: "w".into(), stored, shape: vec![n, k], bytes: bytes.as_slice().into() };
@@ -377,7 +379,7 @@ fn these_are_the_bits_of_this_revision() {
         let bits = hash.finalize().to_hex();
         assert_eq!(
             (NUMERICS_REVISION, &bits[..16]),
-            (4, "1d1c7dbf2dd7b865"),
+            (4, "9f10dbf0fe8b243f"),
             "{level:?}: a new order of arithmetic is a new revision"
         );
     }

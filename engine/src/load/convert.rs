@@ -72,6 +72,7 @@ impl RawTensor<'_> {
             Stored::Q4_1 => self.dequantize(GgmlDType::Q4_1)?,
             Stored::Q5_0 => self.dequantize(GgmlDType::Q5_0)?,
             Stored::Q5_1 => self.dequantize(GgmlDType::Q5_1)?,
+            Stored::Fp4 => super::mxfp4::to_f32(&self.bytes),
             Stored::Q2K => self.dequantize(GgmlDType::Q2K)?,
             Stored::Q3K => self.dequantize(GgmlDType::Q3K)?,
             Stored::Q4K => self.dequantize(GgmlDType::Q4K)?,

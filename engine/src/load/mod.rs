@@ -59,6 +59,7 @@ pub(crate) enum Stored {
     Q4_1,
     Q5_0,
     Q5_1,
+    Fp4,
     Q2K,
     Q3K,
     Q4K,
@@ -88,7 +89,7 @@ pub(crate) struct RawTensor<'a> {
 pub(crate) enum Encoding {
     /// As they are.
     Plain(Stored),
-    /// GGUF's blocks of four-bit floats, kept as Q5_0.
+    /// GGUF's blocks of four-bit floats, see `mxfp4`.
     Mxfp4,
     /// Codes and scales of gpt-oss's own experts (see `mxfp4`).
     Bytes,

@@ -1,36 +1,35 @@
 //! MXFP4 weights, gpt-oss's experts: blocks of 32 four-bit floats (E2M1) with one power of two (E8M0); OCP
-//! Microscaling Formats 1.0. Doubled, the values are whole numbers from -12 to 12, so a block is a Q5_0
-//! block with half the scale, and the products of that format serve it without loss.
+//! Microscaling Formats 1.0. They are kept with an f16 as their scale, of half the size: doubled, the values
+//! are whole numbers from -12 to 12, which the products of quantised formats serve without loss.
 
 use half::f16;
 
 use super::{RawTensor, Stored};
 use crate::error::EngineError;
+use crate::kernels::packed::E2M1_DOUBLED;
 
 /// Values of a block.
 pub(super) const BLOCK: usize = 32;
 /// Bytes of a GGUF block: the exponent, then values `j` (low nibble) and `j + 16` (high).
 pub(super) const BLOCK_BYTES: usize = 17;
+/// Bytes of a block as kept: the scale, then values as in GGUF.
+const KEPT_BYTES: usize = 18;
 
-/// What E2M1 codes mean, doubled.
-const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-/// Zero of Q5_0 codes.
-const OFFSET: i8 = 16;
 /// E8M0 code of the largest scale that f16 has when halved (2¹⁵), and of the smallest (2⁻²⁴).
 const EXPONENT_MAX: u8 = 143;
 const EXPONENT_MIN: u8 = 104;
 
-/// A GGUF tensor as Q5_0.
+/// A GGUF tensor as it is kept.
 pub(super) fn from_gguf<'a>(name: String, shape: Vec<usize>, bytes: &[u8]) -> Result<RawTensor<'a>, EngineError> {
-    let mut out = Vec::with_capacity(bytes.len() / BLOCK_BYTES * Q5_0_BYTES);
+    let mut out = Vec::with_capacity(bytes.len() / BLOCK_BYTES * KEPT_BYTES);
     for block in bytes.chunks_exact(BLOCK_BYTES) {
         let (low, high) = (block[1..].iter().map(|b| b & 15), block[1..].iter().map(|b| b >> 4));
         push(&mut out, block[0], low.chain(high)).ok_or_else(|| too_large(&name, block[0]))?;
     }
-    Ok(RawTensor { name, stored: Stored::Q5_0, shape, bytes: out.into() })
+    Ok(RawTensor { name, stored: Stored::Fp4, shape, bytes: out.into() })
 }
 
-/// Rows `offset`, `offset + step`, … of one of gpt-oss's own expert matrices as Q5_0: `codes` is
+/// Rows `offset`, `offset + step`, … of one of gpt-oss's own expert matrices: `codes` is
 /// `[rows, blocks, 16]` with values `2j` (low nibble) and `2j + 1` (high), `exponents` is `[rows, blocks]`.
 pub(super) fn rows_of<'a>(
     name: String,
@@ -39,7 +38,7 @@ pub(super) fn rows_of<'a>(
     exponents: &[u8],
     (offset, step): (usize, usize),
 ) -> Result<RawTensor<'a>, EngineError> {
-    let mut out = Vec::with_capacity(exponents.len() / step.max(1) * Q5_0_BYTES);
+    let mut out = Vec::with_capacity(exponents.len() / step.max(1) * KEPT_BYTES);
     let mut taken = 0;
     for row in (offset..rows).step_by(step.max(1)) {
         for block in row * blocks..(row + 1) * blocks {
@@ -48,36 +47,48 @@ pub(super) fn rows_of<'a>(
         }
         taken += 1;
     }
-    Ok(RawTensor { name, stored: Stored::Q5_0, shape: vec![taken, blocks * BLOCK], bytes: out.into() })
+    Ok(RawTensor { name, stored: Stored::Fp4, shape: vec![taken, blocks * BLOCK], bytes: out.into() })
 }
 
-const Q5_0_BYTES: usize = 22;
+/// The numbers of blocks as they are kept.
+pub(super) fn to_f32(bytes: &[u8]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(bytes.len() / KEPT_BYTES * BLOCK);
+    for block in bytes.chunks_exact(KEPT_BYTES) {
+        let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        let number = |code: u8| scale * f32::from(E2M1_DOUBLED[usize::from(code)]);
+        out.extend(block[2..].iter().map(|b| number(b & 15)));
+        out.extend(block[2..].iter().map(|b| number(b >> 4)));
+    }
+    out
+}
 
 /// One block; none if its scale is beyond f16.
 fn push(out: &mut Vec<u8>, exponent: u8, codes: impl Iterator<Item = u8>) -> Option<()> {
-    let mut values = [0i8; BLOCK];
-    for (v, code) in values.iter_mut().zip(codes) {
-        *v = DOUBLED[usize::from(code & 15)];
-    }
+    let mut block = [0u8; BLOCK];
+    block.iter_mut().zip(codes).for_each(|(to, code)| *to = code & 15);
     let mut exponent = exponent;
-    if values == [0; BLOCK] {
+    if block.iter().all(|code| code & 7 == 0) {
         exponent = EXPONENT_MIN;
     }
     if exponent < EXPONENT_MIN {
         // Below what f16 has: multiples of its smallest number, off by at most 3·10⁻⁸.
-        let shift = (EXPONENT_MIN - exponent).min(7);
-        values.iter_mut().for_each(|v| *v = (f32::from(*v) / f32::from(1u8 << shift)).round_ties_even() as i8);
+        block.iter_mut().for_each(|code| *code = halved(*code, (EXPONENT_MIN - exponent).min(7)));
         exponent = EXPONENT_MIN;
     }
     if exponent > EXPONENT_MAX {
         return None;
     }
     out.extend(f16::from_f32(f32::from(exponent - EXPONENT_MIN).exp2() * 2f32.powi(-24)).to_le_bytes());
-    let code = |j: usize| (values[j] + OFFSET) as u8;
-    let fifth = (0..BLOCK).fold(0u32, |bits, j| bits | u32::from(code(j) >> 4) << j);
-    out.extend(fifth.to_le_bytes());
-    out.extend((0..BLOCK / 2).map(|j| code(j) & 15 | (code(j + 16) & 15) << 4));
+    out.extend((0..BLOCK / 2).map(|j| block[j] | block[j + BLOCK / 2] << 4));
     Some(())
+}
+
+/// The code of what comes nearest to a code's number divided by two some `times`: always a whole number that
+/// E2M1 has, doubled.
+fn halved(code: u8, times: u8) -> u8 {
+    let size = f32::from(E2M1_DOUBLED[usize::from(code & 7)]) / f32::from(1u8 << times);
+    let nearest = E2M1_DOUBLED.iter().position(|v| f32::from(*v) == size.round_ties_even());
+    nearest.map_or(0, |at| at as u8) | code & 8
 }
 
 fn too_large(name: &str, exponent: u8) -> EngineError {
@@ -126,6 +137,18 @@ mod tests {
         let error =
             from_gguf("w".into(), vec![1, BLOCK], &[&[144u8][..], &[0x11; 16]].concat()).err().expect("too large");
         assert!(error.to_string().contains("2^17"), "{error}");
+    }
+
+    #[test]
+    fn halves_are_numbers_of_the_format() {
+        for code in 0..16 {
+            for times in 0..8 {
+                let number = |code: u8| f32::from(super::E2M1_DOUBLED[usize::from(code)]);
+                let exact = number(code) / 2f32.powi(i32::from(times));
+                let halved = number(super::halved(code, times));
+                assert_eq!(halved, exact.round_ties_even(), "{code} {times}");
+            }
+        }
     }
 
     #[test]
