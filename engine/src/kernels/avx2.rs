@@ -191,7 +191,7 @@ fn shifted(v: __m256i, left: i32) -> __m256i {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn codes<F: Format>(q: *const u8, g: usize) -> __m256i {
-    // SAFETY: every plane read is one that the kind has.
+    // SAFETY: every plane read is one that the kind has; the table is sixteen bytes.
     unsafe {
         let plane = |i: usize| _mm256_load_si256(q.add(i * PLANE).cast());
         let (half, pair) = (g / 4, g as i32 % 4);

@@ -253,7 +253,7 @@ fn shifted(v: __m512i, left: i32) -> __m512i {
 #[inline]
 unsafe fn unpack<F: Format>(q: *const u8) -> [__m512i; 8] {
     let mut out = [_mm512_setzero_si512(); 8];
-    // SAFETY: every plane read is one that the kind has.
+    // SAFETY: every plane read is one that the kind has; the table is sixteen bytes.
     unsafe {
         let plane = |i: usize| _mm512_load_si512(q.add(i * PLANE).cast());
         match F::KIND {

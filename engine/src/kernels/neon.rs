@@ -215,7 +215,8 @@ unsafe fn quant_tile<const DOT: bool, const MR: usize, const Q: usize, F: Format
 /// `q` points at these rows in the first plane of a block.
 #[inline(always)]
 unsafe fn codes<const G: usize, F: Format>(q: *const u8) -> int8x16_t {
-    // SAFETY: every aarch64 machine has NEON, and every plane read is one that the kind has.
+    // SAFETY: every aarch64 machine has NEON, every plane read is one that the kind has, the table is
+    // sixteen bytes.
     unsafe {
         let shifted = |v: uint8x16_t, left: i8| vshlq_u8(v, vdupq_n_s8(left));
         let masked = |v: uint8x16_t, bits: u8| vandq_u8(v, vdupq_n_u8(bits));
