@@ -26,13 +26,18 @@ SPREADS = {Type.Q4_0: math.sqrt((16 * 16 - 1) / 12), Type.Q8_0: math.sqrt((256 *
 class Model:
     """A GGUF file of random tensors."""
 
-    def __init__(self, a, arch, layers, hidden):
+    def __init__(self, a, arch, layers, hidden, ff, heads, kv_heads, eps=1e-5, rope_base=10000.0):
         self.rng, self.layers, self.hidden = np.random.default_rng(a.seed), a.layers or layers, hidden
         self.gguf = gguf.GGUFWriter(a.out, arch)
         self.gguf.add_name(f"random {arch}, {self.layers} layers, seed {a.seed}")
         self.gguf.add_block_count(self.layers)
         self.gguf.add_context_length(4096)
         self.gguf.add_embedding_length(hidden)
+        self.gguf.add_feed_forward_length(ff)
+        self.gguf.add_head_count(heads)
+        self.gguf.add_head_count_kv(kv_heads)
+        self.gguf.add_layer_norm_rms_eps(eps)
+        self.gguf.add_rope_freq_base(rope_base)
         self.gguf.add_tokenizer_model("no_vocab")
 
     def quantised(self, name, *shape, type=Type.Q4_0):
@@ -78,12 +83,7 @@ class Model:
 
 def olmoe(a):
     hidden, heads, experts, ff = 2048, 16, a.experts or 64, 1024
-    m = Model(a, "olmoe", 16, hidden)
-    m.gguf.add_feed_forward_length(ff)
-    m.gguf.add_head_count(heads)
-    m.gguf.add_head_count_kv(heads)
-    m.gguf.add_layer_norm_rms_eps(1e-5)
-    m.gguf.add_rope_freq_base(10000.0)
+    m = Model(a, "olmoe", 16, hidden, ff, heads, heads)
     m.gguf.add_expert_count(experts)
     m.gguf.add_expert_used_count(8)
     m.vocabulary(50304)
@@ -100,14 +100,8 @@ def olmoe(a):
 def deepseek(a):
     hidden, heads, nope, rope, value, rank = 2048, 16, 128, 64, 128, 512
     experts, shared, ff, dense_ff = a.experts or 16, 2, 1408, 10944
-    # Readers tell the form without a low-rank query by the number of layers.
-    m = Model(a, "deepseek2", 27, hidden)
-    m.gguf.add_feed_forward_length(dense_ff)
-    m.gguf.add_head_count(heads)
-    # The latent is one head of keys.
-    m.gguf.add_head_count_kv(1)
-    m.gguf.add_layer_norm_rms_eps(1e-6)
-    m.gguf.add_rope_freq_base(10000.0)
+    # Readers tell the form without a low-rank query by the number of layers. The latent is one head of keys.
+    m = Model(a, "deepseek2", 27, hidden, dense_ff, heads, 1, eps=1e-6)
     m.gguf.add_leading_dense_block_count(1)
     m.gguf.add_kv_lora_rank(rank)
     m.gguf.add_key_length(rank + rope)
@@ -143,12 +137,7 @@ def deepseek(a):
 
 def minicpm3(a):
     hidden, heads, nope, rope, value, rank, q_rank, ff = 2560, 40, 64, 32, 64, 256, 768, 6400
-    m = Model(a, "minicpm3", 62, hidden)
-    m.gguf.add_feed_forward_length(ff)
-    m.gguf.add_head_count(heads)
-    m.gguf.add_head_count_kv(heads)
-    m.gguf.add_layer_norm_rms_eps(1e-5)
-    m.gguf.add_rope_freq_base(10000.0)
+    m = Model(a, "minicpm3", 62, hidden, ff, heads, heads)
     m.gguf.add_q_lora_rank(q_rank)
     m.gguf.add_kv_lora_rank(rank)
     m.gguf.add_key_length(nope + rope)
@@ -170,14 +159,9 @@ def minicpm3(a):
 
 def gpt_oss(a):
     hidden, heads, kv_heads, width, experts, ff = 2880, 64, 8, 64, a.experts or 8, 2880
-    m = Model(a, "gpt-oss", 24, hidden)
-    m.gguf.add_feed_forward_length(ff)
-    m.gguf.add_head_count(heads)
-    m.gguf.add_head_count_kv(kv_heads)
+    m = Model(a, "gpt-oss", 24, hidden, ff, heads, kv_heads, rope_base=150000.0)
     m.gguf.add_key_length(width)
     m.gguf.add_value_length(width)
-    m.gguf.add_layer_norm_rms_eps(1e-5)
-    m.gguf.add_rope_freq_base(150000.0)
     m.gguf.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     m.gguf.add_rope_scaling_factor(32.0)
     m.gguf.add_rope_scaling_orig_ctx_len(4096)

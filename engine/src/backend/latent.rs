@@ -30,10 +30,7 @@ impl Cpu {
         let Inner { x: inputs, gate: outputs, up: queries, down: sums, parts, shared: common, .. } = &mut self.inner;
         // Rows lie in heads for the products, heads in rows for attention.
         inputs.resize(heads * rows * nope_dim, 0.0);
-        pool.for_pieces(inputs, nope_dim, nope_dim, &|i, input| {
-            let from = (i % rows * heads + i / rows) * q_dim;
-            input.copy_from_slice(&q[from..from + nope_dim]);
-        });
+        exchange(pool, (q, q_dim), [heads, rows], (inputs, nope_dim));
         per_head(level, pool, &w.keys, inputs, common, outputs);
         let up = &*outputs;
         queries.resize(rows * heads * width, 0.0);
@@ -44,19 +41,25 @@ impl Cpu {
         });
         sums.resize(rows * heads * kv_rank, 0.0);
         attend(level, pool, h, kv, queries, parts, sums);
-        let sums = &*sums;
         inputs.resize(heads * rows * kv_rank, 0.0);
-        pool.for_pieces(inputs, kv_rank, kv_rank, &|i, input| {
-            let from = (i % rows * heads + i / rows) * kv_rank;
-            input.copy_from_slice(&sums[from..from + kv_rank]);
-        });
+        exchange(pool, (sums, kv_rank), [heads, rows], (inputs, kv_rank));
         per_head(level, pool, &w.values, inputs, common, outputs);
-        let values = &*outputs;
-        pool.for_pieces(out, v_dim, v_dim, &|i, out| {
-            let from = (i % heads * rows + i / heads) * v_dim;
-            out.copy_from_slice(&values[from..from + v_dim]);
-        });
+        exchange(pool, (outputs, v_dim), [rows, heads], (out, v_dim));
     }
+}
+
+/// Rows of heads into heads of rows, or back: the first `width` numbers of each piece of
+/// `x [inner, outer, x_width]`, as `out [outer, inner, width]`.
+fn exchange(
+    pool: &mut Pool,
+    (x, x_width): (&[f32], usize),
+    [outer, inner]: [usize; 2],
+    (out, width): (&mut [f32], usize),
+) {
+    pool.for_pieces(out, width, width, &|i, piece| {
+        let from = (i % inner * outer + i / inner) * x_width;
+        piece.copy_from_slice(&x[from..from + width]);
+    });
 }
 
 /// A product per head: `x [heads, rows, k]` with the head's matrix `[n, k]`, into `out [heads, rows, n]`.

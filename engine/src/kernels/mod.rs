@@ -43,7 +43,7 @@ pub(crate) mod gates;
 pub(crate) mod lanes;
 mod layout;
 pub(crate) mod matmul;
-pub(crate) mod narrow;
+mod narrow;
 pub(crate) mod packed;
 pub(crate) mod pool;
 mod portable;

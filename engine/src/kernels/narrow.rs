@@ -45,12 +45,11 @@ pub(crate) struct Narrow {
 }
 
 /// Ends the steps of a panel.
-pub(super) const NONE: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
-/// The number at `raw[2i..2i+2]` as f32.
-fn number(source: Kind, raw: &[u8], i: usize) -> f32 {
-    let bytes = [raw[2 * i], raw[2 * i + 1]];
-    if source == Kind::F16 { f16::from_le_bytes(bytes).to_f32() } else { bf16::from_le_bytes(bytes).to_f32() }
+/// A number of the source as f32.
+fn number(source: Kind, bits: u16) -> f32 {
+    if source == Kind::F16 { f16::from_bits(bits).to_f32() } else { bf16::from_bits(bits).to_f32() }
 }
 
 /// High and low byte of the brain float that `bits`, of a number of the source, are exactly.
@@ -64,8 +63,8 @@ pub(super) fn parts(source: Kind, bits: u16) -> Option<[u8; 2]> {
         let rest = ((bits & 0x7fff) >> 3) + (112 << 7);
         return (bits & 7 == 0).then_some((bits & 0x8000 | rest).to_be_bytes());
     }
-    let wide = f16::from_bits(bits).to_f32().to_bits();
-    (wide & 0xffff == 0).then_some([(wide >> 24) as u8, (wide >> 16) as u8])
+    let [high, low, rest @ ..] = number(source, bits).to_bits().to_be_bytes();
+    (rest == [0, 0]).then_some([high, low])
 }
 
 /// Place of row `r`, value `j < 4` in a plane.
@@ -141,7 +140,7 @@ fn pack_panel(
     let line = |&step: &u32| {
         let mut line = [0.0; PANEL];
         for (v, row) in line.iter_mut().zip(rows.chunks_exact(2 * k)) {
-            *v = number(source, row, step as usize);
+            *v = number(source, u16::from_le_bytes(row.as_chunks().0[step as usize]));
         }
         line
     };
@@ -246,7 +245,7 @@ impl Packed {
     fn coded(&self, narrow: &Narrow, p: usize, step: usize, r: usize) -> f32 {
         let [first, stride] = self.narrow_blocks(p);
         let block = &self.codes.bytes()[first + step / OCTET * stride..][..BLOCK_BYTES];
-        let (half, at) = (step % OCTET / 4, place(r, step % 4));
+        let (half, at) = (step % OCTET / HALF, place(r, step % HALF));
         let high = narrow.highs[usize::from(block[2 * PLANE + at] >> (4 * half) & 15)];
         f32::from_bits(u32::from(high) << 24 | u32::from(block[half * PLANE + at]) << 16)
     }

@@ -63,9 +63,7 @@ const EXPERTS: usize = 6;
 fn experts(ty: u32, silent: &str) -> Vec<u8> {
     let (hidden, ff, shared) = (K_BLOCK, K_BLOCK, 2 * K_BLOCK);
     let mut r = Random(11);
-    let mut w = Writer::default();
-    w.string("general.architecture", "qwen2moe");
-    for (key, v) in [
+    let sizes = [
         ("block_count", 2),
         ("context_length", 64),
         ("embedding_length", hidden),
@@ -75,10 +73,8 @@ fn experts(ty: u32, silent: &str) -> Vec<u8> {
         ("expert_used_count", 2),
         ("expert_feed_forward_length", ff),
         ("expert_shared_feed_forward_length", shared),
-    ] {
-        w.number(&format!("qwen2moe.{key}"), v as u32);
-    }
-    w.key("qwen2moe.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    ];
+    let mut w = Writer::new("qwen2moe", &sizes);
     w.tensor(&mut r, "token_embd.weight", &[VOCAB, hidden], 0);
     numbers(&mut w, "output_norm.weight", &vec![1.0; hidden]);
     for i in 0..2 {
@@ -107,10 +103,8 @@ fn experts(ty: u32, silent: &str) -> Vec<u8> {
             ("ffn_down_shexp", vec![hidden, shared], ty),
         ] {
             w.tensor(&mut r, &format!("blk.{i}.{name}.weight"), &shape, ty);
-            if name == silent
-                && let Some((.., data)) = w.tensors.last_mut()
-            {
-                data.fill(0);
+            if name == silent {
+                w.last().fill(0);
             }
         }
     }
@@ -149,9 +143,7 @@ fn quantised_experts_compute_what_candle_computes() {
 fn latents(ty: u32, split: bool, silent: &str) -> Vec<u8> {
     let (hidden, heads, nope, rope, value, rank) = (64, 3, K_BLOCK, 16, 32, K_BLOCK);
     let mut r = Random(13);
-    let mut w = Writer::default();
-    w.string("general.architecture", "deepseek2");
-    for (key, v) in [
+    let sizes = [
         ("block_count", 2),
         ("leading_dense_block_count", 2),
         ("context_length", 64),
@@ -165,10 +157,8 @@ fn latents(ty: u32, split: bool, silent: &str) -> Vec<u8> {
         ("attention.key_length_mla", nope + rope),
         ("attention.value_length_mla", value),
         ("rope.dimension_count", rope),
-    ] {
-        w.number(&format!("deepseek2.{key}"), v as u32);
-    }
-    w.key("deepseek2.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    ];
+    let mut w = Writer::new("deepseek2", &sizes);
     w.tensor(&mut r, "token_embd.weight", &[VOCAB, hidden], 0);
     numbers(&mut w, "output_norm.weight", &vec![1.0; hidden]);
     for i in 0..2 {
@@ -191,12 +181,11 @@ fn latents(ty: u32, split: bool, silent: &str) -> Vec<u8> {
         }
         for (name, shape, ty) in tensors {
             w.tensor(&mut r, &format!("blk.{i}.{name}.weight"), &shape, ty);
-            let Some((.., data)) = w.tensors.last_mut() else { continue };
             if name == silent {
-                data.fill(0);
+                w.last().fill(0);
             } else if name == "attn_q" {
                 // Sharp attention, so that keys count as much as values.
-                for v in data.as_chunks_mut().0 {
+                for v in w.last().as_chunks_mut().0 {
                     *v = (f32::from_le_bytes(*v) * 40.0).to_le_bytes();
                 }
             }

@@ -67,6 +67,22 @@ fn text(out: &mut Vec<u8>, s: &str) {
 }
 
 impl Writer {
+    /// The architecture, its sizes and the norms' epsilon.
+    fn new(arch: &str, sizes: &[(&str, usize)]) -> Self {
+        let mut w = Self::default();
+        w.string("general.architecture", arch);
+        for (key, v) in sizes {
+            w.number(&format!("{arch}.{key}"), *v as u32);
+        }
+        w.key(&format!("{arch}.attention.layer_norm_rms_epsilon"), 6, &1e-5f32.to_le_bytes());
+        w
+    }
+
+    /// Bytes of the tensor written last.
+    fn last(&mut self) -> &mut Vec<u8> {
+        &mut self.tensors.last_mut().expect("a tensor").3
+    }
+
     fn key(&mut self, key: &str, ty: u32, value: &[u8]) {
         text(&mut self.meta, key);
         self.meta.extend(ty.to_le_bytes());
@@ -153,21 +169,17 @@ impl Writer {
 /// A two-layer Llama with matrices of GGML type `ty`.
 fn llama(ty: u32) -> Writer {
     let mut r = Random(7);
-    let mut w = Writer::default();
     let (hidden, ff) = if (10..=14).contains(&ty) { (K_BLOCK, K_BLOCK) } else { (HIDDEN, FF) };
-    w.string("general.architecture", "llama");
-    for (key, v) in [
+    let sizes = [
         ("block_count", 2),
         ("context_length", 64),
-        ("embedding_length", hidden as u32),
-        ("feed_forward_length", ff as u32),
+        ("embedding_length", hidden),
+        ("feed_forward_length", ff),
         ("attention.head_count", 4),
         ("attention.head_count_kv", 2),
-        ("rope.dimension_count", hidden as u32 / 4),
-    ] {
-        w.number(&format!("llama.{key}"), v);
-    }
-    w.key("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+        ("rope.dimension_count", hidden / 4),
+    ];
+    let mut w = Writer::new("llama", &sizes);
     w.number("tokenizer.ggml.eos_token_id", 2);
     w.string("tokenizer.ggml.model", "gpt2");
     w.string("tokenizer.ggml.pre", "smollm");

@@ -67,9 +67,7 @@ fn rope_scaling_is_read_as_llama_cpp_reads_it() {
 /// As llama.cpp's converter writes it: factors without a type.
 #[test]
 fn factors_of_minicpm3_are_used() {
-    let mut w = Writer::default();
-    w.string("general.architecture", "minicpm3");
-    for (key, v) in [
+    let sizes = [
         ("block_count", 1),
         ("context_length", 64),
         ("embedding_length", 32),
@@ -79,10 +77,8 @@ fn factors_of_minicpm3_are_used() {
         ("attention.q_lora_rank", 8),
         ("attention.kv_lora_rank", 8),
         ("rope.dimension_count", 8),
-    ] {
-        w.number(&format!("minicpm3.{key}"), v);
-    }
-    w.key("minicpm3.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+    ];
+    let mut w = Writer::new("minicpm3", &sizes);
     w.tensor(&mut Random(1), "token_embd.weight", &[VOCAB, 32], 0);
     numbers(&mut w, "rope_factors_long.weight", &[4.0; 4]);
     numbers(&mut w, "rope_factors_short.weight", &[2.0; 4]);
