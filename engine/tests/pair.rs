@@ -31,12 +31,12 @@ fn reference() -> Vec<Row> {
     serde_json::from_slice::<Reference>(&text).expect("the reference is valid").rows
 }
 
-fn load_with(m: EmbeddedModel, threads: usize, backend: BackendKind) -> Model {
+fn load_with(m: &EmbeddedModel, threads: usize, backend: BackendKind) -> Model {
     let files = ModelFiles::Embedded { config: m.config, weights: m.weights };
     Model::load(&files, &LoadOptions { threads, backend }).expect("the embedded model loads")
 }
 
-fn load(m: EmbeddedModel) -> Model {
+fn load(m: &EmbeddedModel) -> Model {
     load_with(m, 2, BackendKind::Cpu)
 }
 
@@ -114,7 +114,7 @@ fn check_reference(name: &str, model: &Model, cuts: &[usize], rows_max: usize) -
 
 #[test]
 fn greedy_ids_and_logits_equal_the_reference() {
-    for (m, name) in [(EDGE, "edge"), (CLOUD, "cloud")] {
+    for (m, name) in [(&EDGE, "edge"), (&CLOUD, "cloud")] {
         let model = load(m);
         assert!(check_reference(name, &model, &[], usize::MAX) <= LOGIT_TOLERANCE);
         assert!(check_reference(name, &model, &[TRUNK], usize::MAX) <= LOGIT_TOLERANCE);
@@ -123,7 +123,7 @@ fn greedy_ids_and_logits_equal_the_reference() {
 
 #[test]
 fn the_trunk_is_found_by_fingerprint() {
-    let (edge, cloud) = (load(EDGE), load(CLOUD));
+    let (edge, cloud) = (load(&EDGE), load(&CLOUD));
     assert_eq!(trunk_layers(edge.layer_digests(), cloud.layer_digests()), TRUNK);
     assert_ne!(edge.digest(), cloud.digest());
 }
@@ -132,7 +132,7 @@ fn the_trunk_is_found_by_fingerprint() {
 /// layers, other thread counts, and in a batch with other sequences.
 #[test]
 fn bits_do_not_depend_on_how_a_prompt_is_computed() {
-    for m in [EDGE, CLOUD] {
+    for m in [&EDGE, &CLOUD] {
         let model = load(m);
         let rows = reference();
         let ids: Vec<u32> = rows.iter().take(8).flat_map(|r| r.prompt_ids.iter().copied()).take(97).collect();
@@ -186,7 +186,7 @@ fn bits_do_not_depend_on_how_a_prompt_is_computed() {
 /// over by the cloud block by block, they give the bits the cloud computes by itself.
 #[test]
 fn trunk_state_of_the_edge_is_the_clouds_own() {
-    let (edge, cloud) = (load(EDGE), load(CLOUD));
+    let (edge, cloud) = (load(&EDGE), load(&CLOUD));
     let ids: Vec<u32> = reference().iter().take(6).flat_map(|r| r.prompt_ids.iter().copied()).take(75).collect();
     let mut own = Split::new(&cloud, &[TRUNK]);
     let mut own_seqs = own.sequences();
@@ -220,7 +220,7 @@ fn trunk_state_of_the_edge_is_the_clouds_own() {
 /// Rolling back and forking leave the state of what remains as it was.
 #[test]
 fn rollback_and_forks_do_not_change_the_bits() {
-    let model = load(EDGE);
+    let model = load(&EDGE);
     let mut split = Split::new(&model, &[TRUNK]);
     let (prompt, right, wrong) = ([0u32, 2, 62, 337, 273, 70], [266u32, 269, 343], [9u32; 40]);
     let mut straight = split.sequences();
@@ -237,7 +237,7 @@ fn rollback_and_forks_do_not_change_the_bits() {
 /// Whole models have these bits on every machine: what trunk sharing and moved state rest on.
 #[test]
 fn every_machine_computes_these_bits() {
-    let digests = [EDGE, CLOUD].map(|m| {
+    let digests = [&EDGE, &CLOUD].map(|m| {
         let model = load(m);
         let mut split = Split::new(&model, &[TRUNK]);
         let mut hash = blake3::Hasher::new();
@@ -255,7 +255,7 @@ fn every_machine_computes_these_bits() {
 
 #[test]
 fn candle_operators_agree() {
-    for m in [EDGE, CLOUD] {
+    for m in [&EDGE, &CLOUD] {
         let (own, candle) = (load(m), load_with(m, 1, BackendKind::Candle));
         assert_ne!(own.numerics(), candle.numerics());
         let (mut a, mut b) = (Split::new(&own, &[TRUNK]), Split::new(&candle, &[TRUNK]));
@@ -274,7 +274,7 @@ fn candle_operators_agree() {
 
 #[test]
 fn wrong_use_is_refused_and_changes_nothing() {
-    let model = load(EDGE);
+    let model = load(&EDGE);
     let spec = model.spec().clone();
     let mut pool = KvPool::new(&model, 0..spec.layers, 2).expect("pool");
     let mut seq = pool.sequence();
@@ -314,7 +314,7 @@ fn wrong_use_is_refused_and_changes_nothing() {
 fn a_folder_loads_as_the_embedded_model() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/edge");
     let model = Model::load(&ModelFiles::HfDir(dir.clone()), &LoadOptions::default()).expect("loads");
-    assert_eq!(model.digest(), load(EDGE).digest());
+    assert_eq!(model.digest(), load(&EDGE).digest());
     let tokenizer = tandem_engine::tokenizer::Tokenizer::from_dir(&dir).expect("tokenizer");
     assert!(tokenizer.vocab_size() <= model.spec().vocab_size);
     tandem_engine::chat::ChatTemplate::from_dir(&dir).expect("template");

@@ -12,8 +12,8 @@ pub use repo::is_file;
 pub use resolve::{Found, Place, ResolveError, gguf_files, matching, resolve};
 pub use tandem_engine::{SplitPart, split_part};
 
-/// The files of one embedded model, in Hugging Face layout.
-#[derive(Clone, Copy)]
+/// The files of one embedded model, in Hugging Face layout. Each is a `static`: a `const` would put its
+/// bytes into the binary once for every unit of code that names it.
 pub struct EmbeddedModel {
     /// Name under which the model is served.
     pub name: &'static str,
@@ -30,7 +30,7 @@ pub struct EmbeddedModel {
 }
 
 /// The small model that runs on the device.
-pub const EDGE: EmbeddedModel = EmbeddedModel {
+pub static EDGE: EmbeddedModel = EmbeddedModel {
     name: "demo-edge",
     config: include_bytes!("../edge/config.json"),
     weights: include_bytes!("../edge/model.safetensors"),
@@ -40,7 +40,7 @@ pub const EDGE: EmbeddedModel = EmbeddedModel {
 };
 
 /// The mixture-of-experts model that runs in the cloud.
-pub const CLOUD: EmbeddedModel = EmbeddedModel {
+pub static CLOUD: EmbeddedModel = EmbeddedModel {
     name: "demo-cloud",
     config: include_bytes!("../cloud/config.json"),
     weights: include_bytes!("../cloud/model.safetensors"),
@@ -53,13 +53,13 @@ pub const CLOUD: EmbeddedModel = EmbeddedModel {
 pub const TRUNK_LAYERS: usize = 2;
 
 /// Parameters of the calibrated escalation rule fitted for the pair (`policy.json`), if there are any.
-pub const POLICY: Option<&[u8]> = Some(include_bytes!("../policy.json"));
+pub static POLICY: Option<&[u8]> = Some(include_bytes!("../policy.json"));
 
 /// Every embedded model, by name.
-pub const ALL: [EmbeddedModel; 2] = [EDGE, CLOUD];
+pub static ALL: [&EmbeddedModel; 2] = [&EDGE, &CLOUD];
 
 /// The embedded model called `name`.
 #[must_use]
-pub fn find(name: &str) -> Option<EmbeddedModel> {
+pub fn find(name: &str) -> Option<&'static EmbeddedModel> {
     ALL.into_iter().find(|m| m.name == name)
 }

@@ -73,8 +73,8 @@ impl EmbeddedModel {
     ///
     /// # Errors
     /// As [`Model::load`]; the embedded files are sound, so memory is the likely one.
-    pub fn load(&self, threads: usize) -> Result<LoadedModel, EngineError> {
-        Found { name: self.name.to_owned(), place: Place::Embedded(*self) }.load(threads)
+    pub fn load(&'static self, threads: usize) -> Result<LoadedModel, EngineError> {
+        Found { name: self.name.to_owned(), place: Place::Embedded(self) }.load(threads)
     }
 }
 

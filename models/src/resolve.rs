@@ -19,7 +19,7 @@ const LISTED_MAX: usize = 12;
 #[derive(Clone)]
 pub enum Place {
     /// In this program.
-    Embedded(EmbeddedModel),
+    Embedded(&'static EmbeddedModel),
     /// A folder in Hugging Face layout.
     Folder(PathBuf),
     /// A GGUF file; of a split one, any part.

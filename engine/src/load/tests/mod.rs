@@ -385,7 +385,7 @@ fn tensors_that_nothing_uses_are_refused() {
 }
 
 fn deepseek() -> (serde_json::Value, Vec<u8>) {
-    let e = tandem_models::CLOUD;
+    let e = &tandem_models::CLOUD;
     (serde_json::from_slice(e.config).expect("json"), e.weights.to_vec())
 }
 
@@ -460,7 +460,7 @@ fn broken_configs_are_refused_with_the_field() {
 
 #[test]
 fn broken_safetensors_are_refused() {
-    let e = tandem_models::EDGE;
+    let e = &tandem_models::EDGE;
     for n in [0, 7, 8, 100, e.weights.len() / 2, e.weights.len() - 1] {
         let r = check_safetensors(e.config, &e.weights[..n]);
         assert!(matches!(r, Err(EngineError::Format { format: "safetensors", .. })), "{n} bytes: {r:?}");
