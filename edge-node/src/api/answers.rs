@@ -33,7 +33,13 @@ pub(crate) enum Update {
         piece: Piece,
     },
     /// A choice has ended; its last piece came before.
-    End { choice: usize, finish: FinishReason, route: RouteSummary },
+    End {
+        choice: usize,
+        finish: FinishReason,
+        /// The stop string that ended it.
+        stop: Option<String>,
+        route: RouteSummary,
+    },
     /// The request has failed; nothing follows.
     Failed(GenerateError),
 }
@@ -139,6 +145,7 @@ impl Answers {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
             total_tokens: self.prompt_tokens + self.completion_tokens,
+            reasoning_tokens: 0,
             tandem: self.route.clone(),
         }
     }
@@ -224,7 +231,7 @@ impl Answers {
         };
         self.meter.end(outcome, Some(&route));
         self.route.add(&route);
-        Update::End { choice, finish, route }
+        Update::End { choice, finish, stop: self.choices[choice].assembler.stopped_by().map(str::to_owned), route }
     }
 }
 

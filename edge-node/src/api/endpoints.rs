@@ -12,11 +12,13 @@ use super::backend::{Backend, Readiness};
 use super::body::read_json;
 use super::chat_fields::ChatFields;
 use super::completion_fields::CompletionFields;
+use super::completion_writer::CompletionWriter;
 use super::error::{ApiError, Params};
-use super::reply::Kind;
+use super::reply::{Kind, Shape};
 use super::request_id::RequestId;
 use super::respond::{Plan, respond};
 use super::tooling::Tooling;
+use super::writer::Writer;
 use super::{Api, model_name, prompt};
 
 /// Chat completions.
@@ -27,27 +29,48 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let ChatFields { answer, messages, format, tools, logprobs, top_logprobs } =
-        ChatFields::parse(&read_json(request).await?, &limits)?;
-    let target = resolve(&api, &answer.model)?;
+    let fields = ChatFields::parse(&read_json(request).await?, &limits)?;
+    let call = Call { path: "/v1/chat/completions", request_id, received, prompt_param: "messages" };
+    converse(&api, call, fields, |plan| completion_writer(&api, Kind::Chat, plan)).await
+}
+
+/// What is known of a request before its body.
+pub(crate) struct Call {
+    /// Path, for metrics.
+    pub(crate) path: &'static str,
+    pub(crate) request_id: RequestId,
+    pub(crate) received: Instant,
+    /// Field that holds the conversation.
+    pub(crate) prompt_param: &'static str,
+}
+
+/// Answers a conversation, whatever API it came by.
+pub(crate) async fn converse(
+    api: &Api,
+    call: Call,
+    fields: ChatFields,
+    writer: impl FnOnce(&Plan) -> Box<dyn Writer>,
+) -> Result<Response, ApiError> {
+    let ChatFields { answer, messages, format, tools, logprobs, top_logprobs } = fields;
+    let target = resolve(api, &answer.model)?;
     let tooling = Tooling::of(api.backend.as_ref(), tools, &messages)?;
-    let grammar = tooling.grammar(&api, format.as_ref()).await?;
+    let grammar = tooling.grammar(api, format.as_ref()).await?;
     let (prompt, notice) = prompt::of_chat(&api.backend, messages, tooling.told()).await?;
     let plan = Plan {
-        kind: Kind::Chat,
-        path: "/v1/chat/completions",
-        request_id,
-        received,
+        path: call.path,
+        request_id: call.request_id,
+        received: call.received,
         fields: answer,
         target,
         prompts: vec![prompt],
-        params: Params { prompt: "messages", grammar: tooling.grammar_param() },
+        params: Params { prompt: call.prompt_param, grammar: tooling.grammar_param() },
         logprobs: logprobs.then_some(top_logprobs),
         notice: notice.or_else(|| tooling.notice()),
         grammar,
         reading: tooling.reading(),
     };
-    respond(&api.backend, plan).await
+    let writer = writer(&plan);
+    respond(&api.backend, plan, writer).await
 }
 
 /// Text completions.
@@ -62,7 +85,6 @@ pub(crate) async fn completions(
     let target = resolve(&api, &answer.model)?;
     let prompts = prompt::of_texts(&api.backend, prompts).await?;
     let plan = Plan {
-        kind: Kind::Text,
         path: "/v1/completions",
         request_id,
         received,
@@ -75,11 +97,16 @@ pub(crate) async fn completions(
         grammar: None,
         reading: None,
     };
-    respond(&api.backend, plan).await
+    let writer = completion_writer(&api, Kind::Text, &plan);
+    respond(&api.backend, plan, writer).await
+}
+
+fn completion_writer(api: &Api, kind: Kind, plan: &Plan) -> Box<dyn Writer> {
+    Box::new(CompletionWriter { backend: Arc::clone(&api.backend), shape: Shape::of(kind, plan) })
 }
 
 /// What requests may refer to; an error while the node is not ready.
-fn limits(backend: &dyn Backend) -> Result<Limits, ApiError> {
+pub(crate) fn limits(backend: &dyn Backend) -> Result<Limits, ApiError> {
     match backend.ready() {
         Readiness::Ready => {
             Ok(Limits { sampling: backend.sampling_defaults(), vocabulary: backend.tokenizer().vocab_size() })

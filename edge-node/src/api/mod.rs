@@ -2,7 +2,7 @@
 //!
 //! The way of a request: [`guard`] → [`body`] → [`chat_fields`] or [`completion_fields`] →
 //! [`model_name`] → [`tooling`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] →
-//! [`reading`] → [`reply`].
+//! [`reading`] → [`writer`] → [`reply`].
 //!
 //! What is not supported is refused with a 400 that names the field; nothing is ignored but the
 //! labels that OpenAI's own API ignores (`user`, `metadata`, …). Where a request gives no
@@ -21,6 +21,7 @@ mod call_syntax;
 mod channels;
 mod chat_fields;
 mod completion_fields;
+mod completion_writer;
 mod endpoints;
 mod error;
 mod fields;
@@ -42,6 +43,7 @@ mod stop;
 mod tool_calls;
 mod tooling;
 mod tools;
+mod writer;
 
 use std::sync::Arc;
 

@@ -75,6 +75,11 @@ impl Assembler {
         (piece, passed.stopped)
     }
 
+    /// The stop string that has ended the answer.
+    pub(crate) fn stopped_by(&self) -> Option<&str> {
+        self.stops.stopped_by()
+    }
+
     /// Takes text that belongs to the last token (bytes that never became a character) and ends.
     pub(crate) fn finish(&mut self, text: &str) -> Piece {
         self.decoded += text.len();

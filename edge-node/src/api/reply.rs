@@ -1,11 +1,14 @@
 //! Bodies of answers, whole and in chunks, for both kinds of completion.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::Serialize;
 use tandem_engine::tokenizer::Tokenizer;
 
 use super::pieces::WrittenToken;
 use super::reading::{Reading, Said};
 use super::request_id::random_u64;
+use super::respond::Plan;
 use crate::request::{FinishReason, RouteSummary, TokenEvent};
 
 /// Stands for log probabilities that JSON cannot hold, as at OpenAI.
@@ -63,6 +66,9 @@ pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
     pub(crate) total_tokens: u64,
+    /// Tokens of the completion that are reasoning and nothing else.
+    #[serde(skip)]
+    pub(crate) reasoning_tokens: u64,
     pub(crate) tandem: RouteSummary,
 }
 
@@ -190,6 +196,24 @@ impl Serialize for TopLogprobs {
 }
 
 impl Shape {
+    /// For the answers to a plan.
+    pub(crate) fn of(kind: Kind, plan: &Plan) -> Self {
+        let prefix = match kind {
+            Kind::Chat => "chatcmpl",
+            Kind::Text => "cmpl",
+        };
+        Self {
+            kind,
+            id: format!("{prefix}-{}", plan.request_id.as_str()),
+            created: unix_s(),
+            model: plan.target.name.clone(),
+            logprobs: plan.logprobs.map(|top| top as usize),
+            tokens: plan.fields.tokens,
+            include_usage: plan.fields.include_usage,
+            reading: plan.reading.clone(),
+        }
+    }
+
     /// The whole answer.
     pub(crate) fn whole(&self, choices: Vec<Choice>, usage: Usage) -> Body<'_> {
         Body { usage: Some(Some(usage)), ..self.body(self.object(false), choices) }
@@ -212,7 +236,7 @@ impl Shape {
                 Said::Content(text) => content.push_str(&text),
                 Said::Reasoning(text) => reasoning_content.get_or_insert_default().push_str(&text),
                 Said::Call { name, .. } => tool_calls.push(WholeCall {
-                    id: self.call_id(),
+                    id: call_id(self.reading.as_ref()),
                     r#type: "function",
                     function: WholeFunction { name, arguments: String::new() },
                 }),
@@ -258,7 +282,7 @@ impl Shape {
                 Said::Reasoning(text) => delta.reasoning_content.get_or_insert_default().push_str(&text),
                 Said::Call { index, name } => delta.tool_calls.push(CallDelta {
                     index,
-                    id: Some(self.call_id()),
+                    id: Some(call_id(self.reading.as_ref())),
                     r#type: Some("function"),
                     function: FunctionDelta { name: Some(name), arguments: String::new() },
                 }),
@@ -300,25 +324,6 @@ impl Shape {
         self.tokens || self.logprobs.is_some()
     }
 
-    /// A fresh id for a call, in the form that the model's template takes back.
-    fn call_id(&self) -> String {
-        const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let mut rest = random_u64();
-        let mut letters = |n: usize| -> String {
-            let mut letter = || {
-                let at = rest % LETTERS.len() as u64;
-                rest /= LETTERS.len() as u64;
-                char::from(LETTERS[at as usize])
-            };
-            (0..n).map(|_| letter()).collect()
-        };
-        if self.reading.as_ref().is_some_and(|reading| reading.syntax.short_ids) {
-            letters(9)
-        } else {
-            format!("call_{}", letters(12))
-        }
-    }
-
     fn object(&self, chunk: bool) -> &'static str {
         match (self.kind, chunk) {
             (Kind::Chat, false) => "chat.completion",
@@ -356,6 +361,26 @@ impl Shape {
         let tandem = self.tokens.then(|| Tokens { tokens: tokens.iter().map(report).collect() });
         Choice { logprobs, tandem, ..empty_choice(index) }
     }
+}
+
+/// A fresh id for a call, in the form that the model's template takes back.
+pub(crate) fn call_id(reading: Option<&Reading>) -> String {
+    const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut rest = random_u64();
+    let mut letters = |n: usize| -> String {
+        let mut letter = || {
+            let at = rest % LETTERS.len() as u64;
+            rest /= LETTERS.len() as u64;
+            char::from(LETTERS[at as usize])
+        };
+        (0..n).map(|_| letter()).collect()
+    };
+    if reading.is_some_and(|reading| reading.syntax.short_ids) { letters(9) } else { format!("call_{}", letters(12)) }
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Why a choice ended, in the API's words.

@@ -1,9 +1,8 @@
 //! From a checked request to a response: begin the choices, then send them whole or as a stream.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
@@ -18,9 +17,10 @@ use super::error::{ApiError, Params};
 use super::meter::Meter;
 use super::model_name::Target;
 use super::pieces::{Piece, WrittenToken};
-use super::reading::{Reader, Reading, Said};
-use super::reply::{Body, Kind, Shape, finish_word};
+use super::reading::{Reader, Reading, Said, say};
+use super::reply::Usage;
 use super::request_id::{RequestId, random_u64};
+use super::writer::{Ended, Frames, WholeChoice, Writer};
 use crate::request::{FinishReason, GenerateError, GenerateRequest, Mode, NodeStatus, RouteSummary};
 
 /// Silence after which a stream sends a comment, so that proxies keep it open, seconds.
@@ -40,7 +40,6 @@ const NOTICE_HEADER: &str = "x-tandem-notice";
 
 /// A request ready to run.
 pub(crate) struct Plan {
-    pub(crate) kind: Kind,
     /// Path, for metrics.
     pub(crate) path: &'static str,
     pub(crate) request_id: RequestId,
@@ -61,8 +60,12 @@ pub(crate) struct Plan {
     pub(crate) reading: Option<Reading>,
 }
 
-/// Runs the request.
-pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Response, ApiError> {
+/// Runs the request; `writer` writes what comes of it.
+pub(crate) async fn respond(
+    backend: &Arc<dyn Backend>,
+    plan: Plan,
+    writer: Box<dyn Writer>,
+) -> Result<Response, ApiError> {
     let status = backend.status();
     let (mode, reason) = choose_mode(&plan, &status)?;
     let params = plan.params;
@@ -85,16 +88,18 @@ pub(crate) async fn respond(backend: &Arc<dyn Backend>, plan: Plan) -> Result<Re
     if mode != Mode::Local && !status.cloud_connected {
         set(&mut headers, DEGRADED_HEADER, if status.cut { "cut" } else { "cloud-away" });
     }
-    let shape = shape(&plan);
+    let readers = Readers::new(plan.reading.as_ref(), answers.len());
     if plan.fields.stream {
         // nginx buffers streams unless told not to.
         set(&mut headers, "x-accel-buffering", "no");
-        let keep_alive = KeepAlive::new().interval(Duration::from_secs(KEEP_ALIVE_S));
-        let id = plan.request_id;
-        let sse = Sse::new(stream(Arc::clone(backend), answers, shape, params, id)).keep_alive(keep_alive);
+        let mut keep_alive = KeepAlive::new().interval(Duration::from_secs(KEEP_ALIVE_S));
+        if let Some(event) = writer.keep_alive() {
+            keep_alive = keep_alive.event(event);
+        }
+        let sse = Sse::new(stream(answers, readers, writer, params, plan.request_id)).keep_alive(keep_alive);
         return Ok((headers, sse).into_response());
     }
-    let (body, route) = whole(backend.as_ref(), answers, &shape, params).await?;
+    let (body, route) = whole(answers, readers, writer, params).await?;
     if route.degraded {
         set(&mut headers, DEGRADED_HEADER, route.degraded_reason.as_deref().unwrap_or("cloud-away"));
     }
@@ -168,175 +173,140 @@ fn choice_seed(seed: u64, choice: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn shape(plan: &Plan) -> Shape {
-    let prefix = match plan.kind {
-        Kind::Chat => "chatcmpl",
-        Kind::Text => "cmpl",
-    };
-    Shape {
-        kind: plan.kind,
-        id: format!("{prefix}-{}", plan.request_id.as_str()),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        model: plan.target.name.clone(),
-        logprobs: plan.logprobs.map(|top| top as usize),
-        tokens: plan.fields.tokens,
-        include_usage: plan.fields.include_usage,
-        reading: plan.reading.clone(),
+/// Reads the text of every choice as it comes.
+struct Readers {
+    /// By choice; none if the answers are text and nothing else.
+    readers: Vec<Reader>,
+    /// Tokens of pieces that are reasoning alone.
+    reasoning_tokens: u64,
+}
+
+impl Readers {
+    fn new(reading: Option<&Reading>, choices: usize) -> Self {
+        let readers = reading.map(|reading| (0..choices).map(|_| reading.begin()).collect());
+        Self { readers: readers.unwrap_or_default(), reasoning_tokens: 0 }
     }
+
+    fn read(&mut self, choice: usize, piece: Piece) -> (Vec<Said>, Vec<WrittenToken>) {
+        let Piece { text, tokens } = piece;
+        let Some(reader) = self.readers.get_mut(choice) else { return (vec![Said::Content(text)], tokens) };
+        let said = reader.push(&text);
+        if !said.is_empty() && said.iter().all(|s| matches!(s, Said::Reasoning(_))) {
+            self.reasoning_tokens += tokens.len() as u64;
+        }
+        (said, tokens)
+    }
+
+    /// What a choice says at its end, and whether it has a call.
+    fn finish(&mut self, choice: usize) -> (Vec<Said>, bool) {
+        self.readers.get_mut(choice).map_or((Vec::new(), false), |reader| (reader.finish(), reader.has_calls()))
+    }
+}
+
+/// The usage so far.
+fn usage(answers: &Answers, readers: &Readers) -> Usage {
+    Usage { reasoning_tokens: readers.reasoning_tokens, ..answers.usage() }
 }
 
 /// Waits for every choice.
 async fn whole(
-    backend: &dyn Backend,
     mut answers: Answers,
-    shape: &Shape,
+    mut readers: Readers,
+    mut writer: Box<dyn Writer>,
     params: Params,
 ) -> Result<(Vec<u8>, RouteSummary), ApiError> {
-    let mut parts: Vec<(Piece, FinishReason)> =
-        (0..answers.len()).map(|_| (Piece::default(), FinishReason::Stop)).collect();
+    let unfinished = Ended { finish: FinishReason::Stop, called: false, stop: None, route: RouteSummary::default() };
+    let mut choices: Vec<WholeChoice> = (0..answers.len())
+        .map(|_| WholeChoice { said: Vec::new(), tokens: Vec::new(), ended: unfinished.clone() })
+        .collect();
     while let Some(update) = answers.next().await {
         match update {
             Update::Piece { choice, piece } => {
-                let all = &mut parts[choice].0;
-                all.text.push_str(&piece.text);
-                all.tokens.extend(piece.tokens);
+                let (said, tokens) = readers.read(choice, piece);
+                let all = &mut choices[choice];
+                said.into_iter().for_each(|s| say(&mut all.said, s));
+                all.tokens.extend(tokens);
             }
-            Update::End { choice, finish, .. } => parts[choice].1 = finish,
+            Update::End { choice, finish, stop, route } => {
+                let (rest, called) = readers.finish(choice);
+                let all = &mut choices[choice];
+                rest.into_iter().for_each(|s| say(&mut all.said, s));
+                all.ended = Ended { finish, called, stop, route };
+            }
             Update::Failed(error) => return Err(ApiError::from_generation(&error, params)),
         }
     }
-    let usage = answers.usage();
+    let usage = usage(&answers, &readers);
     let route = usage.tandem.clone();
-    let choice = |(index, (piece, finish)): (usize, (Piece, FinishReason))| {
-        let Piece { text, tokens } = piece;
-        let (said, called) = match &shape.reading {
-            Some(reading) => {
-                let mut reader = reading.begin();
-                let mut said = reader.push(&text);
-                said.extend(reader.finish());
-                (said, reader.has_calls())
-            }
-            None => (vec![Said::Content(text)], false),
-        };
-        shape.whole_choice(index, said, &tokens, finish_word(finish, called), backend.tokenizer())
-    };
-    let body = shape.whole(parts.into_iter().enumerate().map(choice).collect(), usage);
-    Ok((encode(&body)?, route))
+    Ok((writer.whole(choices, usage)?, route))
 }
 
 /// What a stream needs from one event to the next.
 struct Streaming {
-    backend: Arc<dyn Backend>,
     answers: Answers,
-    shape: Shape,
+    readers: Readers,
+    writer: Box<dyn Writer>,
     params: Params,
-    /// Readers of the answers that may be more than text, by choice.
-    readers: Vec<Reader>,
-    ready: VecDeque<String>,
+    ready: Frames,
     over: bool,
     /// Keeps the id in use until the stream ends.
     _request_id: RequestId,
 }
 
 fn stream(
-    backend: Arc<dyn Backend>,
     answers: Answers,
-    shape: Shape,
+    readers: Readers,
+    mut writer: Box<dyn Writer>,
     params: Params,
     request_id: RequestId,
 ) -> impl Stream<Item = Result<SseEvent, Infallible>> {
-    let mut ready = VecDeque::new();
-    let mut over = false;
-    for body in (0..answers.len()).filter_map(|index| shape.role_chunk(index)) {
-        over |= !push(&mut ready, &body);
-    }
-    let readers = match &shape.reading {
-        Some(reading) => (0..answers.len()).map(|_| reading.begin()).collect(),
-        None => Vec::new(),
-    };
-    let state = Streaming { backend, answers, shape, readers, params, ready, over, _request_id: request_id };
+    let mut ready = Frames::default();
+    let begun = writer.begin(answers.len(), &answers.usage(), &mut ready);
+    let mut state = Streaming { answers, readers, writer, params, ready, over: false, _request_id: request_id };
+    state.note(begun);
     unfold(state, |mut state| async move {
         loop {
-            if let Some(data) = state.ready.pop_front() {
-                return Some((Ok(SseEvent::default().data(data)), state));
+            if let Some(event) = state.ready.pop() {
+                return Some((Ok(event), state));
             }
             if state.over {
                 return None;
             }
             let update = state.answers.next().await;
-            state.take(update);
+            let written = state.write(update);
+            state.note(written);
         }
     })
 }
 
 impl Streaming {
-    /// Makes chunks of an update.
-    fn take(&mut self, update: Option<Update>) {
-        let fine = match update {
+    /// Makes events of an update.
+    fn write(&mut self, update: Option<Update>) -> Result<(), ApiError> {
+        match update {
             Some(Update::Piece { choice, piece }) => {
-                let Piece { text, tokens } = piece;
-                let said = match self.readers.get_mut(choice) {
-                    Some(reader) => reader.push(&text),
-                    None => vec![Said::Content(text)],
-                };
-                self.say(choice, said, &tokens)
+                let (said, tokens) = self.readers.read(choice, piece);
+                self.writer.say(choice, said, &tokens, &mut self.ready)
             }
-            Some(Update::End { choice, finish, route }) => {
-                let (rest, called) = match self.readers.get_mut(choice) {
-                    Some(reader) => (reader.finish(), reader.has_calls()),
-                    None => (Vec::new(), false),
-                };
-                self.say(choice, rest, &[])
-                    && push(&mut self.ready, &self.shape.finish_chunk(choice, finish_word(finish, called), route))
+            Some(Update::End { choice, finish, stop, route }) => {
+                let (rest, called) = self.readers.finish(choice);
+                self.writer.say(choice, rest, &[], &mut self.ready)?;
+                self.writer.end(choice, Ended { finish, called, stop, route }, &mut self.ready)
             }
-            Some(Update::Failed(error)) => {
-                let error = ApiError::from_generation(&error, self.params);
-                self.ready.push_back(error.body().to_string());
-                false
-            }
+            Some(Update::Failed(error)) => Err(ApiError::from_generation(&error, self.params)),
             None => {
-                if self.shape.include_usage {
-                    push(&mut self.ready, &self.shape.usage_chunk(self.answers.usage()));
-                }
-                self.ready.push_back("[DONE]".to_owned());
-                false
+                self.over = true;
+                self.writer.close(usage(&self.answers, &self.readers), &mut self.ready)
             }
-        };
-        self.over |= !fine;
-    }
-}
-
-impl Streaming {
-    /// Queues a chunk with what a choice says, unless it says nothing.
-    fn say(&mut self, choice: usize, said: Vec<Said>, tokens: &[WrittenToken]) -> bool {
-        let silent = said.iter().all(|s| matches!(s, Said::Content(text) if text.is_empty()));
-        if silent && (tokens.is_empty() || !self.shape.reports_tokens()) {
-            return true;
-        }
-        push(&mut self.ready, &self.shape.piece_chunk(choice, said, tokens, self.backend.tokenizer()))
-    }
-}
-
-/// Queues a chunk; false if it could not be encoded, after queueing the error instead.
-fn push(ready: &mut VecDeque<String>, body: &Body<'_>) -> bool {
-    match serde_json::to_string(body) {
-        Ok(data) => {
-            ready.push_back(data);
-            true
-        }
-        Err(error) => {
-            ready.push_back(encoding_failed(&error).body().to_string());
-            false
         }
     }
-}
 
-fn encode(body: &Body<'_>) -> Result<Vec<u8>, ApiError> {
-    serde_json::to_vec(body).map_err(|error| encoding_failed(&error))
-}
-
-fn encoding_failed(error: &serde_json::Error) -> ApiError {
-    ApiError::internal(format!("the answer could not be encoded: {error}"))
+    /// An error is the last thing that a stream says.
+    fn note(&mut self, written: Result<(), ApiError>) {
+        if let Err(error) = written {
+            self.over = true;
+            self.writer.fail(&error, &mut self.ready);
+        }
+    }
 }
 
 /// Sets a header; characters that headers cannot hold become `?`.

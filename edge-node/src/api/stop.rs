@@ -8,6 +8,8 @@ pub(crate) struct StopMatcher {
     stops: Vec<Stop>,
     /// Text held back: a prefix of some stop string, thus shorter than the longest of them.
     held: String,
+    /// Index of the one that is complete.
+    complete: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +60,7 @@ impl StopMatcher {
     /// A matcher for these strings; empty ones never match.
     pub(crate) fn new<S: AsRef<str>>(stops: &[S]) -> Self {
         let stops = stops.iter().map(AsRef::as_ref).filter(|stop| !stop.is_empty()).map(Stop::new).collect();
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), complete: None }
     }
 
     /// Takes the next piece of text.
@@ -67,8 +69,10 @@ impl StopMatcher {
         let mut text = std::mem::take(&mut self.held);
         text.push_str(piece);
         for (i, byte) in piece.bytes().enumerate() {
-            let longest = self.stops.iter_mut().filter_map(|stop| stop.step(byte).then_some(stop.bytes.len())).max();
-            if let Some(length) = longest {
+            let complete =
+                self.stops.iter_mut().enumerate().filter_map(|(at, s)| s.step(byte).then_some((s.bytes.len(), at)));
+            if let Some((length, at)) = complete.max() {
+                self.complete = Some(at);
                 text.truncate(before + i + 1 - length);
                 return Passed { text, stopped: true };
             }
@@ -78,6 +82,12 @@ impl StopMatcher {
         let keep = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         self.held = text.split_off(text.len() - keep);
         Passed { text, stopped: false }
+    }
+
+    /// The stop string that is complete.
+    pub(crate) fn stopped_by(&self) -> Option<&str> {
+        // It was given as text.
+        self.complete.and_then(|at| std::str::from_utf8(&self.stops[at].bytes).ok())
     }
 
     /// The text still held back, once nothing more comes.
@@ -99,9 +109,12 @@ mod tests {
             let passed = matcher.push(piece);
             out.push_str(&passed.text);
             if passed.stopped {
+                let stop = matcher.stopped_by().expect("it stopped");
+                assert!(stops.contains(&stop) && pieces.concat().starts_with(&(out.clone() + stop)), "{stop}");
                 return (out, true);
             }
         }
+        assert_eq!(matcher.stopped_by(), None);
         out.push_str(&matcher.finish());
         (out, false)
     }

@@ -1,0 +1,64 @@
+//! Writes the answers of `/v1/chat/completions` and `/v1/completions`.
+
+use std::sync::Arc;
+
+use super::backend::Backend;
+use super::error::ApiError;
+use super::pieces::WrittenToken;
+use super::reading::Said;
+use super::reply::{Shape, Usage, finish_word};
+use super::writer::{Ended, Frames, WholeChoice, Writer, encode};
+
+/// Marks the end of a stream.
+const DONE: &str = "[DONE]";
+
+/// The writer.
+pub(crate) struct CompletionWriter {
+    /// For the spelling of tokens.
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) shape: Shape,
+}
+
+impl Writer for CompletionWriter {
+    fn begin(&mut self, choices: usize, _: &Usage, out: &mut Frames) -> Result<(), ApiError> {
+        (0..choices).filter_map(|index| self.shape.role_chunk(index)).try_for_each(|chunk| out.push(&chunk))
+    }
+
+    fn say(
+        &mut self,
+        choice: usize,
+        said: Vec<Said>,
+        tokens: &[WrittenToken],
+        out: &mut Frames,
+    ) -> Result<(), ApiError> {
+        let silent = said.iter().all(|s| matches!(s, Said::Content(text) if text.is_empty()));
+        if silent && (tokens.is_empty() || !self.shape.reports_tokens()) {
+            return Ok(());
+        }
+        out.push(&self.shape.piece_chunk(choice, said, tokens, self.backend.tokenizer()))
+    }
+
+    fn end(&mut self, choice: usize, ended: Ended, out: &mut Frames) -> Result<(), ApiError> {
+        out.push(&self.shape.finish_chunk(choice, finish_word(ended.finish, ended.called), ended.route))
+    }
+
+    fn close(&mut self, usage: Usage, out: &mut Frames) -> Result<(), ApiError> {
+        if self.shape.include_usage {
+            out.push(&self.shape.usage_chunk(usage))?;
+        }
+        out.push_text(DONE);
+        Ok(())
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Frames) {
+        out.push_text(&error.body().to_string());
+    }
+
+    fn whole(&mut self, choices: Vec<WholeChoice>, usage: Usage) -> Result<Vec<u8>, ApiError> {
+        let choice = |(index, WholeChoice { said, tokens, ended })| {
+            let finish = finish_word(ended.finish, ended.called);
+            self.shape.whole_choice(index, said, &tokens, finish, self.backend.tokenizer())
+        };
+        encode(&self.shape.whole(choices.into_iter().enumerate().map(choice).collect(), usage))
+    }
+}
