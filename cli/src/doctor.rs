@@ -2,11 +2,11 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reqwest::StatusCode;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tandem_engine::{KvPool, Rows, inspect, memory::available_bytes};
 use tandem_proto::message::Hello;
 use tandem_transport::{Connector, DevCa, Role, Server, Settings as QuicSettings};
@@ -30,6 +30,11 @@ const WORK_BYTES: u64 = 256 << 20;
 const BUILT_AFTER_S: u64 = 1_735_689_600;
 /// Longest wait for a link over loopback.
 const LINK_WAIT: Duration = Duration::from_secs(5);
+
+/// Longest wait for a node that is still connecting to its cloud.
+const CLOUD_WAIT: Duration = Duration::from_secs(6);
+/// Between two looks at it.
+const CLOUD_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -245,12 +250,31 @@ async fn node(global: &Global, args: &NodeArgs) -> Option<Check> {
             format!("one answers at {url} but refuses; set TANDEM_API_KEY to its key, or give it with --api-key");
         return Some(Check::warn("node", detail));
     }
-    let status = client.json(response.error_for_status().ok()?).await.ok()?;
-    let cloud = if status["cloud_connected"] == true { "connected to its cloud" } else { "alone, without its cloud" };
-    Some(match status["cloud_problem"].as_str() {
-        Some(problem) => Check::warn("node", format!("one is running, {cloud}, which cannot take part: {problem}")),
-        None => Check::ok("node", format!("one is running, {cloud}")),
-    })
+    let mut status = client.json(response.error_for_status().ok()?).await.ok()?;
+    // A node that has just started decides soon whether its cloud is merely slow.
+    let begun = Instant::now();
+    while status["cloud"]["state"] == "connecting" && begun.elapsed() < CLOUD_WAIT {
+        tokio::time::sleep(CLOUD_LOOK_EVERY).await;
+        status = client.json(client.get("/tandem/status").send().await.ok()?).await.ok()?;
+    }
+    Some(cloud_of(&status))
+}
+
+/// What a running node says of its cloud.
+fn cloud_of(status: &Value) -> Check {
+    let cloud = &status["cloud"];
+    let word = |name: &str| cloud[name].as_str().unwrap_or_default();
+    let problem = format!("{}; {}", word("problem"), word("what_to_do"));
+    match word("state") {
+        "connected" => Check::ok("node", "one is running, connected to its cloud"),
+        "none" => Check::ok("node", "one is running, without a cloud by choice"),
+        "cut" => Check::warn("node", "one is running, its cloud is cut off by the operator; let it back on the page"),
+        "failed" => Check::fail("node", format!("one is running, and its cloud cannot take part: {problem}")),
+        _ if cloud["problem"].is_string() => {
+            Check::fail("node", format!("one is running, and its cloud is not there: {problem}"))
+        }
+        _ => Check::fail("node", "one is running, and is not connected to its cloud yet; see its log"),
+    }
 }
 
 /// Whether the ports that `up` would take are free.
@@ -268,4 +292,27 @@ fn ports(settings: &Settings) -> Vec<Check> {
         }
     };
     ports.map(check).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_whose_cloud_cannot_take_part_is_never_fine() {
+        let table = [
+            (json!({ "state": "connected" }), Verdict::Ok, "connected"),
+            (json!({ "state": "none" }), Verdict::Ok, "by choice"),
+            (json!({ "state": "cut" }), Verdict::Warn, "cut off"),
+            (json!({ "state": "failed", "problem": "P", "what_to_do": "do W" }), Verdict::Fail, "P; do W"),
+            (json!({ "state": "connecting", "problem": "P", "what_to_do": "do W" }), Verdict::Fail, "P; do W"),
+            (json!({ "state": "connecting" }), Verdict::Fail, "not connected"),
+            (json!(null), Verdict::Fail, "not connected"),
+        ];
+        for (cloud, verdict, words) in table {
+            let check = cloud_of(&json!({ "cloud": cloud }));
+            assert_eq!(check.verdict, verdict, "{cloud}");
+            assert!(check.detail.contains(words), "{cloud}: {}", check.detail);
+        }
+    }
 }

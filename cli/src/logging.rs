@@ -6,16 +6,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::{Code, Failure};
 
-/// Filter on a terminal.
-const ON_TERMINAL: &str = "warn,tandem=info";
-/// Filter elsewhere.
-const ELSEWHERE: &str = "warn";
+/// Filter where none is given, on a terminal and elsewhere alike: what is wrong must be in a log file, too.
+const DEFAULT: &str = "warn,tandem=info";
 
 /// Starts logging with `filter`, or with the default one if it is empty.
 pub(crate) fn start(filter: &str) -> Result<(), Failure> {
     let terminal = std::io::stderr().is_terminal();
-    let default = if terminal { ON_TERMINAL } else { ELSEWHERE };
-    let chosen = if filter.is_empty() { default } else { filter };
+    let chosen = if filter.is_empty() { DEFAULT } else { filter };
     let parsed = EnvFilter::try_new(chosen).map_err(|e| {
         Failure::new(
             Code::Config,

@@ -7,9 +7,12 @@ use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_proto::ids::Epoch;
 use tandem_proto::message::Hello;
 use tandem_router::client::{ClientError, RouterClient, TicketCache, TicketSource, place_for};
+use tandem_router::control::Refusal;
 use tandem_router::tls::TlsPem;
 use tandem_transport::bulk::BulkInbox;
-use tandem_transport::{Backoff, Connector, Identity, Redial, Role, Settings as QuicSettings, Target, TransportError};
+use tandem_transport::{
+    Backoff, Connector, Identity, NoTarget, Redial, Role, Settings as QuicSettings, Target, TransportError,
+};
 
 use crate::config::PeerSettings;
 use crate::failure::{Code, Failure, OrFail as _};
@@ -103,16 +106,34 @@ impl Places {
             place.avoid.clear();
             placed = self.source.ticket(&place, now_ms()).await;
         }
-        let ticket = placed.map_err(|e| TransportError::Lost { reason: e.to_string() })?.ticket;
+        let ticket = placed.map_err(|e| no_ticket(&e))?.ticket;
         self.epoch.saw(ticket.epoch);
         *self.last_node.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket.node);
         target(&ticket.address, ticket.server_name).await
     }
 }
 
+/// Why there is no ticket, as the link's own error.
+fn no_ticket(error: &ClientError) -> TransportError {
+    let cause = match error {
+        ClientError::Unreachable { tls: Some(fault), .. } => NoTarget::RouterCertificate(*fault),
+        ClientError::Unreachable { tls: None, .. } => NoTarget::RouterUnreachable,
+        ClientError::Refused(Refusal::UnknownModel { model, known }) => {
+            NoTarget::UnknownModel { model: model.clone(), known: known.clone() }
+        }
+        ClientError::Refused(Refusal::NoNode { .. } | Refusal::Full { .. }) => NoTarget::NoNode,
+        ClientError::Denied(_) => NoTarget::RouterDenied,
+        _ => NoTarget::Other,
+    };
+    TransportError::NoTarget { cause, reason: error.to_string() }
+}
+
 /// Looks an address up.
 async fn target(address: &str, server_name: String) -> Result<Target, TransportError> {
-    let unknown = |reason: String| TransportError::Lost { reason: format!("{address} cannot be found: {reason}") };
+    let unknown = |reason: String| TransportError::NoTarget {
+        cause: NoTarget::UnknownHost { address: address.to_owned() },
+        reason: format!("{address} cannot be found: {reason}"),
+    };
     let mut found = tokio::net::lookup_host(address).await.map_err(|e| unknown(e.to_string()))?;
     let addr = found.next().ok_or_else(|| unknown("it has no address".into()))?;
     Ok(Target { addr, server_name })

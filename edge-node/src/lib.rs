@@ -4,6 +4,8 @@
 //! the engine thread, the cloud and the client at once.
 
 pub mod api;
+mod cloud_watch;
+pub mod diagnosis;
 mod generate;
 pub mod metric_definitions;
 pub mod node;

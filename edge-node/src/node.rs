@@ -23,6 +23,8 @@ use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cloud_watch::{self, PATIENCE};
+use crate::diagnosis::{self, CloudState, Diagnosis, LinkState};
 use crate::generate;
 use crate::generate::draft::{EdgeChoice, choose};
 use crate::pacing::Estimates;
@@ -168,7 +170,7 @@ impl EdgeNode {
         };
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
         let tokenizer = Arc::new(parts.tokenizer);
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             dials: Mutex::new(Dials { threshold: aim.threshold(), default_mode: settings.default_mode }),
             stop_tokens: parts.stop_tokens,
             settings,
@@ -190,7 +192,9 @@ impl EdgeNode {
             totals: Mutex::default(),
             answered: Mutex::default(),
             active: AtomicUsize::new(0),
-        })))
+        });
+        cloud_watch::start(&inner);
+        Ok(Self(inner))
     }
 
     /// Begins an answer.
@@ -213,7 +217,7 @@ impl EdgeNode {
         if request.mode != Mode::Local
             && let Some(problem) = link.and_then(|link| inner.mismatch(&link))
         {
-            return Err(GenerateError::ForeignCloud { mode: request.mode.name(), problem });
+            return Err(GenerateError::ForeignCloud { mode: request.mode.name(), problem: problem.line() });
         }
         request.tokens_max = request.tokens_max.min(context - request.prompt.len());
         let slot = Slot::take(inner)?;
@@ -280,12 +284,14 @@ impl EdgeNode {
         let (policy, unfit) = inner.policy.towards(link.as_deref().and_then(|l| inner.cloud_digest(l)));
         // The dial is on the fitted risk; the stand-in has its own threshold.
         let dialled = dials.threshold.filter(|_| unfit.is_none());
+        let cloud = inner.cloud_state();
         NodeStatus {
             node: inner.settings.name.clone(),
             edge_model: inner.settings.model.clone(),
             cloud_model: link.as_ref().map(|_| inner.settings.cloud_model.clone()),
             cloud_connected: link.is_some(),
-            cloud_problem: link.as_ref().and_then(|link| inner.mismatch(link)),
+            cloud_problem: cloud.failure(),
+            cloud,
             cut: inner.uplinks.is_cut(),
             rtt_ms: stats.as_ref().map(|s| s.rtt_us as f64 / 1000.0),
             goodput_bytes_per_s: stats.as_ref().and_then(|s| s.goodput_bytes_per_s()).map(|g| g as f64),
@@ -397,12 +403,26 @@ impl Inner {
 
     /// Why the cloud's model cannot write with this one token by token, if it cannot: ids that mean
     /// other text must never be exchanged. A model that the peer does not announce is refused by it.
-    pub(crate) fn mismatch(&self, link: &Link) -> Option<String> {
-        let card = self.cloud_card(link)?;
-        (card.tokenizer != self.tokenizer.digest()).then(|| {
-            let (edge, cloud) = (&self.settings.model, &self.settings.cloud_model);
-            format!("the tokenizers of {edge} and {cloud} differ, so they cannot answer as one; pair models of one family, or use mode `local`")
-        })
+    pub(crate) fn mismatch(&self, link: &Link) -> Option<Diagnosis> {
+        let differs = self.cloud_card(link)?.tokenizer != self.tokenizer.digest();
+        differs.then(|| diagnosis::tokenizers_differ(&self.settings.model, &self.settings.cloud_model))
+    }
+
+    /// How the cloud stands.
+    pub(crate) fn cloud_state(&self) -> CloudState {
+        let Some(dialing) = self.uplinks.dialing() else { return CloudState::of(LinkState::None) };
+        let patient = self.uplinks.patience_left(PATIENCE).is_some();
+        let state = CloudState::of_dialing(&dialing.borrow(), patient);
+        if state.state != LinkState::Connected {
+            return state;
+        }
+        let Some(link) = self.uplinks.current() else { return CloudState::of(LinkState::Connecting) };
+        let served = || link.peer_hello().models.iter().map(|card| card.name.clone()).collect::<Vec<_>>();
+        let misfit = match self.cloud_card(&link) {
+            None => Some(diagnosis::unknown_model(&self.settings.cloud_model, &served())),
+            Some(_) => self.mismatch(&link),
+        };
+        misfit.map_or(state, |why| CloudState::with(LinkState::Failed, why))
     }
 
     /// True if the peer's trunk has our numbers.

@@ -7,6 +7,8 @@ use tandem_engine::constraint::Compiled;
 use tandem_proto::message::{Alternative, SamplingParams};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::diagnosis::CloudState;
+
 /// Who may write the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -199,9 +201,7 @@ pub enum GenerateError {
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     /// `cloud` or `exact` was asked for on a node that has no cloud configured.
-    #[error(
-        "mode `{0}` needs a cloud node and this edge has none configured; start one with `tandem up` or use mode `local`"
-    )]
+    #[error("mode `{0}` {no_cloud}", no_cloud = Self::NO_CLOUD)]
     NoCloud(&'static str),
     /// The cloud cannot use the grammar of the answer.
     #[error("{0}")]
@@ -217,6 +217,12 @@ pub enum GenerateError {
     /// The model failed.
     #[error("generation failed: {0}")]
     Engine(String),
+}
+
+impl GenerateError {
+    /// Why there is no other mode than `local` on a node without a cloud.
+    pub(crate) const NO_CLOUD: &'static str = "needs a cloud node, and this node was started without one \
+        (`up --no-cloud`, or `edge` with neither --cloud nor --router); use mode `local`, or start it with a cloud";
 }
 
 /// An answer under way. Dropping it stops the work on the edge, on the wire and in the cloud.
@@ -240,7 +246,10 @@ pub struct NodeStatus {
     pub cloud_model: Option<String>,
     /// True while a cloud node is connected and not cut off.
     pub cloud_connected: bool,
-    /// Why the connected cloud cannot take part, if it cannot.
+    /// How the cloud stands, and what to do about it.
+    #[serde(default)]
+    pub cloud: CloudState,
+    /// Why the cloud cannot take part, if it cannot, with what to do: the problem of `cloud` on one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_problem: Option<String>,
     /// True while the operator has cut the cloud off.

@@ -3,12 +3,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_proto::ids::Epoch;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
-use tandem_transport::redial::Redial;
+use tandem_transport::redial::{DialState, Redial};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -105,6 +105,19 @@ impl Uplinks {
     #[must_use]
     pub fn down_since(&self) -> Option<Instant> {
         *self.down_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the dialing is doing, to be watched; none without a cloud.
+    #[must_use]
+    pub fn dialing(&self) -> Option<watch::Receiver<DialState>> {
+        self.redial.as_ref().map(Redial::state)
+    }
+
+    /// How much is left of `patience` since the link went; none once it is over.
+    #[must_use]
+    pub fn patience_left(&self, patience: Duration) -> Option<Duration> {
+        let gone = self.down_since().map_or(Duration::ZERO, |since| since.elapsed());
+        patience.checked_sub(gone).filter(|left| !left.is_zero())
     }
 
     /// Cuts the cloud off, or lets it back.

@@ -22,6 +22,8 @@ pub enum CloseCode {
     Cut = 7,
     /// The sender gave up the stream.
     Abandoned = 8,
+    /// As many links as one name may have are up: other processes use the peer's name.
+    NameInUse = 9,
     /// A code of a newer build.
     Unknown = 255,
 }
@@ -40,6 +42,7 @@ impl CloseCode {
             6 => Self::Unauthorised,
             7 => Self::Cut,
             8 => Self::Abandoned,
+            9 => Self::NameInUse,
             _ => Self::Unknown,
         }
     }

@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 
 use tandem_proto::{frame::FrameError, message::RefuseCode};
 
-use crate::{close::CloseCode, identity::IdentityError};
+use crate::{
+    close::CloseCode,
+    identity::IdentityError,
+    tls_fault::{self, TlsFault},
+};
 
 /// A failure of an endpoint, a link or a channel.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -33,6 +37,8 @@ pub enum TransportError {
     /// TLS refused one of the two sides.
     #[error("the TLS handshake failed: {reason}; both sides need certificates of the same CA that are valid now")]
     Unauthorised {
+        /// Which certificate is refused, and why.
+        fault: TlsFault,
         /// TLS alert or check that failed.
         reason: String,
     },
@@ -60,6 +66,20 @@ pub enum TransportError {
         /// Kind of refusal.
         code: RefuseCode,
         /// The peer's words.
+        reason: String,
+    },
+    /// The peer holds as many links as one name may have: other processes use the name of this node.
+    #[error("the name of this node is in use: {reason}; give each node a name of its own")]
+    NameInUse {
+        /// The peer's words.
+        reason: String,
+    },
+    /// There is no address to dial.
+    #[error("{reason}")]
+    NoTarget {
+        /// Why not.
+        cause: NoTarget,
+        /// The same in words, with what to do.
         reason: String,
     },
     /// Something did not happen in time.
@@ -101,26 +121,40 @@ pub enum TransportError {
     Cut,
 }
 
-// TLS alerts, RFC 8446 section 6; QUIC carries them as 0x100 + alert (RFC 9001 section 4.8).
+/// Why a resolver has no address (see [`crate::redial`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoTarget {
+    /// A host name has no address.
+    UnknownHost {
+        /// As it was given.
+        address: String,
+    },
+    /// No router answers.
+    RouterUnreachable,
+    /// Router and edge do not accept each other's certificates.
+    RouterCertificate(TlsFault),
+    /// The router does not serve a certificate like ours.
+    RouterDenied,
+    /// No cloud node serves the model.
+    UnknownModel {
+        /// What was asked for.
+        model: String,
+        /// What is served; empty if no node has registered.
+        known: Vec<String>,
+    },
+    /// Nodes serve the model, and none can take this edge now.
+    NoNode,
+    /// Anything else.
+    Other,
+}
+
+// QUIC carries a TLS alert as 0x100 + alert (RFC 9001 section 4.8).
 const CRYPTO: u64 = 0x100;
 const ALERT_NO_APPLICATION_PROTOCOL: u64 = 120;
 const CONNECTION_REFUSED: u64 = 0x2;
 
-fn tls_reason(alert: u64) -> &'static str {
-    match alert {
-        40 => "handshake failure",
-        42 => "bad certificate",
-        43 => "unsupported certificate",
-        44 => "revoked certificate",
-        45 => "expired certificate",
-        46 => "certificate unknown or not for this name",
-        48 => "unknown CA",
-        116 => "the client sent no certificate",
-        _ => "TLS alert",
-    }
-}
-
-fn from_transport(code: u64, reason: &str) -> TransportError {
+/// A QUIC error that `here` says this side raised, or the peer.
+fn from_transport(code: u64, reason: &str, here: bool) -> TransportError {
     match code {
         CONNECTION_REFUSED => {
             TransportError::Refused { code: RefuseCode::Busy, reason: "the node takes no more connections now".into() }
@@ -131,7 +165,9 @@ fn from_transport(code: u64, reason: &str) -> TransportError {
             there: "another one".into(),
         },
         code if code & !0xff == CRYPTO => {
-            TransportError::Unauthorised { reason: format!("{} ({reason})", tls_reason(code - CRYPTO)) }
+            let alert = code - CRYPTO;
+            let reason = format!("{} ({reason})", tls_fault::words(alert));
+            TransportError::Unauthorised { fault: TlsFault::of_alert(alert, here), reason }
         }
         // What fails before the handshake's end carries no words (RFC 9000 section 10.2.3).
         _ => TransportError::Lost { reason: format!("QUIC error {code:#x} ({reason})") },
@@ -146,7 +182,8 @@ impl From<quinn::ConnectionError> for TransportError {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
                 match CloseCode::from_wire(close.error_code.into_inner()) {
                     CloseCode::Busy => Self::Refused { code: RefuseCode::Busy, reason },
-                    CloseCode::Unauthorised => Self::Unauthorised { reason },
+                    CloseCode::NameInUse => Self::NameInUse { reason },
+                    CloseCode::Unauthorised => Self::Unauthorised { fault: TlsFault::OwnUntrusted, reason },
                     CloseCode::Incompatible => {
                         Self::Incompatible { what: "HELLO", here: "accepted".into(), there: reason }
                     }
@@ -155,9 +192,9 @@ impl From<quinn::ConnectionError> for TransportError {
             }
             E::ConnectionClosed(close) => {
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
-                from_transport(close.error_code.into(), &reason)
+                from_transport(close.error_code.into(), &reason, false)
             }
-            E::TransportError(error) => from_transport(error.code.into(), &error.reason),
+            E::TransportError(error) => from_transport(error.code.into(), &error.reason, true),
             E::LocallyClosed => Self::Closed { code: CloseCode::Done, reason: "closed on this side".into() },
             E::TimedOut => Self::Lost { reason: "the peer is silent past the idle timeout".into() },
             E::VersionMismatch => {

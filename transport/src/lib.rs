@@ -21,14 +21,16 @@ pub mod redial;
 pub mod server;
 pub mod settings;
 mod socket;
+pub mod tls_fault;
 
 pub use channel::{Channel, ChannelBytes, FrameReceiver, FrameSender};
 pub use close::CloseCode;
 pub use connector::Connector;
-pub use error::TransportError;
+pub use error::{NoTarget, TransportError};
 pub use identity::{DevCa, Identity, PeerIdentity, Role};
 pub use link::{Link, LinkStats};
 pub use proxy::{Faults, ProxyHandle, UdpProxy};
 pub use redial::{Backoff, DialState, Redial, Target};
 pub use server::Server;
 pub use settings::{Congestion, Settings};
+pub use tls_fault::TlsFault;

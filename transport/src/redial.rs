@@ -70,6 +70,8 @@ pub enum DialState {
     Dialing {
         /// Failures in a row so far.
         failures: u32,
+        /// The last one.
+        error: Option<TransportError>,
     },
     /// The link is up.
     Up,
@@ -114,7 +116,7 @@ impl Redial {
         F: Future<Output = Result<Target, TransportError>> + Send + 'static,
     {
         let (link_tx, link) = watch::channel(None);
-        let (state_tx, state) = watch::channel(DialState::Dialing { failures: 0 });
+        let (state_tx, state) = watch::channel(DialState::Dialing { failures: 0, error: None });
         let (switch, turns) = watch::channel(Switch::default());
         let demand = Arc::new(Notify::new());
         let supervisor = Supervisor {
@@ -213,6 +215,7 @@ impl Supervisor {
         F: Future<Output = Result<Target, TransportError>>,
     {
         let mut failures = 0;
+        let mut last = None;
         loop {
             let Switch { cut, cuts } = *self.switch.borrow_and_update();
             if cut {
@@ -221,9 +224,10 @@ impl Supervisor {
                     return;
                 }
                 failures = 0;
+                last = None;
                 continue;
             }
-            self.state.send_replace(DialState::Dialing { failures });
+            self.state.send_replace(DialState::Dialing { failures, error: last.take() });
             let attempt = tokio::select! {
                 biased;
                 _ = self.switch.wait_for(|switch| switch.cuts != cuts) => continue,
@@ -246,6 +250,7 @@ impl Supervisor {
             failures += 1;
             let wait = self.backoff.wait(failures);
             tracing::debug!(%error, failures, ?wait, "no link");
+            last = Some(error.clone());
             self.state.send_replace(DialState::Waiting { failures, error, wait });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

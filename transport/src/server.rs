@@ -210,7 +210,7 @@ async fn handshake(
     })?;
     let entry = Entry::insert(shared, peer, &conn).inspect_err(|e| {
         shared.refused.fetch_add(1, Ordering::Relaxed);
-        conn.close(CloseCode::Busy.to_wire(), e.to_string().as_bytes());
+        conn.close(CloseCode::NameInUse.to_wire(), e.to_string().as_bytes());
     })?;
     let hello = lock(&shared.hello).clone();
     Link::establish(conn, Side::Server, &hello, &shared.settings, &shared.roles, (entry, slot)).await
@@ -230,10 +230,8 @@ impl Entry {
         let alive = of_peer.iter().filter(|conn| conn.close_reason().is_none()).count();
         let max = shared.settings.connections_per_device_max;
         if alive >= max {
-            return Err(TransportError::Refused {
-                code: tandem_proto::message::RefuseCode::Busy,
-                reason: format!("{peer} has {alive} connections, at most {max} are allowed"),
-            });
+            let reason = format!("{peer} has {alive} connections, at most {max} are allowed");
+            return Err(TransportError::NameInUse { reason });
         }
         of_peer.push(conn.clone());
         let entry = Self { shared: Arc::clone(shared), peer, id: conn.stable_id() };

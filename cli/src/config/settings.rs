@@ -19,7 +19,7 @@ const fn loopback(port: u16) -> SocketAddr {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Log filter; empty for `warn,tandem=info` on a terminal and `warn` elsewhere.
+    /// Log filter; empty for `warn,tandem=info`.
     pub log: String,
     /// Where the parts listen.
     pub listen: ListenSettings,

@@ -14,18 +14,40 @@ use super::body::read_json;
 use super::error::ApiError;
 use super::fields::{Fields, short};
 use super::model_name::{self, MODES, TANDEM};
-use crate::request::{Controls, Mode, NodeStatus};
+use crate::diagnosis::{LinkState, TOKENIZERS_DIFFER};
+use crate::request::{Controls, GenerateError, Mode, NodeStatus};
 
 /// Id that stands for the last answer in `/tandem/explain/{id}`.
 const LAST: &str = "last";
 
-/// `GET /v1/models`: every model with its modes.
+/// The modes that can be served: all, or `local` where there is no cloud or none that can take part. A cloud
+/// that is away may come back, and answers say that they went without it.
+fn modes(status: &NodeStatus) -> &'static [Mode] {
+    if without_cloud(status).is_some() { &[Mode::Local] } else { &MODES }
+}
+
+/// Why no answer can be the cloud's, whatever one waits for.
+fn without_cloud(status: &NodeStatus) -> Option<String> {
+    match (status.cloud.state, status.cloud.code.as_deref()) {
+        (LinkState::None, _) => Some(GenerateError::NO_CLOUD.to_owned()),
+        (LinkState::Failed, Some(TOKENIZERS_DIFFER)) => status.cloud.failure(),
+        _ => None,
+    }
+}
+
+/// `GET /v1/models`: every model with the modes that can be served.
 pub(crate) async fn models(State(api): State<Arc<Api>>) -> Json<Value> {
     let models = api.backend.models();
+    let modes = modes(&api.backend.status());
     let mut data = Vec::new();
     for base in model_name::base_names(&models) {
+        // A model that stands for one mode goes with it.
+        let own = models.iter().find(|model| model.id == base).and_then(|model| model.mode);
+        if own.is_some_and(|mode| !modes.contains(&mode)) {
+            continue;
+        }
         data.push(describe(base, base, &models));
-        data.extend(MODES.iter().map(|mode| describe(&format!("{base}:{}", mode.name()), base, &models)));
+        data.extend(modes.iter().map(|mode| describe(&format!("{base}:{}", mode.name()), base, &models)));
     }
     Json(json!({ "object": "list", "data": data }))
 }
@@ -35,6 +57,12 @@ pub(crate) async fn model(State(api): State<Arc<Api>>, Path(id): Path<String>) -
     let models = api.backend.models();
     // No alias here: the name is either in the list or it is not.
     let target = model_name::resolve(&id, &models, None)?;
+    let status = api.backend.status();
+    if let Some(mode) = target.mode.filter(|mode| !modes(&status).contains(mode)) {
+        let why = without_cloud(&status).unwrap_or_default();
+        let message = format!("model `{}` stands for mode `{}`, which {why}", short(&id), mode.name());
+        return Err(ApiError::not_found("model_not_found", message).about("model"));
+    }
     Ok(Json(describe(&target.name, &target.name, &models)))
 }
 
@@ -58,19 +86,17 @@ pub(crate) async fn health(State(api): State<Arc<Api>>) -> Response {
     report(&readiness, matches!(readiness, Readiness::Ready | Readiness::Draining))
 }
 
-/// `GET /ready`: 503 whenever requests should go elsewhere; else the modes that can be asked for, and
-/// why not all of them.
+/// `GET /ready`: 503 whenever requests should go elsewhere; else the modes that can be asked for, how the
+/// cloud stands, and what to do about it.
 pub(crate) async fn ready(State(api): State<Arc<Api>>) -> Response {
     let readiness = api.backend.ready();
     if readiness != Readiness::Ready {
         return report(&readiness, false);
     }
     let status = api.backend.status();
-    let modes: Vec<&str> = match status.cloud_problem {
-        Some(_) => vec![Mode::Local.name()],
-        None => MODES.iter().map(|mode| mode.name()).collect(),
-    };
-    Json(json!({ "status": "ok", "modes": modes, "cloud_problem": status.cloud_problem })).into_response()
+    let modes: Vec<&str> = modes(&status).iter().map(|mode| mode.name()).collect();
+    Json(json!({ "status": "ok", "modes": modes, "cloud": status.cloud, "cloud_problem": status.cloud_problem }))
+        .into_response()
 }
 
 fn report(readiness: &Readiness, fine: bool) -> Response {

@@ -21,6 +21,7 @@ use super::reading::{Reader, Reading, Said, say};
 use super::reply::Usage;
 use super::request_id::{RequestId, random_u64};
 use super::writer::{Ended, Frames, WholeChoice, Writer};
+use crate::diagnosis::{LinkState, TOKENIZERS_DIFFER};
 use crate::request::{FinishReason, GenerateError, GenerateRequest, Mode, NodeStatus, RouteSummary};
 
 /// Silence after which a stream sends a comment, so that proxies keep it open, seconds.
@@ -28,8 +29,8 @@ const KEEP_ALIVE_S: u64 = 10;
 
 /// Mode that answers the request.
 pub(crate) const MODE_HEADER: &str = "x-tandem-mode";
-/// Where the mode comes from: `model` (the name), `request` (`tandem.mode`), `default`, or
-/// `tokenizers-differ` where the default needs a cloud that cannot take part.
+/// Where the mode comes from: `model` (the name), `request` (`tandem.mode`), `default`, `no-cloud` where this
+/// node has none by choice, or `tokenizers-differ` where the default needs a cloud that cannot take part.
 const REASON_HEADER: &str = "x-tandem-reason";
 /// Policy in use.
 const POLICY_HEADER: &str = "x-tandem-policy";
@@ -110,6 +111,7 @@ pub(crate) async fn respond(
 /// The mode of the request and where it comes from. A mode in the model's name is a promise that
 /// `tandem.mode` cannot loosen.
 fn choose_mode(plan: &Plan, status: &NodeStatus) -> Result<(Mode, &'static str), ApiError> {
+    let has_cloud = status.cloud.state != LinkState::None;
     match (plan.target.mode, plan.fields.mode) {
         (Some(named), Some(asked)) if named != asked => {
             let message = format!(
@@ -119,10 +121,15 @@ fn choose_mode(plan: &Plan, status: &NodeStatus) -> Result<(Mode, &'static str),
             );
             Err(ApiError::invalid("tandem.mode", message))
         }
+        // "The edge where it is sure, the cloud where it is not" is the edge where there is no cloud by choice.
+        (Some(Mode::Auto), _) | (None, Some(Mode::Auto)) if !has_cloud => Ok((Mode::Local, "no-cloud")),
         (Some(named), _) => Ok((named, "model")),
         (None, Some(asked)) => Ok((asked, "request")),
         // Nobody promised a cloud: the device answers alone rather than not at all.
-        (None, None) if status.cloud_problem.is_some() => Ok((Mode::Local, "tokenizers-differ")),
+        (None, None) if !has_cloud && status.default_mode != Mode::Local => Ok((Mode::Local, "no-cloud")),
+        (None, None) if status.cloud.code.as_deref() == Some(TOKENIZERS_DIFFER) => {
+            Ok((Mode::Local, "tokenizers-differ"))
+        }
         (None, None) => Ok((status.default_mode, "default")),
     }
 }

@@ -296,7 +296,7 @@ impl Answer {
         if let Some(problem) = self.node.mismatch(&link) {
             // The cloud came, or changed its model, after the answer had begun.
             self.cloud = Cloud::Refused;
-            self.go_alone(&problem);
+            self.go_alone(&problem.line());
             return;
         }
         self.trunk_shared = self.node.shares_trunk(&link);

@@ -22,6 +22,7 @@ use tandem_proto::{
     ids::Epoch,
     rpc::{self, control_client::ControlClient},
 };
+use tandem_transport::TlsFault;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 pub use self::{
@@ -64,6 +65,8 @@ pub enum ClientError {
     Unreachable {
         /// Each router with what happened.
         tried: String,
+        /// What TLS refused, if that is why.
+        tls: Option<TlsFault>,
     },
     /// The router said no, with a typed reason.
     #[error(transparent)]
@@ -213,7 +216,7 @@ impl RouterClient {
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
         let first = self.current.load(Ordering::Relaxed);
-        let mut tried = Vec::new();
+        let (mut tried, mut tls) = (Vec::new(), None);
         for at in (0..self.routers.len()).map(|step| (first + step) % self.routers.len()) {
             let router = &self.routers[at];
             let client = ControlClient::new(router.channel.clone())
@@ -231,11 +234,14 @@ impl RouterClient {
                 Code::PermissionDenied | Code::Unauthenticated => {
                     return Err(ClientError::Denied(status.message().to_owned()));
                 }
-                _ if try_next(&status) => tried.push(format!("{}: {}", router.endpoint, cause(&status))),
+                _ if try_next(&status) => {
+                    tls = tls.or_else(|| TlsFault::of(&status));
+                    tried.push(format!("{}: {}", router.endpoint, cause(&status)));
+                }
                 _ => return Err(ClientError::Malformed(status.message().to_owned())),
             }
         }
-        Err(ClientError::Unreachable { tried: tried.join("; ") })
+        Err(ClientError::Unreachable { tried: tried.join("; "), tls })
     }
 
     /// Announces a cloud node. Returns how often the router wants heartbeats.

@@ -16,7 +16,7 @@ async fn connections_per_device_are_capped() {
     let first = dial(&server, &connector).await.unwrap();
     let _second = dial(&server, &connector).await.unwrap();
     match dial(&server, &connector).await {
-        Err(TransportError::Refused { code: RefuseCode::Busy, reason }) => {
+        Err(TransportError::NameInUse { reason }) => {
             assert!(reason.contains("at most 2"), "{reason}");
         }
         other => panic!("{:?}", other.err()),

@@ -49,7 +49,10 @@ async fn a_client_without_certificate_is_refused() {
     let bed = Bed::new();
     let server = bed.server(Settings::dev());
     let error = raw_connect(&server, tls_client(&bed, None)).await.unwrap_err();
-    assert!(matches!(&error, TransportError::Unauthorised { reason } if reason.contains("no certificate")), "{error}");
+    assert!(
+        matches!(&error, TransportError::Unauthorised { reason, .. } if reason.contains("no certificate")),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -80,7 +83,7 @@ async fn a_certificate_that_ends_closes_the_link() {
     let connector = Connector::new(&identity, Settings::dev(), hello("brief")).unwrap();
     let (edge, _cloud) = dial(&server, &connector).await.unwrap();
     let end = within(edge.closed()).await;
-    assert!(matches!(&end, TransportError::Unauthorised { reason } if reason.contains("expired")), "{end}");
+    assert!(matches!(&end, TransportError::Unauthorised { reason, .. } if reason.contains("expired")), "{end}");
     let again = within(connector.connect(server.local_addr().unwrap(), "big.tandem")).await;
     assert!(matches!(again, Err(TransportError::Unauthorised { .. })), "{again:?}");
     // A renewed certificate is taken without a new connector.
@@ -97,7 +100,7 @@ async fn revocation_closes_live_links() {
     let one = server.close_where(|peer| peer.name == "phone", CloseCode::Unauthorised, "revoked");
     assert_eq!((none, one), (0, 1));
     let end = within(edge.closed()).await;
-    assert!(matches!(&end, TransportError::Unauthorised { reason } if reason == "revoked"), "{end}");
+    assert!(matches!(&end, TransportError::Unauthorised { reason, .. } if reason == "revoked"), "{end}");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::replay::Replay;
 use super::*;
+use crate::diagnosis::{self, CloudState, LinkState};
 
 fn node() -> Arc<Replay> {
     Arc::new(Replay::of("Lima."))
@@ -36,13 +37,48 @@ async fn models_have_a_name_per_mode() {
 #[tokio::test]
 async fn health_version_metrics_and_page() {
     assert_eq!(get(app(&node()), "/health").await.json(), json!({ "status": "ok" }));
-    let ready = json!({ "status": "ok", "modes": ["local", "auto", "exact", "cloud"], "cloud_problem": null });
+    let modes = ["local", "auto", "exact", "cloud"];
+    let ready = json!({ "status": "ok", "modes": modes, "cloud": { "state": "connected" }, "cloud_problem": null });
     assert_eq!(get(app(&node()), "/ready").await.json(), ready);
     assert_eq!(get(app(&node()), "/version").await.json()["version"], env!("CARGO_PKG_VERSION"));
     let metrics = get(app(&node()), "/metrics").await;
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     assert!(metrics.body.starts_with(b"# TYPE"));
     assert_eq!(get(app(&node()), "/").await.status, 200);
+}
+
+#[tokio::test]
+async fn without_a_cloud_by_choice_only_what_the_edge_can_is_listed() {
+    let node = node();
+    node.status.lock().unwrap().cloud = CloudState::of(LinkState::None);
+    let ready = json!({ "status": "ok", "modes": ["local"], "cloud": { "state": "none" }, "cloud_problem": null });
+    assert_eq!(get(app(&node), "/ready").await.json(), ready);
+    let body = get(app(&node), "/v1/models").await.json();
+    let ids: Vec<&str> = body["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["tandem", "tandem:local", "demo-edge", "demo-edge:local"]);
+    for id in ["tandem:auto", "tandem:exact", "demo-edge:cloud", "demo-cloud"] {
+        let reply = get(app(&node), &format!("/v1/models/{id}")).await;
+        assert_eq!(reply.error(), (404, "model_not_found".into(), Some("model".into())), "{id}");
+        assert!(reply.json()["error"]["message"].as_str().unwrap().contains("--no-cloud"), "{id}: {}", reply.json());
+    }
+    for model in ["tandem", "tandem:auto"] {
+        let reply = post(app(&node), CHAT, &chat(&json!({ "model": model }))).await;
+        let header = |name: &str| reply.header(name).unwrap_or_default().to_owned();
+        assert_eq!((header("x-tandem-mode").as_str(), header("x-tandem-reason").as_str()), ("local", "no-cloud"));
+        assert_eq!(header("x-tandem-degraded"), "", "{model}");
+    }
+}
+
+#[tokio::test]
+async fn a_cloud_that_cannot_take_part_is_said_with_what_to_do() {
+    let node = node();
+    let why = diagnosis::unknown_model("big", &["demo-cloud".to_owned()]);
+    node.status.lock().unwrap().cloud = CloudState::with(LinkState::Failed, why);
+    for path in ["/ready", "/tandem/status"] {
+        let cloud = get(app(&node), path).await.json()["cloud"].clone();
+        assert_eq!((&cloud["state"], &cloud["code"]), (&json!("failed"), &json!("unknown_model")), "{path}");
+        assert!(cloud["what_to_do"].as_str().unwrap().contains("--cloud-model demo-cloud"), "{path}: {cloud}");
+    }
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use tandem_proto::message::Alternative;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
+use crate::diagnosis::{CloudState, LinkState};
 use crate::request::{
     Controls, Done, Event, FinishReason, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, Origin,
     RouteSummary, TokenEvent,
@@ -73,6 +74,7 @@ impl Replay {
             route_when_cut_short: None,
             status: Mutex::new(NodeStatus {
                 cloud_connected: true,
+                cloud: CloudState::of(LinkState::Connected),
                 policy: "calibrated@1".into(),
                 threshold: 0.5,
                 ..NodeStatus::default()
