@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
-use tandem_engine::constraint::{ConstraintError, spaced};
+use tandem_engine::constraint::schema::{format_is_held, says_nothing};
+use tandem_engine::constraint::{ConstraintError, held};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::{Grammar, GrammarSyntax};
 
@@ -15,12 +16,6 @@ use super::tools::Tool;
 const CALLS_MAX: usize = 16;
 /// Deepest nesting of alternatives in the schema of raw text.
 const DEPTH_MAX: usize = 8;
-
-/// Keywords that say nothing of a value's form.
-const ANNOTATIONS: [&str; 9] =
-    ["title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment"];
-/// Where a schema keeps what its references point to.
-const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 
 impl CallSyntax {
     /// The grammar of an answer that is calls of `tools` and nothing else, or `instead` in their place.
@@ -52,7 +47,7 @@ impl CallSyntax {
         }
         if let Some(schema) = instead {
             let before = if self.is_of_whole_answers() { "<|channel|>final<|message|>" } else { "" };
-            let answer = format!("{} %json {}", writer.literal(before), spaced(schema)?);
+            let answer = format!("{} %json {}", writer.literal(before), held(schema, schema)?);
             writer.rule("instead", &answer);
             answers.push("instead");
         }
@@ -101,7 +96,7 @@ impl Writer<'_> {
             Body::Tagged(tags) => return self.tagged_call(i, tool, tags),
         };
         let arguments = format!("a{i}");
-        self.rule(&arguments, &format!("%json {}", spaced(&tool.parameters)?));
+        self.rule(&arguments, &format!("%json {}", held(&tool.parameters, &tool.parameters)?));
         Ok(format!("{} {arguments} {}", self.literal(&before), self.literal(&after)))
     }
 
@@ -116,9 +111,9 @@ impl Writer<'_> {
             Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        for (word, _) in members(&tool.parameters) {
-            let known = ["type", "properties", "required", "additionalProperties", "$schema", "$id", "strict"];
-            if !known.contains(&word.as_str()) && !is_aside(word) {
+        for (word, rule) in members(&tool.parameters) {
+            let known = ["type", "properties", "required", "additionalProperties"];
+            if !known.contains(&word.as_str()) && !is_aside(word, rule) {
                 return Err(rejected(word));
             }
         }
@@ -161,19 +156,12 @@ impl Writer<'_> {
         let end = format!("{}{}", if tags.own_lines { "\n" } else { "" }, tags.value_end);
         let kinds = Kinds::of(schema, root);
         if !kinds.has_text() {
-            let mut schema = spaced(schema)?;
-            for word in DEFINITIONS {
-                if let Some(definitions) = root.get(word) {
-                    schema[word] = definitions.clone();
-                }
-            }
+            let schema = held(schema, root)?;
             self.rule(&format!("{name}j"), &format!("%json {schema}"));
             return Ok(format!("{name}j {}", self.literal(&end)));
         }
         let alone = |schema: &Value, word: &str| {
-            members(schema)
-                .find(|(other, _)| *other != word && *other != "nullable" && !is_aside(other))
-                .map(|(w, _)| w.clone())
+            members(schema).find(|(other, rule)| *other != word && !is_aside(other, rule)).map(|(w, _)| w.clone())
         };
         if let Some(target) = referred(schema, root) {
             return match alone(schema, "$ref") {
@@ -212,7 +200,7 @@ impl Writer<'_> {
         let max = max.map(|n| n.to_string()).unwrap_or_default();
         let size = bounded.then(|| format!("{{{},{max}}}", min.unwrap_or_default()));
         if let Some((word, _)) = members(schema)
-            .find(|(word, _)| !["type", "minLength", "maxLength"].contains(&word.as_str()) && !is_aside(word))
+            .find(|(word, rule)| !["type", "minLength", "maxLength"].contains(&word.as_str()) && !is_aside(word, rule))
             .filter(|_| !kinds.is_unknown())
         {
             return Err(rejected(word));
@@ -300,8 +288,9 @@ fn members(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     schema.as_object().into_iter().flatten()
 }
 
-fn is_aside(word: &str) -> bool {
-    ANNOTATIONS.contains(&word) || DEFINITIONS.contains(&word)
+/// True for a keyword that does not narrow values.
+fn is_aside(word: &str, rule: &Value) -> bool {
+    says_nothing(word) || word == "format" && rule.as_str().is_some_and(|format| !format_is_held(format))
 }
 
 fn rejected(word: &str) -> ConstraintError {

@@ -1,6 +1,7 @@
 //! From raw text to JSON: what a tool's schema says of an argument decides how its text is written.
 
 use serde_json::Value;
+use tandem_engine::constraint::schema::resolve;
 
 /// Most references followed from one schema, and deepest nesting of alternatives.
 const DEPTH_MAX: usize = 16;
@@ -117,7 +118,7 @@ fn kinds(schema: &Value, root: &Value, depth: usize) -> Kinds {
 
 /// The schema that `$ref` points to, if it is one of the root's own.
 pub(crate) fn referred<'a>(schema: &Value, root: &'a Value) -> Option<&'a Value> {
-    root.pointer(schema["$ref"].as_str()?.strip_prefix('#')?)
+    resolve(root, schema["$ref"].as_str()?).ok()
 }
 
 /// The JSON text of a value that was written as raw text: as it stands where it is JSON of one of the

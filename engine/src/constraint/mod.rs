@@ -10,6 +10,7 @@
 
 mod follow;
 mod mask;
+pub mod schema;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
@@ -33,16 +34,17 @@ use crate::tokenizer::Tokenizer;
 /// Most compiled grammars kept for the next request that brings the same one.
 pub const GRAMMARS_CACHED_MAX: usize = 32;
 
-/// White space that a JSON grammar allows between two parts: a blank, or a line break with an
-/// indentation. Bounded, so that no model fills its answer with blanks.
-const JSON_SPACE: &str = r"\x20|\n[\x20\x09]{0,32}";
+/// Stack of the thread that compiles; memory that is not touched costs nothing.
+const COMPILER_STACK_BYTES: usize = 64 << 20;
+
 /// Longest text of a problem that is passed on, characters.
 const PROBLEM_CHARS_MAX: usize = 240;
 
 /// What one grammar may cost. The library counts in its own units; the comments give what they come to.
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 2_000,
+        // 2 000 optional members.
+        max_items_in_row: 8_000,
         // 20 ms of compilation.
         initial_lexer_fuel: 1_000_000,
         // 15 ms for the worst mask.
@@ -82,33 +84,24 @@ pub enum ConstraintError {
 /// A JSON schema as a grammar. Keys come in the order of the schema's properties.
 ///
 /// # Errors
-/// [`ConstraintError::Rejected`] if `schema` is no object.
+/// [`ConstraintError::Rejected`] names what the schema asks for and cannot be held.
 pub fn json_schema(schema: &Value) -> Result<Grammar, ConstraintError> {
-    let text = spaced(schema)?.to_string();
-    Ok(Grammar { syntax: GrammarSyntax::JsonSchema, text })
+    Ok(Grammar { syntax: GrammarSyntax::JsonSchema, text: held(schema, schema)?.to_string() })
 }
 
 /// Any JSON object.
 #[must_use]
 pub fn json_object() -> Grammar {
-    let text = serde_json::json!({ "type": "object", "x-guidance": { "whitespace_pattern": JSON_SPACE } }).to_string();
-    Grammar { syntax: GrammarSyntax::JsonSchema, text }
+    let text = serde_json::json!({ "type": "object", "x-guidance": { "whitespace_pattern": schema::JSON_SPACE } });
+    Grammar { syntax: GrammarSyntax::JsonSchema, text: text.to_string() }
 }
 
-/// `schema` with the rule for white space in the place where the library looks for it.
+/// `schema` as a grammar in Lark takes it after `%json`; its references point into `root`.
 ///
 /// # Errors
-/// [`ConstraintError::Rejected`] if `schema` is no object or has settings of the library in it.
-pub fn spaced(schema: &Value) -> Result<Value, ConstraintError> {
-    let Value::Object(map) = schema else {
-        return Err(ConstraintError::Rejected("a schema must be an object".into()));
-    };
-    if map.contains_key("x-guidance") {
-        return Err(ConstraintError::Rejected("the keyword `x-guidance` is not supported".into()));
-    }
-    let mut map = map.clone();
-    map.insert("x-guidance".into(), serde_json::json!({ "whitespace_pattern": JSON_SPACE }));
-    Ok(Value::Object(map))
+/// [`ConstraintError::Rejected`] names what the schema asks for and cannot be held.
+pub fn held(schema: &Value, root: &Value) -> Result<Value, ConstraintError> {
+    schema::prepare(schema, root)
 }
 
 /// The grammars of one tokenizer. The token trie is built when the first grammar comes.
@@ -166,6 +159,19 @@ impl Constraints {
 
     fn build(&self, grammar: &Grammar) -> Result<Compiled, ConstraintError> {
         let factory = self.factory.get_or_init(|| factory(&self.tokenizer)).as_ref().map_err(Clone::clone)?;
+        // The library goes down a level of the stack for each reference that leads to a further one: in 48 KiB
+        // there are more than a thread of the runtime has room for, and that would end the process.
+        let compile = || self.compile_here(factory, grammar);
+        let failed = |what: &str| ConstraintError::Rejected(format!("the compiler {what}"));
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(COMPILER_STACK_BYTES);
+            let thread =
+                thread.spawn_scoped(scope, compile).map_err(|e| failed(&format!("could not be started: {e}")))?;
+            thread.join().unwrap_or_else(|_| Err(failed("failed")))
+        })
+    }
+
+    fn compile_here(&self, factory: &ParserFactory, grammar: &Grammar) -> Result<Compiled, ConstraintError> {
         let top = match grammar.syntax {
             GrammarSyntax::JsonSchema => {
                 let schema = serde_json::from_str(&grammar.text)
@@ -175,8 +181,13 @@ impl Constraints {
             GrammarSyntax::Lark => TopLevelGrammar::from_lark(grammar.text.clone()),
         };
         let matcher = Matcher::new(factory.create_parser(top));
+        let rejected = |problem: &str| Err(ConstraintError::Rejected(first_line(problem)));
         if let Some(problem) = matcher.get_error() {
-            return Err(ConstraintError::Rejected(first_line(&problem)));
+            return rejected(&problem);
+        }
+        // A grammar without a text is found by its first mask only.
+        if let Err(problem) = matcher.deep_clone().compute_mask() {
+            return rejected(&problem.to_string());
         }
         Ok(Compiled { grammar: grammar.clone(), fresh: Mutex::new(matcher), vocabulary: self.tokenizer.vocab_size() })
     }
