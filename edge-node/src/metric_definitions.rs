@@ -19,14 +19,19 @@ pub const LABEL_ORIGIN: &str = "origin";
 pub const LABEL_DIRECTION: &str = "direction";
 
 /// Values of [`LABEL_ROUTE`] that are spelled out.
-pub const ROUTES: [&str; 11] = [
+pub const ROUTES: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/tokenize",
+    "/detokenize",
     "/v1/models",
     "/health",
     "/ready",
     "/metrics",
     "/version",
+    "/openapi.json",
     "/tandem/status",
     "/tandem/controls",
     "/tandem/explain",

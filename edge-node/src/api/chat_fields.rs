@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::fields::{Fields, type_error};
 use super::grammar::Format;
 use super::messages::{self, ChatMessage};
-use super::tools::Tools;
+use super::tools::{Described, Tools};
 
 /// Fields of the OpenAI API that this node does not have.
 const UNSUPPORTED: [&str; 12] = [
@@ -46,7 +46,7 @@ impl ChatFields {
         let mut fields = Fields::from_body(body)?;
         fields.refuse(&UNSUPPORTED)?;
         let format = Format::take(&mut fields)?;
-        let tools = Tools::take(&mut fields)?;
+        let tools = Tools::take(&mut fields, Described::Nested)?;
         take_modalities(&mut fields)?;
         let answer = AnswerFields::take(&mut fields, limits)?;
         let messages = messages::take(&mut fields)?;

@@ -53,7 +53,7 @@ impl CompletionFields {
             return Err(ApiError::bad_request("unsupported_field", message).about("best_of"));
         }
         let logprobs = fields.integer("logprobs", 0..=LOGPROBS_MAX)?.map(|n| n as u32);
-        let prompts = take_prompts(&mut fields, limits)?;
+        let prompts = take_prompts(&mut fields, "prompt", PROMPTS_MAX, limits)?;
         if prompts.len() * answer.n > CHOICES_MAX {
             let message = format!("prompts times `n` must be at most {CHOICES_MAX}, not {}", prompts.len() * answer.n);
             return Err(ApiError::invalid("n", message));
@@ -63,23 +63,29 @@ impl CompletionFields {
     }
 }
 
-fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
+/// Takes what may be one text or several, as text or token ids, from the field `name`.
+pub(crate) fn take_prompts(
+    fields: &mut Fields,
+    name: &str,
+    prompts_max: usize,
+    limits: &Limits,
+) -> Result<Vec<Prompt>, ApiError> {
     const WANTED: &str = "a string, an array of strings, an array of token ids or an array of such arrays";
-    let list = match fields.take("prompt") {
-        None => return Err(fields.missing("prompt")),
+    let list = match fields.take(name) {
+        None => return Err(fields.missing(name)),
         Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
         Some(Value::Array(list)) => list,
-        Some(other) => return Err(type_error("prompt", WANTED, &other)),
+        Some(other) => return Err(type_error(name, WANTED, &other)),
     };
     if let Some(Value::Number(_)) = list.first() {
-        return Ok(vec![Prompt::Tokens(take_tokens("prompt", &list, limits)?)]);
+        return Ok(vec![Prompt::Tokens(take_tokens(name, &list, limits)?)]);
     }
-    if list.is_empty() || list.len() > PROMPTS_MAX {
-        let message = format!("`prompt` must have from 1 to {PROMPTS_MAX} entries, not {}", list.len());
-        return Err(ApiError::invalid("prompt", message));
+    if list.is_empty() || list.len() > prompts_max {
+        let message = format!("`{name}` must have from 1 to {prompts_max} entries, not {}", list.len());
+        return Err(ApiError::invalid(name, message));
     }
     let prompt = |(i, value): (usize, Value)| {
-        let path = format!("prompt[{i}]");
+        let path = format!("{name}[{i}]");
         match value {
             Value::String(text) => Ok(Prompt::Text(text)),
             Value::Array(tokens) => Ok(Prompt::Tokens(take_tokens(&path, &tokens, limits)?)),
@@ -89,7 +95,8 @@ fn take_prompts(fields: &mut Fields, limits: &Limits) -> Result<Vec<Prompt>, Api
     list.into_iter().enumerate().map(prompt).collect()
 }
 
-fn take_tokens(path: &str, list: &[Value], limits: &Limits) -> Result<Vec<u32>, ApiError> {
+/// The token ids of a list.
+pub(crate) fn take_tokens(path: &str, list: &[Value], limits: &Limits) -> Result<Vec<u32>, ApiError> {
     let token = |(i, value): (usize, &Value)| {
         let id = value.as_u64().filter(|id| *id < limits.vocabulary as u64);
         id.map(|id| id as u32).ok_or_else(|| {

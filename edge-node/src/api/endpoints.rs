@@ -14,10 +14,12 @@ use super::chat_fields::ChatFields;
 use super::completion_fields::CompletionFields;
 use super::completion_writer::CompletionWriter;
 use super::error::{ApiError, Params};
+use super::messages::ChatMessage;
 use super::reply::{Kind, Shape};
 use super::request_id::RequestId;
 use super::respond::{Plan, respond};
 use super::tooling::Tooling;
+use super::tools::Tools;
 use super::writer::Writer;
 use super::{Api, model_name, prompt};
 
@@ -30,7 +32,7 @@ pub(crate) async fn chat(
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
     let fields = ChatFields::parse(&read_json(request).await?, &limits)?;
-    let call = Call { path: "/v1/chat/completions", request_id, received, prompt_param: "messages" };
+    let call = Call { path: "/v1/chat/completions", request_id, received, prompt_param: "messages", names: &[] };
     converse(&api, call, fields, |plan| completion_writer(&api, Kind::Chat, plan)).await
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Call {
     pub(crate) received: Instant,
     /// Field that holds the conversation.
     pub(crate) prompt_param: &'static str,
+    /// Fields of a chat request that have other names in this API.
+    pub(crate) names: &'static [(&'static str, &'static str)],
 }
 
 /// Answers a conversation, whatever API it came by.
@@ -53,9 +57,10 @@ pub(crate) async fn converse(
 ) -> Result<Response, ApiError> {
     let ChatFields { answer, messages, format, tools, logprobs, top_logprobs } = fields;
     let target = resolve(api, &answer.model)?;
-    let tooling = Tooling::of(api.backend.as_ref(), tools, &messages)?;
-    let grammar = tooling.grammar(api, format.as_ref()).await?;
-    let (prompt, notice) = prompt::of_chat(&api.backend, messages, tooling.told()).await?;
+    let renamed = |error: ApiError| error.renamed(call.names);
+    let tooling = Tooling::of(api.backend.as_ref(), tools, &messages).map_err(renamed)?;
+    let grammar = tooling.grammar(api, format.as_ref()).await.map_err(renamed)?;
+    let (prompt, notice) = prompt::of_chat(&api.backend, messages, tooling.told()).await.map_err(renamed)?;
     let plan = Plan {
         path: call.path,
         request_id: call.request_id,
@@ -70,7 +75,14 @@ pub(crate) async fn converse(
         reading: tooling.reading(),
     };
     let writer = writer(&plan);
-    respond(&api.backend, plan, writer).await
+    respond(&api.backend, plan, writer).await.map_err(renamed)
+}
+
+/// The prompt of a conversation that nobody is to answer.
+pub(crate) async fn render(api: &Api, messages: Vec<ChatMessage>, tools: Option<Tools>) -> Result<Vec<u32>, ApiError> {
+    let tooling = Tooling::of(api.backend.as_ref(), tools, &messages)?;
+    let (prompt, _) = prompt::of_chat(&api.backend, messages, tooling.told()).await?;
+    Ok(prompt)
 }
 
 /// Text completions.
@@ -115,6 +127,7 @@ pub(crate) fn limits(backend: &dyn Backend) -> Result<Limits, ApiError> {
     }
 }
 
-fn resolve(api: &Api, name: &str) -> Result<model_name::Target, ApiError> {
+/// Looks a model's name up.
+pub(crate) fn resolve(api: &Api, name: &str) -> Result<model_name::Target, ApiError> {
     model_name::resolve(name, &api.backend.models(), api.options.default_alias.as_deref())
 }

@@ -70,6 +70,19 @@ impl ApiError {
         self
     }
 
+    /// With a field's name in place of what it was made into: `names` are prefixes of paths, the first
+    /// that fits counts.
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let param = self.param.take();
+        self.param = param.map(|param| {
+            let renamed = names.iter().find_map(|(from, to)| Some(format!("{to}{}", param.strip_prefix(from)?)));
+            let Some(renamed) = renamed else { return param };
+            self.message = self.message.replace(&format!("`{param}"), &format!("`{renamed}"));
+            renamed
+        });
+        self
+    }
+
     /// 401.
     pub(crate) fn unauthorized(message: &str) -> Self {
         let code = Some("invalid_api_key");
@@ -186,6 +199,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For APIs whose errors look otherwise.
+        response.extensions_mut().insert(self);
         response
     }
 }

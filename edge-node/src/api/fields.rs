@@ -53,6 +53,16 @@ impl Fields {
         self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
+    /// A field as it is, left where it stands.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Adds a field, for what takes it later.
+    pub(crate) fn put(&mut self, name: &str, value: Value) {
+        self.map.insert(name.to_owned(), value);
+    }
+
     /// The error for a field that must be there.
     pub(crate) fn missing(&self, name: &str) -> ApiError {
         let path = self.path(name);

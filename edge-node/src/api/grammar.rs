@@ -41,16 +41,7 @@ impl Format {
             Some("json_object") => Some(Self::JsonObject),
             Some("json_schema") => {
                 let mut spec = format.object("json_schema")?.ok_or_else(|| format.missing("json_schema"))?;
-                let name = spec.string("name")?.ok_or_else(|| spec.missing("name"))?;
-                if !name_is_good(&name) {
-                    let path = spec.path("name");
-                    let message =
-                        format!("`{path}` must have from 1 to 64 of a-z, A-Z, 0-9, _ and -, not `{}`", short(&name));
-                    return Err(ApiError::invalid(path, message));
-                }
-                spec.ignore(&["description"]);
-                spec.boolean("strict")?;
-                let schema = spec.take("schema").ok_or_else(|| spec.missing("schema"))?;
+                let schema = take_schema(&mut spec)?;
                 spec.finish()?;
                 Some(Self::JsonSchema(schema))
             }
@@ -82,6 +73,19 @@ impl Format {
             Self::JsonSchema(schema) => schema.clone(),
         }
     }
+}
+
+/// Takes a named schema: `name`, `schema` and what goes with them.
+pub(crate) fn take_schema(spec: &mut Fields) -> Result<Value, ApiError> {
+    let name = spec.string("name")?.ok_or_else(|| spec.missing("name"))?;
+    if !name_is_good(&name) {
+        let path = spec.path("name");
+        let message = format!("`{path}` must have from 1 to 64 of a-z, A-Z, 0-9, _ and -, not `{}`", short(&name));
+        return Err(ApiError::invalid(path, message));
+    }
+    spec.ignore(&["description"]);
+    spec.boolean("strict")?;
+    spec.take("schema").ok_or_else(|| spec.missing("schema"))
 }
 
 /// Turns for the compiler.

@@ -13,6 +13,9 @@ use super::Api;
 use super::error::ApiError;
 use super::fields::short;
 
+/// Holds the key where there is no bearer key.
+const API_KEY: &str = "x-api-key";
+
 /// Lets a request through or answers 401 or 403.
 pub(crate) async fn check(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let verdict = match &api.options.api_key {
@@ -28,16 +31,17 @@ pub(crate) async fn check(State(api): State<Arc<Api>>, request: Request, next: N
 
 fn check_key(key: &str, headers: &HeaderMap) -> Result<(), ApiError> {
     const HINT: &str = "send the header `authorization: Bearer <key>`";
-    let Some(given) = headers.get(header::AUTHORIZATION) else {
-        return Err(ApiError::unauthorized(&format!("this node needs an API key; {HINT}")));
-    };
-    let given = given.as_bytes();
-    let token = match given.split_at_checked(7) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
-        _ => return Err(ApiError::unauthorized(&format!("the authorization is not a bearer key; {HINT}"))),
+    // Anthropic's clients have a header of their own.
+    let given = match (headers.get(API_KEY), headers.get(header::AUTHORIZATION)) {
+        (Some(given), _) => given.as_bytes().trim_ascii(),
+        (None, Some(given)) => match given.as_bytes().split_at_checked(7) {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
+            _ => return Err(ApiError::unauthorized(&format!("the authorization is not a bearer key; {HINT}"))),
+        },
+        (None, None) => return Err(ApiError::unauthorized(&format!("this node needs an API key; {HINT}"))),
     };
     // Digests compare in constant time, and their length says nothing of the key's.
-    if blake3::hash(token) == blake3::hash(key.as_bytes()) {
+    if blake3::hash(given) == blake3::hash(key.as_bytes()) {
         Ok(())
     } else {
         Err(ApiError::unauthorized("the API key is not this node's"))
@@ -100,5 +104,8 @@ mod tests {
             assert_eq!((error.status.as_u16(), error.code), (401, Some("invalid_api_key")), "{wrong}");
         }
         assert!(check_key("secret", &HeaderMap::new()).is_err());
+        let own = |value: &str| HeaderMap::from_iter([(API_KEY.parse().unwrap(), value.parse().unwrap())]);
+        assert!(check_key("secret", &own("secret")).is_ok());
+        assert!(check_key("secret", &own("Bearer secret")).is_err());
     }
 }

@@ -140,7 +140,8 @@ pub(crate) async fn controls(State(api): State<Arc<Api>>, request: Request) -> R
 
 /// `GET /tandem/explain/{id}`: `id` is a request id, the id of a completion, or `last`.
 pub(crate) async fn explain(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let request_id = ["chatcmpl-", "cmpl-"].iter().find_map(|prefix| id.strip_prefix(prefix)).unwrap_or(&id);
+    let request_id =
+        ["chatcmpl-", "cmpl-", "resp_", "msg_"].iter().find_map(|prefix| id.strip_prefix(prefix)).unwrap_or(&id);
     let wanted = (id != LAST).then_some(request_id);
     api.backend.explain(wanted).map(Json).ok_or_else(|| {
         let message = match wanted {

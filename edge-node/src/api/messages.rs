@@ -191,15 +191,21 @@ fn take_call(path: &str, value: Value) -> Result<PastCall, ApiError> {
     let mut function = fields.object("function")?.ok_or_else(|| fields.missing("function"))?;
     fields.finish()?;
     let name = take_name(&mut function)?;
-    let arguments = function.string("arguments")?.ok_or_else(|| function.missing("arguments"))?;
-    if !matches!(serde_json::from_str(&arguments), Ok(Value::Object(_))) {
-        let path = function.path("arguments");
-        return Err(ApiError::invalid(&path, format!("`{path}` must be the text of a JSON object")));
-    }
+    let arguments = take_arguments(&mut function)?;
     // The parsed-arguments field of the client's own helpers.
     function.ignore(&["parsed_arguments"]);
     function.finish()?;
     Ok(PastCall { id, name, arguments })
+}
+
+/// Takes the arguments of a call that the assistant made earlier.
+pub(crate) fn take_arguments(function: &mut Fields) -> Result<String, ApiError> {
+    let arguments = function.string("arguments")?.ok_or_else(|| function.missing("arguments"))?;
+    if matches!(serde_json::from_str(&arguments), Ok(Value::Object(_))) {
+        return Ok(arguments);
+    }
+    let path = function.path("arguments");
+    Err(ApiError::invalid(&path, format!("`{path}` must be the text of a JSON object")))
 }
 
 fn drop_empty_lists(fields: &mut Fields, names: &[&str]) -> Result<(), ApiError> {

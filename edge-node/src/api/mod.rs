@@ -1,4 +1,5 @@
-//! OpenAI-compatible HTTP API of an edge node, with the routes of the page and of the operator.
+//! HTTP API of an edge node, compatible with OpenAI's and Anthropic's clients, with the routes of the page
+//! and of the operator. [`responses`] and [`anthropic`] make chat requests of theirs.
 //!
 //! The way of a request: [`guard`] → [`body`] → [`chat_fields`] or [`completion_fields`] →
 //! [`model_name`] → [`tooling`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] →
@@ -11,6 +12,7 @@
 
 mod answer_fields;
 mod answers;
+mod anthropic;
 mod backend;
 mod bind;
 mod body;
@@ -32,6 +34,7 @@ mod messages;
 mod meter;
 mod model_name;
 mod observe;
+mod openapi;
 mod param_types;
 mod pieces;
 mod prompt;
@@ -39,7 +42,9 @@ mod reading;
 mod reply;
 mod request_id;
 mod respond;
+mod responses;
 mod stop;
+mod tokenize;
 mod tool_calls;
 mod tooling;
 mod tools;
@@ -78,6 +83,8 @@ pub(crate) struct Api {
     pub(crate) ids: request_id::RequestIds,
     /// Turns for compiling grammars.
     pub(crate) turns: grammar::Turns,
+    /// Answers of the Responses API that are kept.
+    pub(crate) responses: Arc<responses::ResponseStore>,
 }
 
 /// The API and the page over `backend`, without a key.
@@ -87,11 +94,20 @@ pub fn router(backend: Arc<dyn Backend>) -> Router {
 
 /// The API and the page over `backend`. Call [`check_bind`] before listening.
 pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
-    let api =
-        Arc::new(Api { backend, options, ids: request_id::RequestIds::default(), turns: grammar::Turns::default() });
+    let api = Arc::new(Api {
+        backend,
+        options,
+        ids: request_id::RequestIds::default(),
+        turns: grammar::Turns::default(),
+        responses: Arc::default(),
+    });
     let guarded = Router::new()
         .route("/v1/chat/completions", post(endpoints::chat))
         .route("/v1/completions", post(endpoints::completions))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{*id}", get(info::model))
         .route("/metrics", get(info::metrics))
@@ -100,12 +116,20 @@ pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
         .route("/tandem/explain/{id}", get(info::explain))
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(Arc::clone(&api), guard::check));
+    let anthropic = Router::new()
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .method_not_allowed_fallback(method_not_allowed)
+        .route_layer(from_fn_with_state(Arc::clone(&api), guard::check))
+        .layer(from_fn(anthropic::errors::reshape));
     let open = Router::new()
         .route("/health", get(info::health))
         .route("/ready", get(info::ready))
         .route("/version", get(info::version))
+        .route("/openapi.json", get(openapi::openapi))
         .method_not_allowed_fallback(method_not_allowed);
     guarded
+        .merge(anthropic)
         .merge(open)
         .with_state(Arc::clone(&api))
         .merge(crate::page::routes())

@@ -71,6 +71,34 @@ pub(crate) async fn of_texts(backend: &Arc<dyn Backend>, prompts: Vec<Prompt>) -
     .await
 }
 
+/// The token ids of a text; `special`: with the tokens that a prompt begins with.
+pub(crate) async fn of_text(backend: &Arc<dyn Backend>, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
+    on_right_thread(backend, text.len(), move |backend| {
+        let tokenizer = backend.tokenizer();
+        let ids = if special { tokenizer.encode_whole(&text) } else { tokenizer.encode(&text) };
+        ids.map_err(|error| untokenizable("prompt", &error))
+    })
+    .await
+}
+
+/// The text of token ids, special tokens as they are spelt.
+pub(crate) async fn text_of(backend: &Arc<dyn Backend>, tokens: Vec<u32>) -> Result<String, ApiError> {
+    on_right_thread(backend, tokens.len() * size_of::<u32>(), move |backend| {
+        let tokenizer = backend.tokenizer();
+        let mut text = String::new();
+        for run in tokens.chunk_by(|a, b| tokenizer.is_special(*a) == tokenizer.is_special(*b)) {
+            if tokenizer.is_special(run[0]) {
+                text.extend(run.iter().filter_map(|id| tokenizer.token(*id)));
+            } else {
+                let error = |e| ApiError::invalid("tokens", format!("`tokens`: they have no text: {e}"));
+                text.push_str(&tokenizer.decode(run).map_err(error)?);
+            }
+        }
+        Ok(text)
+    })
+    .await
+}
+
 fn untokenizable(param: &str, error: &EngineError) -> ApiError {
     ApiError::invalid(param, format!("the text cannot be tokenized: {error}"))
 }

@@ -162,8 +162,9 @@ enum Logprobs {
     Text(TextLogprobs),
 }
 
+/// A token's log probability with those of alternatives.
 #[derive(Debug, Serialize)]
-struct ChatLogprob {
+pub(crate) struct ChatLogprob {
     #[serde(flatten)]
     candidate: Candidate,
     top_logprobs: Vec<Candidate>,
@@ -396,7 +397,8 @@ fn empty_choice(index: usize) -> Choice {
     Choice { index, message: None, delta: None, text: None, logprobs: None, finish_reason: None, tandem: None }
 }
 
-fn chat_logprob(event: &TokenEvent, top: usize, tokenizer: &Tokenizer) -> ChatLogprob {
+/// The log probability of a token.
+pub(crate) fn chat_logprob(event: &TokenEvent, top: usize, tokenizer: &Tokenizer) -> ChatLogprob {
     let alternatives = event.alternatives.iter().take(top);
     ChatLogprob {
         candidate: candidate(event.id, event.logprob, tokenizer),

@@ -1,13 +1,16 @@
 //! Tests of the API's shape over recorded tokens. The real node behind it has tests of its own.
 
 mod answers;
+mod apis;
 mod calls;
+mod events;
 mod families;
 mod info;
 mod live;
 mod refusals;
 mod replay;
 mod streams;
+mod texts;
 mod tools;
 
 use std::sync::Arc;

@@ -131,9 +131,10 @@ impl Tooling {
             return Err(refused(&e, SCHEMA_PARAM));
         }
         for (i, tool) in tools.list.iter().enumerate() {
-            let alone = Tools { list: vec![tool.clone()], choice: ToolChoice::Required, parallel: false };
+            let described = tools.described;
+            let alone = Tools { list: vec![tool.clone()], choice: ToolChoice::Required, parallel: false, described };
             if let Err(e) = api.turns.compile(&api.backend, grammar(&alone, None)?).await? {
-                return Err(refused(&e, &format!("tools[{i}].function.parameters")));
+                return Err(refused(&e, &described.schema_path(i)));
             }
         }
         Err(refused(&whole, "tools"))

@@ -10,6 +10,32 @@ pub(crate) const TOOLS_MAX: usize = 128;
 /// Longest name of a tool or a schema, bytes.
 const NAME_BYTES_MAX: usize = 64;
 
+/// How an API describes functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Described {
+    /// Chat completions: under `function`.
+    Nested,
+    /// Responses: beside `type`.
+    Flat,
+    /// Anthropic's Messages: the schema under `input_schema`, `type` only for a tool that is no function.
+    Messages,
+}
+
+impl Described {
+    /// Path of the schema of tool `i`.
+    pub(crate) fn schema_path(self, i: usize) -> String {
+        match self {
+            Self::Nested => format!("tools[{i}].function.parameters"),
+            Self::Flat => format!("tools[{i}].parameters"),
+            Self::Messages => format!("tools[{i}].input_schema"),
+        }
+    }
+
+    fn schema(self) -> &'static str {
+        if self == Self::Messages { "input_schema" } else { "parameters" }
+    }
+}
+
 /// One function that the model may call.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tool {
@@ -40,11 +66,13 @@ pub(crate) struct Tools {
     pub(crate) choice: ToolChoice,
     /// Several calls in one answer are fine.
     pub(crate) parallel: bool,
+    /// Where the request has what of a tool.
+    pub(crate) described: Described,
 }
 
 impl Tools {
     /// Takes the fields; none if the request has no tools.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
+    pub(crate) fn take(fields: &mut Fields, described: Described) -> Result<Option<Self>, ApiError> {
         let list = match fields.take("tools") {
             None => Vec::new(),
             Some(Value::Array(list)) if (1..=TOOLS_MAX).contains(&list.len()) => list,
@@ -54,8 +82,11 @@ impl Tools {
             }
             Some(other) => return Err(type_error("tools", "an array", &other)),
         };
-        let choice = take_choice(fields)?;
-        let parallel = fields.boolean("parallel_tool_calls")?;
+        let (choice, parallel) = if described == Described::Messages {
+            take_messages_choice(fields)?
+        } else {
+            (take_choice(fields, described)?, fields.boolean("parallel_tool_calls")?)
+        };
         if list.is_empty() {
             let given = [("tool_choice", choice.is_some()), ("parallel_tool_calls", parallel.is_some())];
             return match given.iter().find(|(_, is)| *is) {
@@ -65,9 +96,10 @@ impl Tools {
         }
         let mut tools: Vec<Tool> = Vec::with_capacity(list.len());
         for (i, tool) in list.into_iter().enumerate() {
-            let tool = take_tool(&format!("tools[{i}]"), tool)?;
+            let tool = take_tool(&format!("tools[{i}]"), tool, described)?;
             if tools.iter().any(|t| t.name == tool.name) {
-                let path = format!("tools[{i}].function.name");
+                let path = if described == Described::Nested { "function.name" } else { "name" };
+                let path = format!("tools[{i}].{path}");
                 let message = format!("`{path}`: there is another tool called `{}`", tool.name);
                 return Err(ApiError::invalid(path, message));
             }
@@ -77,10 +109,10 @@ impl Tools {
         if let ToolChoice::Named(name) = &choice
             && tools.iter().all(|t| t.name != *name)
         {
-            let path = "tool_choice.function.name";
+            let path = if described == Described::Nested { "tool_choice.function.name" } else { "tool_choice.name" };
             return Err(ApiError::invalid(path, format!("`{path}`: no tool is called `{}`", short(name))));
         }
-        Ok(Some(Self { list: tools, choice, parallel: parallel.unwrap_or(true) }))
+        Ok(Some(Self { list: tools, choice, parallel: parallel.unwrap_or(true), described }))
     }
 
     /// The tools that may be called.
@@ -122,16 +154,45 @@ pub(crate) fn name_is_good(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(good)
 }
 
-fn take_tool(path: &str, value: Value) -> Result<Tool, ApiError> {
+fn take_tool(path: &str, value: Value, described: Described) -> Result<Tool, ApiError> {
     let mut fields = Fields::from_value(path, value)?;
-    function_only(&mut fields)?;
-    let mut function = fields.object("function")?.ok_or_else(|| fields.missing("function"))?;
-    fields.finish()?;
+    match described {
+        Described::Nested => {
+            function_only(&mut fields)?;
+            let function = fields.object("function")?.ok_or_else(|| fields.missing("function"))?;
+            fields.finish()?;
+            take_function(function, "parameters")
+        }
+        Described::Flat => {
+            function_only(&mut fields)?;
+            // Of consequence only with tools that this node does not have.
+            fields.ignore(&["allowed_callers", "defer_loading", "output_schema"]);
+            take_function(fields, described.schema())
+        }
+        Described::Messages => {
+            fields.ignore(&[
+                "cache_control",
+                "allowed_callers",
+                "defer_loading",
+                "eager_input_streaming",
+                "input_examples",
+            ]);
+            if let Some(kind) = fields.string("type")?
+                && kind != "custom"
+            {
+                return Err(unsupported_type(&fields, &kind, "custom"));
+            }
+            take_function(fields, described.schema())
+        }
+    }
+}
+
+fn take_function(mut function: Fields, schema: &str) -> Result<Tool, ApiError> {
     let name = take_name(&mut function)?;
     let description = function.string("description")?;
     function.boolean("strict")?;
-    let parameters_path = function.path("parameters");
-    let mut parameters = match function.take("parameters") {
+    let parameters_path = function.path(schema);
+    let mut parameters = match function.take(schema) {
         None => json!({ "type": "object", "properties": {}, "additionalProperties": false }),
         Some(Value::Object(schema)) => Value::Object(schema),
         Some(other) => return Err(type_error(&parameters_path, "an object", &other)),
@@ -154,7 +215,7 @@ fn take_tool(path: &str, value: Value) -> Result<Tool, ApiError> {
     Ok(Tool { name, parameters, described })
 }
 
-fn take_choice(fields: &mut Fields) -> Result<Option<ToolChoice>, ApiError> {
+fn take_choice(fields: &mut Fields, described: Described) -> Result<Option<ToolChoice>, ApiError> {
     match fields.take("tool_choice") {
         None => Ok(None),
         Some(Value::String(word)) => match word.as_str() {
@@ -172,9 +233,12 @@ fn take_choice(fields: &mut Fields) -> Result<Option<ToolChoice>, ApiError> {
         Some(Value::Object(map)) => {
             let mut choice = Fields::from_value("tool_choice", Value::Object(map))?;
             function_only(&mut choice)?;
-            let mut function = choice.object("function")?.ok_or_else(|| choice.missing("function"))?;
-            let name = take_name(&mut function)?;
-            function.finish()?;
+            if described == Described::Nested {
+                let function = choice.object("function")?.ok_or_else(|| choice.missing("function"))?;
+                choice.finish()?;
+                choice = function;
+            }
+            let name = take_name(&mut choice)?;
             choice.finish()?;
             Ok(Some(ToolChoice::Named(name)))
         }
@@ -182,17 +246,34 @@ fn take_choice(fields: &mut Fields) -> Result<Option<ToolChoice>, ApiError> {
     }
 }
 
+/// Takes the `tool_choice` of Anthropic's Messages, which also says whether several calls are fine.
+fn take_messages_choice(fields: &mut Fields) -> Result<(Option<ToolChoice>, Option<bool>), ApiError> {
+    let Some(mut choice) = fields.object("tool_choice")? else { return Ok((None, None)) };
+    let kind = choice.choice("type", &["auto", "any", "tool", "none"])?.ok_or_else(|| choice.missing("type"))?;
+    let single = choice.boolean("disable_parallel_tool_use")?;
+    let taken = match kind {
+        "auto" => ToolChoice::Auto,
+        "any" => ToolChoice::Required,
+        "none" => ToolChoice::None,
+        _ => ToolChoice::Named(take_name(&mut choice)?),
+    };
+    choice.finish()?;
+    Ok((Some(taken), single.map(|single| !single)))
+}
+
 /// Takes `type`, which must be `function`.
 pub(crate) fn function_only(fields: &mut Fields) -> Result<(), ApiError> {
-    let path = fields.path("type");
     match fields.string("type")?.as_deref() {
         Some("function") => Ok(()),
-        Some(other) => {
-            let message = format!("`{path}`: `{}` is not supported; only `function` is", short(other));
-            Err(ApiError::bad_request("unsupported_field", message).about(path))
-        }
+        Some(other) => Err(unsupported_type(fields, other, "function")),
         None => Err(fields.missing("type")),
     }
+}
+
+fn unsupported_type(fields: &Fields, kind: &str, only: &str) -> ApiError {
+    let path = fields.path("type");
+    let message = format!("`{path}`: `{}` is not supported; only `{only}` is", short(kind));
+    ApiError::bad_request("unsupported_field", message).about(path)
 }
 
 /// Takes the name of a function.

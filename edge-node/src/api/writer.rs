@@ -20,7 +20,6 @@ pub(crate) struct Ended {
     /// It has a complete call.
     pub(crate) called: bool,
     /// The stop string that ended it.
-    #[expect(dead_code, reason = "for the Messages API")]
     pub(crate) stop: Option<String>,
     /// What it took.
     pub(crate) route: RouteSummary,
@@ -54,7 +53,6 @@ impl Frames {
     }
 
     /// Queues the event called `event`.
-    #[expect(dead_code, reason = "for the Responses and Messages APIs")]
     pub(crate) fn push_named(&mut self, event: &'static str, body: &impl Serialize) -> Result<(), ApiError> {
         self.queue(Some(event), body)
     }

@@ -10,7 +10,7 @@ use super::*;
 use crate::api::Backend as _;
 
 /// A template in the manner of Qwen's: describes tools, writes calls and their results.
-const HERMES: &str = r#"{%- if tools %}TOOLS{% for tool in tools %} {{ tool | tojson }}{% endfor %}
+pub(super) const HERMES: &str = r#"{%- if tools %}TOOLS{% for tool in tools %} {{ tool | tojson }}{% endfor %}
 Answer with <tool_call>{"name": <name>, "arguments": <args>}</tool_call>.{% endif %}
 {%- for m in messages %}[{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}]{{ m.content }}
 {%- for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}
