@@ -126,6 +126,18 @@ impl Browser {
         self.until("the first status", "return document.getElementById('pill').dataset.link !== 'unknown'").await
     }
 
+    /// Makes the pages opened from now on believe that the reader's language is `language`; returns what
+    /// [`Browser::forget`] takes.
+    pub async fn speak(&self, language: &str) -> Result<Value> {
+        let source = format!("Object.defineProperty(navigator, 'language', {{ get: () => '{language}' }})");
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", json!({ "source": source })).await
+    }
+
+    /// Undoes [`Browser::speak`].
+    pub async fn forget(&self, spoken: Value) -> Result<()> {
+        self.devtools("Page.removeScriptToEvaluateOnNewDocument", spoken).await.map(drop)
+    }
+
     async fn vendor(&self, path: &'static str, body: Value) -> Result<Value> {
         Ok(self.client.issue_cmd(Vendor { path, body }).await?)
     }

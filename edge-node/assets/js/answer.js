@@ -1,6 +1,10 @@
-// One turn of the transcript: the question, its answer token by token, and what it took.
-import { attach } from "./card.js";
-import { bytes, count, h, icon, short } from "./dom.js";
+// One turn of the conversation: the question, its answer, and what it took.
+import { bytes, h, icon, short } from "./dom.js";
+import { t } from "./language.js";
+import { Text, copyButton } from "./transcript.js";
+
+/** What is kept of a token, in this order. */
+const KEPT = ["text", "origin", "index", "id", "logprob", "risk", "edge_top1", "edge_entropy", "reason", "threshold"];
 
 export class Turn {
   /** `actions`: `again(question)`, run by the buttons under the answer. */
@@ -9,17 +13,51 @@ export class Turn {
     this.mode = mode;
     this.threshold = mode === "auto" ? threshold : null;
     this.actions = actions;
-    this.tokens = new Map();
-    this.text = "";
+    this.shown = new Text();
     this.pieces = 0;
+    this.leftOut = 0;
     this.sent = performance.now();
     this.first = null;
     this.last = null;
-    this.body = h("div", { class: "answer-text" });
+    this.state = "waiting";
     this.facts = h("div", { class: "facts" });
-    this.answer = h("div", { class: "answer", "data-state": "waiting", "data-mode": mode, "aria-busy": "true" }, this.body, this.facts);
+    this.answer = h("div", { class: "answer", "data-state": "waiting", "data-mode": mode, "aria-busy": "true" }, this.shown.element, this.facts);
     this.element = h("article", { class: "turn" }, h("p", { class: "question" }, question), this.answer);
-    attach(this.body, this.tokens);
+  }
+
+  /** The turn as it is kept. */
+  get kept() {
+    const tokens = this.tokens.map((token) => KEPT.map((name) => token[name] ?? null));
+    const { question, mode, threshold, state, reason, text, route, completion, pieces, leftOut } = this;
+    return { question, mode, threshold, state, reason, text, tokens, route, completion, pieces, leftOut, took: [this.ttft, this.last == null ? null : this.last - this.sent] };
+  }
+
+  /** A turn that was kept. */
+  static restore(kept, actions) {
+    const turn = new Turn(String(kept.question), String(kept.mode), kept.threshold, actions);
+    const tokens = (kept.tokens ?? []).map((values) => Object.fromEntries(KEPT.map((name, at) => [name, values[at]]).filter(([, value]) => value != null)));
+    // Tokens may have been dropped to save room; the text never is.
+    const spelt = tokens.map((token) => token.text).join("");
+    if (tokens.length && spelt === kept.text) turn.shown.add(spelt, tokens);
+    else turn.shown.add(String(kept.text ?? ""), []);
+    turn.pieces = kept.pieces ?? tokens.length;
+    turn.route = kept.route ?? null;
+    turn.completion = kept.completion;
+    turn.reason = kept.reason;
+    turn.leftOut = kept.leftOut ?? 0;
+    const [first, last] = kept.took ?? [];
+    if (first != null) turn.first = turn.sent + first;
+    if (last != null) turn.last = turn.sent + last;
+    turn.end(kept.state === "done" ? "done" : "stopped");
+    return turn;
+  }
+
+  get text() {
+    return this.shown.source;
+  }
+
+  get tokens() {
+    return this.shown.tokens.map(({ token }) => token);
   }
 
   /** Appends a piece of the answer with the tokens it is made of. */
@@ -27,20 +65,8 @@ export class Turn {
     this.last = performance.now();
     this.first ??= this.last;
     this.answer.dataset.state = "streaming";
-    this.text += text;
     this.pieces += Math.max(1, tokens.length);
-    // Where the tokens' own texts do not add up (a stop string, a character cut in two), the content counts.
-    const whole = tokens.map((token) => token.text ?? "").join("") === text;
-    tokens.forEach((token, at) => {
-      const piece = whole ? token.text : at === tokens.length - 1 ? text : "";
-      if (!piece) return;
-      const span = h("span", { class: "tok", "data-origin": token.origin, "data-index": token.index, tabindex: this.tokens.size ? "-1" : "0" }, piece);
-      this.tokens.set(span, { ...token, text: piece, threshold: this.threshold });
-      this.body.append(span);
-      // Long JSON has no blanks to break lines at.
-      if (/[,:;]$/.test(piece)) this.body.append(h("wbr"));
-    });
-    if (!tokens.length && text) this.body.append(h("span", {}, text));
+    this.shown.add(text, tokens.map((token) => ({ ...token, threshold: this.threshold })));
   }
 
   usage(usage) {
@@ -60,28 +86,32 @@ export class Turn {
   /** Tokens per second: between first and last piece where they differ, else over the whole wait. */
   get rate() {
     const n = this.completion ?? this.pieces;
-    if (this.first == null || n < 1) return null;
+    if (this.first == null || this.last == null || n < 1) return null;
     const span = this.last - this.first;
     return span > 2 && n > 1 ? ((n - 1) * 1000) / span : (n * 1000) / Math.max(1, this.last - this.sent);
   }
 
   /** Ends the answer: `state` is done, stopped or failed. */
   end(state, failure) {
+    this.state = state;
+    this.shown.draw();
     this.answer.dataset.state = state;
     this.answer.setAttribute("aria-busy", "false");
     if (failure) this.fail(failure);
-    if (state !== "failed" || this.text) this.summarise(state);
+    this.relabel();
   }
 
   fail(failure) {
     const words = failure.message.charAt(0).toUpperCase() + failure.message.slice(1);
-    const hint = failure.wait ? ` (try again in ${count(Math.ceil(failure.wait), "second")})` : "";
+    const hint = failure.wait ? t("tryAgain", Math.ceil(failure.wait)) : "";
     this.answer.append(
-      h("div", { class: "failure", role: "alert" }, icon("alert"), h("span", {}, words + hint), h("button", { type: "button", onclick: () => this.actions.again(this.question) }, "Retry")),
+      h("div", { class: "failure", role: "alert" }, icon("alert"), h("span", {}, words + hint), h("button", { type: "button", onclick: () => this.actions.again(this.question) }, t("retry"))),
     );
   }
 
-  summarise(state) {
+  /** Writes the line under the answer, in the page's present language. */
+  relabel() {
+    if (this.state === "waiting" || (this.state === "failed" && !this.text)) return;
     const { route } = this;
     const took = h("div", { class: "took" });
     const parts = [];
@@ -90,37 +120,26 @@ export class Turn {
       const shares = Object.entries({ edge, verified, cloud }).filter(([, n]) => n);
       took.append(h("span", { class: "bar", "aria-hidden": "true" }, ...shares.map(([name, n]) => h("i", { class: name, "--n": n }))));
       // The first count says what is counted.
-      shares.forEach(([name, n], at) => parts.push(at === 0 ? `${count(n, "token")} ${name}` : `${n.toLocaleString("en")} ${name}`));
-      if (route.rolled_back) parts.push(`${route.rolled_back} rolled back`);
-      parts.push(count(route.round_trips ?? 0, "round trip"));
+      const name = { edge: t("edge"), verified: t("verified"), cloud: t("cloudTag") };
+      shares.forEach(([who, n], at) => parts.push(`${at === 0 ? t("tokens", n) : n.toLocaleString("en")} ${name[who]}`));
+      if (route.rolled_back) parts.push(t("rolledBack", route.rolled_back));
+      parts.push(t("roundTrips", route.round_trips ?? 0));
       parts.push(bytes((route.bytes_up ?? 0) + (route.bytes_down ?? 0)).join(" "));
     } else if (this.pieces) {
-      parts.push(count(this.pieces, "token"));
+      parts.push(t("tokens", this.pieces));
     }
-    if (this.rate != null) parts.push(`${short(this.rate)} tok/s`);
+    if (this.rate != null) parts.push(`${short(this.rate)} ${t("perSecond")}`);
     if (this.ttft != null) parts.push(`ttft ${short(this.ttft)} ms`);
-    took.append(h("span", { class: "tag" }, this.mode));
-    if (state === "stopped") took.append(h("span", { class: "tag" }, "stopped"));
-    if (this.reason === "length") took.append(h("span", { class: "tag" }, "length limit"));
+    took.append(h("span", { class: "tag" }, t(this.mode)?.toLowerCase() ?? this.mode));
+    if (this.state === "stopped") took.append(h("span", { class: "tag" }, t("stoppedTag")));
+    if (this.reason === "length") took.append(h("span", { class: "tag" }, t("lengthTag")));
+    if (this.leftOut) took.append(h("span", { class: "tag left-out" }, t("leftOutTag", this.leftOut)));
     took.append(h("span", { class: "figures" }, parts.join(" · ")));
     if (route?.degraded) {
-      took.append(h("span", { class: "tag degraded" }, icon("alert"), `degraded: ${route.degraded_reason ?? "the cloud was away"}`));
+      took.append(h("span", { class: "tag degraded" }, icon("alert"), t("degraded", { why: route.degraded_reason ?? t("cloudWasAway") })));
     }
-    this.facts.append(took, this.buttons());
-  }
-
-  buttons() {
-    const copy = h("button", { type: "button", "aria-label": "Copy the answer", title: "Copy the answer" }, icon("copy"));
-    copy.addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText(this.text);
-        copy.replaceChildren(icon("check"));
-        setTimeout(() => copy.replaceChildren(icon("copy")), 1500);
-      } catch {
-        getSelection().selectAllChildren(this.body); // no clipboard outside secure contexts: leave it selected
-      }
-    });
-    const again = h("button", { type: "button", "aria-label": "Ask again with the present settings", title: "Ask again with the present settings", onclick: () => this.actions.again(this.question) }, icon("again"));
-    return h("span", { class: "actions" }, again, copy);
+    const again = h("button", { type: "button", "aria-label": t("again"), title: t("again"), onclick: () => this.actions.again(this.question) }, icon("again"));
+    const copy = copyButton("copy", () => this.text, this.shown.element);
+    this.facts.replaceChildren(took, h("span", { class: "actions" }, again, copy));
   }
 }

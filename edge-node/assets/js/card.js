@@ -1,46 +1,40 @@
 // The card that tells about one token: who decided it, how sure, and why.
 import { byId, h, icon, percent, short } from "./dom.js";
+import { t } from "./language.js";
 
-const WHO = {
-  edge: ["device", "Decided on this device"],
-  verified: ["check", "Written here, confirmed by the cloud"],
-  cloud: ["cloud", "Decided by the cloud"],
-};
+const WHO = { edge: ["device", "cardEdge"], verified: ["check", "cardVerified"], cloud: ["cloud", "cardCloud"] };
 
 /** What came of asking, by origin. */
-const ASKED = { verified: " The cloud was asked and agreed.", cloud: " The cloud was asked and chose this." };
+const ASKED = { verified: "cardAgreed", cloud: "cardChose" };
 /** The node's reasons in words; where the words differ by origin, an object. */
 const WHY = {
-  sure: {
-    edge: "The risk stayed under the threshold.",
-    verified: "The device was sure. The cloud judged it on the way to a riskier token and agreed.",
-    cloud: "The device was sure, but the cloud, asked about a later token, chose another here.",
-  },
-  risk: "The risk was above the threshold.",
-  entropy: "The device's distribution was too flat.",
-  top1: "The device's best guess was not likely enough.",
-  random: "The coin of the random baseline said so.",
-  always: "The policy asks the cloud at every token.",
-  never: "The policy never asks the cloud.",
-  "not-finite": "The device's scores were not numbers.",
-  auto: { cloud: "The cloud added it after judging the tokens before." },
-  exact: { verified: "Mode exact: the cloud agreed with the device.", cloud: "Mode exact: the cloud alone would have written this." },
-  local: "Mode local: nothing leaves this device.",
-  cloud: { cloud: "Mode cloud: the cloud writes, this device shows it." },
-  "cloud-away": "The cloud was away, so this device went on alone.",
+  sure: { edge: "whySureEdge", verified: "whySureVerified", cloud: "whySureCloud" },
+  risk: "whyRisk",
+  entropy: "whyEntropy",
+  top1: "whyTop1",
+  random: "whyRandom",
+  always: "whyAlways",
+  never: "whyNever",
+  "not-finite": "whyNotFinite",
+  auto: { cloud: "whyAuto" },
+  exact: { verified: "whyExactVerified", cloud: "whyExactCloud" },
+  local: "whyLocal",
+  cloud: { cloud: "whyCloud" },
+  "cloud-away": "whyAway",
+  grammar: "whyGrammar",
 };
 
 function why({ reason, origin }) {
   const known = WHY[reason];
-  if (typeof known === "string") return known + (ASKED[origin] ?? "");
-  return known?.[origin] ?? `Reason: ${reason}.`;
+  if (typeof known === "string") return t(known) + (ASKED[origin] ? t(ASKED[origin]) : "");
+  return known?.[origin] ? t(known[origin]) : t("whyOther", { reason });
 }
 
 const card = byId("card");
 let shown = null;
 
 /** The piece with its blanks visible. */
-const visible = (text) => text.replace(/ /g, "␣").replace(/\n/g, "⏎") || "(nothing yet)";
+const visible = (text) => text.replace(/ /g, "␣").replace(/\n/g, "⏎") || t("cardNothing");
 
 const meter = (part, mark) =>
   h("span", { class: "meter" }, h("i", { "--part": Math.min(1, Math.max(0, part)) }), mark == null ? null : h("u", { "--mark": mark }));
@@ -49,17 +43,17 @@ const row = (name, part, text, mark) =>
   h("div", {}, h("dt", {}, name), h("dd", {}, part == null ? h("span") : meter(part, mark), h("b", {}, text)));
 
 function fill(token) {
-  const [symbol, who] = WHO[token.origin] ?? ["alert", token.origin];
+  const [symbol, who] = WHO[token.origin] ?? ["alert", null];
   const rows = [];
-  if (token.logprob != null) rows.push(row(token.origin === "edge" ? "Probability" : "Probability (cloud)", Math.exp(token.logprob), percent(Math.exp(token.logprob))));
-  if (token.edge_top1 != null) rows.push(row("Device's best guess", token.edge_top1, percent(token.edge_top1)));
-  if (token.risk != null) rows.push(row("Risk", token.risk, percent(token.risk), token.threshold));
+  if (token.logprob != null) rows.push(row(t(token.origin === "edge" ? "probability" : "probabilityCloud"), Math.exp(token.logprob), percent(Math.exp(token.logprob))));
+  if (token.edge_top1 != null) rows.push(row(t("bestGuess"), token.edge_top1, percent(token.edge_top1)));
+  if (token.risk != null) rows.push(row(t("risk"), token.risk, percent(token.risk), token.threshold));
   // Against ln 16: past sixteen equally likely tokens the device is as good as guessing.
-  if (token.edge_entropy != null) rows.push(row("Entropy", token.edge_entropy / Math.log(16), `${short(Math.abs(token.edge_entropy) < 0.005 ? 0 : token.edge_entropy)} nats`));
+  if (token.edge_entropy != null) rows.push(row(t("entropy"), token.edge_entropy / Math.log(16), `${short(Math.abs(token.edge_entropy) < 0.005 ? 0 : token.edge_entropy)} ${t("nats")}`));
   card.dataset.origin = token.origin;
   card.replaceChildren(
-    h("header", {}, h("span", { class: "piece" }, visible(token.text)), h("span", { class: "number" }, `token ${token.index + 1} · id ${token.id}`)),
-    h("p", { class: "who" }, icon(symbol), who),
+    h("header", {}, h("span", { class: "piece" }, visible(token.text)), h("span", { class: "number" }, t("cardToken", { index: token.index + 1, id: token.id }))),
+    h("p", { class: "who" }, icon(symbol), who ? t(who) : token.origin),
     h("dl", {}, ...rows),
     h("p", { class: "why" }, why(token)),
   );
@@ -97,6 +91,11 @@ export function hide() {
   card.hidden = true;
 }
 
+/** Takes the card away if its token is no longer on the page. */
+export function hideIfGone() {
+  if (shown && !shown.isConnected) hide();
+}
+
 /** Makes the tokens inside `text` show their card; `tokens` maps each span to its token. */
 export function attach(text, tokens) {
   const find = (event) => {
@@ -118,7 +117,7 @@ export function attach(text, tokens) {
   text.addEventListener("keydown", (event) => {
     const span = find(event);
     if (!span) return;
-    const all = [...tokens.keys()];
+    const all = [...text.querySelectorAll(".tok")];
     const here = all.indexOf(span);
     const next = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: all.length - 1 }[event.key];
     if (next == null || !all[next]) return;

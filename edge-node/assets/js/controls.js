@@ -1,18 +1,22 @@
 // Mode, threshold, the cloud switch, and the marks that say how the cloud is.
-import { byId, count, h, icon, percent } from "./dom.js";
+import { byId, h, icon, percent } from "./dom.js";
+import { onLanguage, t } from "./language.js";
+import { keep, kept } from "./storage.js";
 import { control, useKey } from "./stream.js";
 
-const MODES = {
-  local: "Local: this device alone, nothing leaves it.",
-  auto: "Auto: asks the cloud where this device is unsure.",
-  exact: "Exact: word for word what the cloud would write.",
-  cloud: "Cloud: the large model writes, this device shows it.",
-};
+const MODES = { local: "modeLocal", auto: "modeAuto", exact: "modeExact", cloud: "modeCloud" };
 
+/** The embedded model of the edge. */
+const DEMO = "demo-edge";
 /** Tokens of recent answers in the plot above the slider. */
 const RISKS_MAX = 120;
 
-export const state = { mode: "auto", threshold: 0.5, own: false, follow: false, link: "unknown" };
+/** Words of the mark in the header, by how the cloud is. */
+const PILLS = { up: "pillUp", cut: "pillCut", away: "pillAway", failed: "pillFailed", alone: "pillAlone", lost: "pillLost", key: "pillKey", unknown: "pillUnknown" };
+/** Words of the banner. A node that was started without a cloud needs none. */
+const BANNERS = { cut: "bannerCut", away: "bannerAway", failed: "bannerFailed", lost: "bannerLost", key: "bannerKey" };
+
+export const state = { mode: "auto", threshold: 0.5, own: false, link: "unknown" };
 
 const range = byId("threshold");
 // Risks that matter are small: the scale is cubic, half way is 12.5 %.
@@ -22,18 +26,17 @@ let risks = [];
 let asked = false;
 let refreshNow = () => {};
 
-function store(name, value) {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // Storage can be switched off; the choice then lasts as long as the page.
-  }
-}
+/** The mode of the next answer: the chosen one where it can be had. */
+export const mode = () => (state.link === "alone" ? "local" : state.mode);
 
 function showMode() {
-  const alone = state.link !== "up" && state.link !== "unknown" && (state.mode === "exact" || state.mode === "cloud");
-  byId("mode-text").textContent = MODES[state.mode] + (alone ? " The cloud is away now." : "");
-  byId("threshold-card").classList.toggle("off", state.mode !== "auto");
+  const away = ["cut", "away", "failed", "lost"].includes(state.link) && (state.mode === "exact" || state.mode === "cloud");
+  byId("mode-text").textContent = t(MODES[mode()]) + (away ? t("modeAway") : "");
+  byId("threshold-card").classList.toggle("off", mode() !== "auto");
+  for (const input of document.querySelectorAll('input[name="mode"]')) {
+    input.disabled = state.link === "alone" && input.value !== "local";
+    input.checked = input.value === mode();
+  }
 }
 
 function showThreshold() {
@@ -44,11 +47,11 @@ function showThreshold() {
   byId("threshold-value").textContent = percent(at);
   byId("threshold-reset").hidden = !state.own;
   const over = risks.filter((risk) => risk > at).length;
-  const effect = at >= 1 ? "Never asks the cloud." : at <= 0 ? "Asks the cloud at every token with any risk at all." : `Asks the cloud when the risk of keeping the device’s token is above ${percent(at)}.`;
-  const last = risks.length ? ` ${over} of the last ${count(risks.length, "token")} ${over === 1 ? "was" : "were"} above this.` : "";
-  byId("threshold-text").textContent = effect + last + (state.mode === "auto" ? "" : " Counts in mode auto only.");
+  const effect = at >= 1 ? t("thresholdNever") : at <= 0 ? t("thresholdAlways") : t("thresholdAbove", { at: percent(at) });
+  const last = risks.length ? t("thresholdLast", { over, all: risks.length }) : "";
+  byId("threshold-text").textContent = effect + last + (mode() === "auto" ? "" : t("thresholdAutoOnly"));
   byId("risk-plot").replaceChildren(
-    ...(risks.length ? risks.map((risk) => h("i", { class: risk > at ? "over" : false, "--risk": along(Math.min(1, Math.max(0, risk))) })) : [h("span", { class: "none" }, "the risk of each token shows here")]),
+    ...(risks.length ? risks.map((risk) => h("i", { class: risk > at ? "over" : false, "--risk": along(Math.min(1, Math.max(0, risk))) })) : [h("span", { class: "none" }, t("riskHere"))]),
   );
 }
 
@@ -60,8 +63,8 @@ export function addRisks(tokens) {
 
 /** The field for the API key of a node that asks for one. */
 function keyForm() {
-  const field = h("input", { type: "password", name: "key", autocomplete: "off", "aria-label": "API key", required: true });
-  const form = h("form", { class: "key-form" }, field, h("button", { type: "submit" }, "Use"));
+  const field = h("input", { type: "password", name: "key", autocomplete: "off", "aria-label": t("apiKey"), required: true });
+  const form = h("form", { class: "key-form" }, field, h("button", { type: "submit" }, t("use")));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     useKey(field.value.trim());
@@ -71,62 +74,79 @@ function keyForm() {
   return form;
 }
 
-function setLink(link) {
+function setLink(link, cloud = {}) {
   state.link = link;
   byId("pill").dataset.link = link;
   byId("wire").dataset.link = link;
-  byId("pill-text").textContent = { up: "Cloud on", cut: "Cut off", away: "Cloud away", lost: "Node lost", key: "Locked", unknown: "connecting" }[link];
+  byId("pill-text").textContent = t(PILLS[link]);
+  document.body.classList.toggle("alone", link === "alone");
+  byId("empty-title").textContent = t(link === "alone" ? "emptyAloneTitle" : "emptyTitle");
+  byId("empty-text").textContent = t(link === "alone" ? "emptyAloneText" : "emptyText");
   const banner = byId("banner");
-  const text = {
-    cut: "The cloud is cut off. Answers come from this device alone.",
-    away: "The cloud is away. Answers come from this device alone until it is back.",
-    key: "This node asks for its API key.",
-    lost: "This page has lost its node. Is it still running? Trying again…",
-  }[link];
-  if (banner.dataset.kind !== link) {
+  // The node's own words, in its language: what is wrong, and what to do.
+  const says = ["away", "failed"].includes(link) ? [cloud.problem, cloud.what_to_do].filter(Boolean) : [];
+  const shows = [link, document.documentElement.lang, ...says].join("|");
+  if (banner.dataset.shows !== shows) {
+    banner.dataset.shows = shows;
     banner.dataset.kind = link;
-    banner.hidden = !text;
-    banner.replaceChildren(...(text ? [icon("alert"), h("span", {}, text), link === "key" ? keyForm() : null].filter(Boolean) : []));
+    const words = BANNERS[link] && t(BANNERS[link]);
+    banner.hidden = !words;
+    const [problem, advice] = says;
+    banner.replaceChildren(
+      ...[
+        words && icon("alert"),
+        words && h("div", {}, h("p", {}, words), problem && h("p", { class: "problem" }, problem), advice && h("p", { class: "advice" }, h("b", {}, t("whatToDo")), " ", advice)),
+        link === "key" && keyForm(),
+      ].filter(Boolean),
+    );
   }
   showMode();
 }
 
+/** How the cloud is, in one word of this page. */
+function linkOf({ cloud, cut, cloud_connected: connected }) {
+  if (cut) return "cut";
+  return { none: "alone", connected: "up", failed: "failed" }[cloud?.state] ?? (connected ? "up" : "away");
+}
+
+let latest = [null, null];
+
 /** Shows the node's status; `null` when there is none, with the Failure that says why. */
 export function showStatus(status, failure) {
+  latest = [status, failure];
   const cut = byId("cut");
   if (!status) {
     cut.disabled = true;
     return setLink(failure?.status === 401 ? "key" : "lost");
   }
+  const link = linkOf(status);
   cut.disabled = asked;
+  cut.hidden = link === "alone";
   if (!asked) {
     cut.setAttribute("aria-checked", String(!status.cut));
-    byId("cut-label").textContent = status.cut ? "Cloud cut off" : status.cloud_problem ? "Cloud cannot take part" : status.cloud_connected ? "Cloud connected" : "Waiting for the cloud";
-    byId("cut-text").textContent = status.cloud_problem ? status.cloud_problem : status.cut ? "Switch it on to let the cloud back." : "Switch it off to pull the plug: answers then come from this device alone.";
+    byId("cut-label").textContent = t({ cut: "cutSwitchOff", failed: "cutSwitchFailed", up: "cutSwitchOn" }[link] ?? "cutSwitchWaiting");
+    byId("cut-text").textContent = link === "failed" && status.cloud_problem ? status.cloud_problem : t({ cut: "cutTextOff", alone: "aloneText" }[link] ?? "cutText");
   }
   byId("pair").textContent = status.cloud_model ? `${status.edge_model} + ${status.cloud_model}` : status.edge_model;
+  // The examples are of what the embedded models were trained on.
+  byId("chips").hidden = status.edge_model !== DEMO;
   policy = status.threshold;
   if (!state.own && Math.abs(policy - state.threshold) > 1e-6) {
     state.threshold = policy;
     showThreshold();
   }
-  setLink(status.cut ? "cut" : status.cloud_connected ? "up" : "away");
+  setLink(link, status.cloud);
 }
 
 /** Wires the controls up. `refresh` fetches the status anew; `say` tells screen readers. */
 export function start({ refresh, say }) {
   refreshNow = refresh;
-  try {
-    const kept = localStorage.getItem("tandem-mode");
-    if (kept in MODES) state.mode = kept;
-  } catch {
-    // As above.
-  }
+  const known = kept("tandem-mode");
+  if (Object.hasOwn(MODES, known ?? "")) state.mode = known;
   for (const input of document.querySelectorAll('input[name="mode"]')) {
-    input.checked = input.value === state.mode;
     input.addEventListener("change", () => {
       state.mode = input.value;
-      store("tandem-mode", state.mode);
+      keep("tandem-mode", state.mode);
       showMode();
       showThreshold();
     });
@@ -157,14 +177,6 @@ export function start({ refresh, say }) {
     await refresh();
     cut.focus();
   });
-  const follow = byId("follow");
-  follow.addEventListener("click", () => {
-    state.follow = !state.follow;
-    follow.setAttribute("aria-checked", String(state.follow));
-    byId("follow-text").textContent = state.follow
-      ? "On: the last question and its answer go along, for “And what is its currency?”"
-      : "Off: each question stands alone. The demo pair knows single questions and short follow-ups.";
-  });
   const panel = byId("panel");
   const toggle = byId("panel-toggle");
   const open = (wanted) => {
@@ -181,6 +193,11 @@ export function start({ refresh, say }) {
   document.addEventListener("pointerdown", (event) => {
     if (!panel.contains(event.target) && !toggle.contains(event.target)) open(false);
   });
-  showMode();
+  onLanguage(() => {
+    if (latest[0] || latest[1]) showStatus(...latest);
+    else setLink("unknown");
+    showThreshold();
+  });
+  setLink("unknown");
   showThreshold();
 }

@@ -49,6 +49,3 @@ export function percent(part) {
   if (part > 0.999) return "> 99.9 %";
   return `${(part * 100).toFixed(1)} %`;
 }
-
-/** "1 round trip", "2 round trips". */
-export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;

@@ -2,7 +2,10 @@
 import { Turn } from "./answer.js";
 import { hide } from "./card.js";
 import * as controls from "./controls.js";
+import { Conversation } from "./conversation.js";
 import { byId, h } from "./dom.js";
+import { onLanguage, switchLanguage, t } from "./language.js";
+import { settings } from "./settings.js";
 import { answer, status } from "./stream.js";
 import * as strip from "./strip.js";
 
@@ -14,8 +17,8 @@ const EXAMPLES = [
   "What is 18 kilograms in grams?",
   "Sort 48, 40, 32, 57 from smallest to largest.",
 ];
-/** Turns kept in the transcript; the oldest go first. */
-const TURNS_MAX = 200;
+/** Tries of a question whose conversation is too long for the model, each with half of the turns before. */
+const TRIES_MAX = 10;
 const POLL_MS = 1000;
 /** Between tries while the node cannot be reached. */
 const POLL_LOST_MS = 3000;
@@ -23,9 +26,8 @@ const POLL_LOST_MS = 3000;
 const prompt = byId("prompt");
 const send = byId("send");
 const stop = byId("stop");
-const log = byId("log");
 const scroll = byId("scroll");
-let turns = [];
+const conversation = new Conversation({ again: (question) => ask(question) });
 let abort = null;
 
 const say = (text) => {
@@ -46,8 +48,11 @@ async function poll() {
   let wait = POLL_MS;
   try {
     const now = await status();
+    const follow = atEnd();
     controls.showStatus(now);
     strip.showStatus(now);
+    // Banners and examples that come and go take room from the transcript.
+    if (follow) toEnd();
   } catch (error) {
     controls.showStatus(null, error);
     wait = POLL_LOST_MS;
@@ -63,9 +68,10 @@ function ready() {
   send.disabled = abort != null || prompt.value.trim() === "";
   send.hidden = abort != null;
   stop.hidden = abort == null;
-  byId("clear").disabled = turns.length === 0;
-  document.body.classList.toggle("chatting", turns.length > 0);
-  byId("empty").hidden = turns.length > 0;
+  const empty = conversation.turns.length === 0;
+  for (const name of ["clear", "export"]) byId(name).disabled = empty;
+  document.body.classList.toggle("chatting", !empty);
+  byId("empty").hidden = !empty;
   for (const chip of byId("chips").children) chip.disabled = abort != null;
 }
 
@@ -74,22 +80,28 @@ function fit() {
   prompt.style.height = `${prompt.scrollHeight}px`;
 }
 
-/** The last finished turn, for a follow-up. */
-function context() {
-  if (!controls.state.follow) return [];
-  const last = turns.findLast((turn) => turn.answer.dataset.state === "done" && turn.text);
-  return last ? [{ role: "user", content: last.question }, { role: "assistant", content: last.text.trim() }] : [];
+/** Asks with the conversation; where that is too long for the model, without its oldest turns. */
+async function answered(turn, before, on) {
+  const { threshold, own } = controls.state;
+  const { temperature, tokens, system, follow } = settings;
+  for (let tries = 1; ; tries++) {
+    const messages = conversation.messages(turn.question, system, follow, turn.leftOut);
+    try {
+      return await answer({ messages, mode: turn.mode, threshold: turn.mode === "auto" && own ? threshold : null, temperature, tokens, signal: abort.signal }, on);
+    } catch (error) {
+      const left = follow ? before - turn.leftOut : 0;
+      if (error.code !== "context_length_exceeded" || left < 1 || tries >= TRIES_MAX) throw error;
+      turn.leftOut += Math.ceil(left / 2);
+    }
+  }
 }
 
 async function ask(question) {
   if (abort || !question) return;
-  const { mode, threshold, own } = controls.state;
-  const messages = [...context(), { role: "user", content: question }];
-  const turn = new Turn(question, mode, threshold, { again: ask });
+  const before = conversation.answered().length;
+  const turn = new Turn(question, controls.mode(), controls.state.threshold, conversation.actions);
   abort = new AbortController();
-  turns.push(turn);
-  log.append(turn.element);
-  while (turns.length > TURNS_MAX) turns.shift().element.remove();
+  conversation.add(turn);
   hide();
   ready();
   toEnd();
@@ -97,15 +109,12 @@ async function ask(question) {
     const follow = atEnd();
     turn.delta(text, tokens);
     if (turn.pieces > 4) strip.showRate(turn.rate);
-    if (follow) toEnd();
+    if (follow) requestAnimationFrame(toEnd);
   };
   let state = "done";
   let failure = null;
   try {
-    await answer(
-      { messages, mode, threshold: mode === "auto" && own ? threshold : null, signal: abort.signal },
-      { delta, usage: (usage) => turn.usage(usage), finish: (reason) => turn.finish(reason) },
-    );
+    await answered(turn, before, { delta, usage: (usage) => turn.usage(usage), finish: (reason) => turn.finish(reason) });
   } catch (error) {
     state = error.name === "AbortError" ? "stopped" : "failed";
     if (state === "failed") failure = error;
@@ -113,11 +122,13 @@ async function ask(question) {
   const follow = atEnd();
   abort = null;
   turn.end(state, failure);
+  // A conversation that was cleared meanwhile stays so.
+  if (conversation.turns.includes(turn)) conversation.save();
   if (follow) toEnd();
   strip.addAnswer(turn);
-  controls.addRisks([...turn.tokens.values()]);
+  controls.addRisks(turn.tokens);
   // A failure speaks for itself through its alert.
-  if (!failure) say(state === "stopped" ? "Stopped." : `Answer: ${turn.text}`);
+  if (!failure) say(state === "stopped" ? t("stopped") : t("spoken", { text: turn.text }));
   ready();
   refresh();
 }
@@ -144,21 +155,32 @@ prompt.addEventListener("keydown", (event) => {
     submit();
   }
 });
-stop.addEventListener("click", () => {
+function halt() {
   abort?.abort();
   prompt.focus();
+}
+stop.addEventListener("click", halt);
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && abort && !event.isComposing) halt();
 });
 byId("clear").addEventListener("click", () => {
   abort?.abort();
-  turns = [];
-  log.replaceChildren();
+  conversation.clear();
   hide();
   ready();
   prompt.focus();
 });
+byId("export").addEventListener("click", () => conversation.export());
+byId("language").addEventListener("click", switchLanguage);
 byId("chips").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => ask(text) }, text)));
 
 controls.start({ refresh, say });
+conversation.restore();
+onLanguage(() => {
+  for (const turn of conversation.turns) turn.relabel();
+});
 ready();
-if (matchMedia("(hover: hover)").matches) prompt.focus();
+toEnd();
+// On a touch screen that would open the keyboard over the page.
+if (!matchMedia("(pointer: coarse)").matches) prompt.focus();
 refresh();

@@ -1,11 +1,13 @@
 // Talking to the node: one streamed answer, the status, the controls.
+import { t } from "./language.js";
 
-/** What went wrong, in words for the reader; `wait` is the node's hint in seconds, if any. */
+/** What went wrong, in words for the reader; `wait` is the node's hint in seconds, `code` its word for the error. */
 export class Failure extends Error {
-  constructor(message, status = 0, wait = null) {
+  constructor(message, status = 0, wait = null, code = null) {
     super(message);
     this.status = status;
     this.wait = wait;
+    this.code = code;
   }
 }
 
@@ -58,43 +60,44 @@ export async function* events(body) {
 }
 
 async function failure(response) {
-  let message = "";
+  let error = {};
   try {
-    message = (await response.json()).error?.message ?? "";
+    error = (await response.json()).error ?? {};
   } catch {
     // Not JSON: the status says enough.
   }
   const wait = Number.parseFloat(response.headers.get("retry-after"));
-  const known = { 401: "This node asks for an API key.", 404: "This node has no such model or route.", 429: "The node is busy.", 503: "The node is not ready." };
-  return new Failure(message || known[response.status] || `The node answered with status ${response.status}.`, response.status, Number.isFinite(wait) ? wait : null);
+  const { status } = response;
+  const words = error.message || ([401, 404, 429, 503].includes(status) ? t(`failure${status}`) : t("failureStatus", { status }));
+  return new Failure(words, status, Number.isFinite(wait) ? wait : null, error.code ?? null);
 }
 
 function parse(data) {
   try {
     return JSON.parse(data);
   } catch {
-    throw new Failure("The node sent something that this page does not understand.");
+    throw new Failure(t("failureOdd"));
   }
 }
 
 /** Network trouble as a Failure; an abort stays what it is. */
 function trouble(error) {
   if (error.name === "AbortError" || error instanceof Failure) return error;
-  return new Failure("The node cannot be reached. Is it still running?");
+  return new Failure(t("failureGone"));
 }
 
 /**
  * Streams one answer. `on.delta(text, tokens)` gets each piece, `on.usage(usage)` the totals,
  * `on.finish(reason)` why it ended. Throws Failure, or AbortError after `signal`.
  */
-export async function answer({ messages, mode, threshold, signal }, on) {
+export async function answer({ messages, mode, threshold, temperature, tokens, signal }, on) {
   const tandem = { tokens: true, mode };
   if (threshold != null) tandem.threshold = threshold;
   try {
     const response = await fetch("/v1/chat/completions", {
       method: "POST",
       headers: headers({ "content-type": "application/json" }),
-      body: JSON.stringify({ model: "tandem", messages, temperature: 0, stream: true, stream_options: { include_usage: true }, tandem }),
+      body: JSON.stringify({ ...(tokens ? { max_tokens: tokens } : {}), model: "tandem", messages, temperature, stream: true, stream_options: { include_usage: true }, tandem }),
       signal,
     });
     if (!response.ok) throw await failure(response);
@@ -102,7 +105,7 @@ export async function answer({ messages, mode, threshold, signal }, on) {
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;
       const chunk = parse(data);
-      if (chunk.error) throw new Failure(chunk.error.message ?? "The answer broke off.");
+      if (chunk.error) throw new Failure(chunk.error.message ?? t("failureBroken"));
       for (const choice of chunk.choices ?? []) {
         const tokens = choice.tandem?.tokens ?? [];
         const text = choice.delta?.content ?? "";
@@ -114,7 +117,7 @@ export async function answer({ messages, mode, threshold, signal }, on) {
       }
       if (chunk.usage) on.usage(chunk.usage);
     }
-    if (!ended) throw new Failure("The connection ended in the middle of the answer.");
+    if (!ended) throw new Failure(t("failureMiddle"));
   } catch (error) {
     throw trouble(error);
   }

@@ -1,5 +1,6 @@
 // The live strip: five figures, each with a small line of its recent past.
-import { byId, bytes, count, h, percent, s, short } from "./dom.js";
+import { byId, bytes, h, percent, s, short } from "./dom.js";
+import { t } from "./language.js";
 
 /** Points kept per line. */
 const POINTS_MAX = 40;
@@ -39,29 +40,29 @@ function draw(svg, past) {
 /** Shows the node's status. */
 export function showStatus(status) {
   if (status.cloud_connected && status.rtt_ms != null) {
-    set("rtt", short(status.rtt_ms), "ms", "to the cloud");
+    set("rtt", short(status.rtt_ms), "ms", t("toTheCloud"));
     push("rtt", status.rtt_ms);
   } else {
-    set("rtt", "–", "", status.cut ? "cut off" : status.cloud_connected ? "not measured yet" : "no cloud");
+    set("rtt", "–", "", t(status.cut ? "cutOffShort" : status.cloud_connected ? "notMeasured" : "noCloud"));
   }
   const { totals } = status;
-  set("trips", totals.round_trips.toLocaleString("en"), "", `in ${count(status.answers, "answer")}`);
+  set("trips", totals.round_trips.toLocaleString("en"), "", t("inAnswers", status.answers));
   const [size, unit] = bytes(totals.bytes_up + totals.bytes_down);
   set("bytes", size, unit, `↑ ${bytes(totals.bytes_up).join(" ")}  ↓ ${bytes(totals.bytes_down).join(" ")}`);
   const all = totals.edge_tokens + totals.accepted + totals.cloud_tokens;
-  set("share", all ? percent(totals.cloud_tokens / all).replace(" %", "") : "–", all ? "%" : "", all ? `of ${count(all, "token")}` : "of all tokens");
-  if (status.tokens_per_s != null) set("rate", short(status.tokens_per_s), "", "last answer");
+  set("share", all ? percent(totals.cloud_tokens / all).replace(" %", "") : "–", all ? "%" : "", all ? t("ofTokens", all) : t("ofAllTokens"));
+  if (status.tokens_per_s != null) set("rate", short(status.tokens_per_s), "", t("lastAnswer"));
 }
 
 /** The rate of the answer under way. */
 export function showRate(rate) {
-  set("rate", short(rate), "", "right now");
+  set("rate", short(rate), "", t("rightNow"));
 }
 
 /** Adds a finished answer to the lines. */
 export function addAnswer(turn) {
   if (turn.rate != null) {
-    set("rate", short(turn.rate), "", "last answer");
+    set("rate", short(turn.rate), "", t("lastAnswer"));
     push("rate", turn.rate);
   }
   if (!turn.route) return;

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use axum::body::to_bytes;
 use axum::http::Request;
@@ -92,5 +94,25 @@ fn assets_name_no_other_host_and_hold_no_inline_code() {
             assert!(!text.contains(banned), "{name} holds {banned:?}");
         }
         assert!(!text.contains("<script>"), "{name} holds an inline script");
+    }
+}
+
+/// Every language has the same words, and the markup asks for no others.
+#[test]
+fn languages_have_the_same_words() {
+    let text = |name: &str| String::from_utf8(Assets::get(name).expect("an asset").data.into_owned()).expect("UTF-8");
+    let words = |name: &str| -> BTreeSet<String> {
+        let text = text(name);
+        let keys = text.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(": "));
+        keys.map(|(key, _)| key.to_owned()).collect()
+    };
+    let english = words("js/words/en.js");
+    assert!(english.len() > 100, "{english:?}");
+    assert_eq!(words("js/words/zh.js"), english);
+    let index = text("index.html");
+    for attribute in ["data-t=\"", "data-t-name=\"", "data-t-hint=\""] {
+        for key in index.split(attribute).skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(english.contains(key), "{attribute}{key}");
+        }
     }
 }

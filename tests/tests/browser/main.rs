@@ -1,5 +1,8 @@
 //! The chat page in a headless Chromium, against a live node.
 
+mod conversation;
+mod health;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +24,8 @@ async fn chat_page() -> Result<()> {
     browser.open(&page, 1280, 820, false).await?;
 
     empty_page(&browser).await.context("empty page")?;
+    // Until the conversation's own part, each question stands alone: answers depend on what went before.
+    browser.click("#follow").await?;
     stream_reader(&browser).await.context("stream reader")?;
     first_answers(&browser).await.context("first answers")?;
     token_cards(&browser).await.context("token cards")?;
@@ -29,7 +34,11 @@ async fn chat_page() -> Result<()> {
     threshold(&browser).await.context("threshold")?;
     plug_pulled(&browser).await.context("plug pulled")?;
     trouble(&browser).await.context("trouble")?;
-    follow_up(&browser).await.context("follow-up")?;
+    conversation::turns(&browser).await.context("turns")?;
+    conversation::settings(&browser).await.context("settings")?;
+    conversation::markdown(&browser).await.context("Markdown")?;
+    conversation::languages(&browser, &page).await.context("languages")?;
+    health::states(&browser).await.context("states of the cloud")?;
     quiet_while_hidden(&browser).await.context("hidden page")?;
     phone(&browser, &page).await.context("phone")?;
     themes(&browser).await.context("themes")?;
@@ -48,6 +57,7 @@ async fn empty_page(browser: &Browser) -> Result<()> {
     ensure!(browser.text("#chips").await?.contains(CAPITAL));
     ensure!(browser.text(".legend").await?.contains("confirmed by the cloud"));
     ensure!(browser.script("return document.getElementById('send').disabled").await? == true);
+    ensure!(browser.script("return document.activeElement.id").await? == "prompt", "the question has not the focus");
     let nameless = browser.nameless().await?;
     ensure!(nameless.is_empty(), "controls without a name: {nameless:?}");
     ensure!(browser.script("return document.getElementById('pill').dataset.link").await? == "up", "no cloud");
@@ -244,34 +254,22 @@ async fn trouble(browser: &Browser) -> Result<()> {
     browser.until("the retry", retried).await?;
     finished(&browser.last().await?)?;
 
-    // An answer that never comes, until Stop.
+    // An answer that never comes, until Stop, and until Escape.
     rig(browser, "new Promise((_, reject) => init.signal.addEventListener('abort', () => reject(init.signal.reason)))")
         .await?;
-    browser.keys_to("#prompt", CAPITAL).await?;
-    browser.click("#send").await?;
-    ensure!(browser.last().await?.state == "waiting");
-    browser.click("#stop").await?;
-    let stopped = "return [...document.querySelectorAll('.answer')].at(-1).dataset.state === 'stopped'";
-    browser.until("the stop", stopped).await?;
-    unrig(browser).await
-}
-
-/// The switch sends the last turn along; without it each question stands alone.
-async fn follow_up(browser: &Browser) -> Result<()> {
-    let asked = "(window.asked = JSON.parse(init.body).messages, window.realFetch(url, init))";
-    rig(browser, asked).await?;
-    let first = browser.ask(CAPITAL).await?;
-    ensure!(browser.script("return window.asked.length").await? == 1);
-    browser.click("#follow").await?;
-    finished(&browser.ask("And what is its currency?").await?)?;
-    let sent = browser.script("return window.asked.map((message) => `${message.role}: ${message.content}`)").await?;
-    let wanted = serde_json::json!([
-        format!("user: {CAPITAL}"),
-        format!("assistant: {}", first.text.trim()),
-        "user: And what is its currency?",
-    ]);
-    ensure!(sent == wanted, "{sent}");
-    browser.click("#follow").await?;
+    for escape in [false, true] {
+        browser.keys_to("#prompt", CAPITAL).await?;
+        browser.click("#send").await?;
+        ensure!(browser.last().await?.state == "waiting");
+        if escape {
+            browser.keys("\u{e00c}").await?;
+        } else {
+            browser.click("#stop").await?;
+        }
+        let stopped = "return [...document.querySelectorAll('.answer')].at(-1).dataset.state === 'stopped'";
+        browser.until("the stop", stopped).await?;
+        ensure!(browser.script("return document.activeElement.id").await? == "prompt", "the focus is lost");
+    }
     unrig(browser).await
 }
 
