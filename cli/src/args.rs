@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::address;
+
 /// Words after the list of commands.
 pub(crate) const AFTER: &str = "\
 Exit codes: 0 success, 1 failed, 2 bad command line, 3 configuration refused, 4 cannot listen,
@@ -91,7 +93,7 @@ impl Command {
 #[derive(Clone, Debug, Default, Args)]
 pub struct ApiArgs {
     /// Address of the API and the page; port 0 for any [default: 127.0.0.1:8080].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub listen: Option<SocketAddr>,
     /// Bearer key that requests must carry [env: TANDEM_API_KEY].
     #[arg(long, value_name = "KEY")]
@@ -111,10 +113,10 @@ pub struct UpArgs {
     #[command(flatten)]
     pub api: ApiArgs,
     /// UDP address of the cloud node [default: 127.0.0.1:4433, or any port if it is taken].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub cloud_listen: Option<SocketAddr>,
     /// TCP address of the router [default: 127.0.0.1:7433, or any port if it is taken].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub router_listen: Option<SocketAddr>,
     /// The edge alone: no router, no cloud.
     #[arg(long)]
@@ -171,7 +173,7 @@ pub struct EdgeArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct CloudArgs {
     /// UDP address to listen on; port 0 for any [default: 127.0.0.1:4433].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub listen: Option<SocketAddr>,
     /// Address that the router tells edges [default: the address it listens on].
     #[arg(long, value_name = "HOST:PORT")]
@@ -187,7 +189,7 @@ pub struct CloudArgs {
     #[command(flatten)]
     pub identity: IdentityArgs,
     /// Plain HTTP address for /metrics and /health.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub metrics: Option<SocketAddr>,
     /// Serve /metrics to the network without a key.
     #[arg(long)]
@@ -198,13 +200,13 @@ pub struct CloudArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct RouterArgs {
     /// TCP address to listen on; port 0 for any [default: 127.0.0.1:7433].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub listen: Option<SocketAddr>,
     /// Who this is.
     #[command(flatten)]
     pub identity: IdentityArgs,
     /// Plain HTTP address for /metrics and /health.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::listen)]
     pub metrics: Option<SocketAddr>,
     /// Serve /metrics to the network without a key.
     #[arg(long)]
@@ -260,7 +262,7 @@ pub struct NodeArgs {
 /// Options of `chat`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ChatArgs {
-    /// What to ask; without it, a conversation.
+    /// What to ask; text on standard input is added to it. Without both, a conversation.
     pub prompt: Option<String>,
     /// Who may write the answer [default: the node's].
     #[arg(long)]
@@ -272,7 +274,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
     /// 0 is greedy [default: the model's own].
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f32>)]
     pub temperature: Option<f32>,
     /// Seed of the sampling.
     #[arg(long)]
@@ -506,7 +508,7 @@ pub struct LabCalibrateArgs {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Largest share of tokens that the cloud may decide, 0 … 1.
-    #[arg(long)]
+    #[arg(long, value_parser = finite::<f64>)]
     pub share: Option<f64>,
     /// What the rule predicts [default: benefit if every question has its right answer, else
     /// divergence].
@@ -547,6 +549,12 @@ pub struct CompletionsArgs {
     pub shell: clap_complete::Shell,
 }
 
+/// Reads a number; neither infinity nor NaN, with which no comparison means anything.
+fn finite<F: std::str::FromStr + Into<f64> + Copy>(text: &str) -> Result<F, String> {
+    let number = text.parse::<F>().ok().filter(|number| (*number).into().is_finite());
+    number.ok_or_else(|| format!("`{text}` is no number; write one like 0.5"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -582,9 +590,21 @@ mod tests {
             "tandem bench engine --model demo-edge --threads 1",
             "tandem bench perplexity --model demo-edge --context 128",
             "tandem completions bash",
+            "tandem up --listen localhost:8080 --cloud-listen localhost:0",
+            "tandem chat --temperature 0.5 hello",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
         assert!(Cli::try_parse_from("tandem edge --cloud a:1 --router b:2".split(' ')).is_err());
+        for number in ["nan", "inf", "-inf", "1e39", "warm"] {
+            assert!(Cli::try_parse_from(["tandem", "chat", &format!("--temperature={number}")]).is_err(), "{number}");
+            let share = format!("--share={number}");
+            let fits = number == "1e39";
+            assert_eq!(
+                Cli::try_parse_from(["tandem", "lab", "calibrate", "--out=x", &share]).is_ok(),
+                fits,
+                "{number}"
+            );
+        }
     }
 }

@@ -7,18 +7,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tandem_edge_node::diagnosis::{self, CloudState, LinkState};
 use tandem_engine::{KvPool, Rows, inspect, memory::available_bytes};
 use tandem_proto::message::Hello;
-use tandem_transport::{Connector, DevCa, Role, Server, Settings as QuicSettings};
+use tandem_transport::bulk::BulkInbox;
+use tandem_transport::{Connector, DevCa, DialState, Role, Server, Settings as QuicSettings};
 
 use crate::args::{Global, NodeArgs};
 use crate::config::{self, Settings};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::model::human;
 use crate::node_client::NodeClient;
-use crate::ready::print_line;
+use crate::ready::{print_json, print_line};
 use crate::state::{self, StateDir};
-use crate::{logging, pair};
+use crate::{logging, pair, uplink};
 
 /// A question of the reference, and how both models answer it greedily (`models/reference/`).
 const QUESTION: &str = "Zagreb is the capital of which country?";
@@ -84,10 +86,16 @@ pub(crate) async fn run(global: &Global, args: &NodeArgs) -> Result<(), Failure>
         checks.push(model(name.clone()).await);
     }
     checks.push(loopback_link().await);
-    checks.extend(node_or_ports(global, args, &settings).await);
+    match node(global, args).await {
+        Some(check) => checks.push(check),
+        None => {
+            checks.extend(ports(&settings));
+            checks.extend(configured_cloud(&settings, &path).await);
+        }
+    }
     let broken = checks.iter().any(|check| check.verdict == Verdict::Fail);
     if global.json {
-        print_line(&json!({ "ok": !broken, "checks": checks }).to_string());
+        print_json(&json!({ "ok": !broken, "checks": checks }));
     } else {
         for Check { name, verdict, detail } in &checks {
             let mark = match verdict {
@@ -228,14 +236,6 @@ async fn loopback_link() -> Check {
     }
 }
 
-/// The running node, or else whether the ports it would take are free.
-async fn node_or_ports(global: &Global, args: &NodeArgs, settings: &Settings) -> Vec<Check> {
-    match node(global, args).await {
-        Some(check) => vec![check],
-        None => ports(settings),
-    }
-}
-
 /// The running node; none if nothing answers there, or something else.
 async fn node(global: &Global, args: &NodeArgs) -> Option<Check> {
     let client = match NodeClient::new(global, args) {
@@ -275,6 +275,39 @@ fn cloud_of(status: &Value) -> Check {
         }
         _ => Check::fail("node", "one is running, and is not connected to its cloud yet; see its log"),
     }
+}
+
+/// Whether an edge with these settings would reach its cloud; none if they name no cloud and no router.
+async fn configured_cloud(settings: &Settings, path: &Path) -> Option<Check> {
+    if settings.peers.cloud.is_none() && settings.peers.routers.is_empty() {
+        return None;
+    }
+    Some(match dial(settings, path).await {
+        Ok(None) => Check::ok("cloud", "the cloud of the settings answers and serves the model"),
+        Ok(Some(failure)) => Check::fail("cloud", format!("the cloud of the settings cannot take part: {failure}")),
+        Err(failure) => Check::fail("cloud", failure.to_string()),
+    })
+}
+
+/// Dials the cloud as an edge does; gives what keeps it from taking part.
+async fn dial(settings: &Settings, path: &Path) -> Result<Option<String>, Failure> {
+    let identity = StateDir::open(path)?.identity(settings.peers.identity.as_deref(), Role::Edge, "doctor")?;
+    let hello = Hello::new("doctor", pair::now_ms(), Vec::new());
+    let (model, quic) = (&settings.edge.cloud_model, settings.link.quic());
+    let uplinks = uplink::start(&settings.peers, model, &identity, &quic, &hello, &BulkInbox::default())?;
+    let Some(mut dialing) = uplinks.dialing() else { return Ok(None) };
+    let decided = |dial: &DialState| {
+        let state = CloudState::of_dialing(dial, true).state;
+        matches!(state, LinkState::Connected | LinkState::Failed)
+    };
+    // Whatever it is when the time is over is the answer.
+    let _ = tokio::time::timeout(CLOUD_WAIT, dialing.wait_for(decided)).await;
+    let state = CloudState::of_dialing(&dialing.borrow(), false);
+    let Some(link) = uplinks.current() else {
+        return Ok(Some(state.failure().unwrap_or_else(|| "it does not answer; check its address".to_owned())));
+    };
+    let served: Vec<String> = link.peer_hello().models.iter().map(|card| card.name.clone()).collect();
+    Ok((!served.contains(model)).then(|| diagnosis::unknown_model(model, &served).line()))
 }
 
 /// Whether the ports that `up` would take are free.

@@ -17,12 +17,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::address::reachable;
 use crate::args::{ApiArgs, EdgeArgs, Global};
 use crate::config::{self, ApiSettings, Flags, Settings};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::metrics_endpoint::{self, bind};
 use crate::ready::Ready;
-use crate::state::{self, StateDir};
+use crate::state::{self, Running, StateDir};
 use crate::{logging, pair, signals, uplink};
 
 /// Time that open requests may take to end after the shutdown was asked for.
@@ -66,11 +67,13 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
     let listener = listen(settings.listen.api, &settings.api).await?;
     let state = StateDir::open(&path)?;
     let identity = state.identity(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name)?;
+    let key = settings.api.key.clone();
     let edge = tokio::select! {
         edge = start(settings, &identity, listener, shutdown.clone()) => edge?,
         // Loading cannot be stopped, but it ends with the process.
         () = shutdown.cancelled() => return Ok(()),
     };
+    let _note = state.note_edge(&Running { api: edge.api(), pid: std::process::id(), key });
     Ready {
         ready: true,
         role: "edge".into(),
@@ -114,12 +117,12 @@ impl Edge {
 
     /// Base address for OpenAI clients.
     pub(crate) fn api(&self) -> String {
-        format!("http://{}/v1", self.address)
+        format!("http://{}/v1", reachable(self.address))
     }
 
     /// Address of the chat page.
     pub(crate) fn page(&self) -> String {
-        format!("http://{}/", self.address)
+        format!("http://{}/", reachable(self.address))
     }
 }
 

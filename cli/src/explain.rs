@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::args::{ExplainArgs, Global};
 use crate::failure::{Code, Failure};
 use crate::node_client::NodeClient;
-use crate::ready::print_line;
+use crate::ready::{print_json, print_line};
 
 /// Longest id that is asked for, bytes.
 const ID_BYTES_MAX: usize = 256;
@@ -21,7 +21,7 @@ pub(crate) async fn run(global: &Global, args: &ExplainArgs) -> Result<(), Failu
     let response = client.send(client.get(&format!("/tandem/explain/{}", args.id))).await?;
     let answer = client.json(response).await?;
     if global.json {
-        print_line(&answer.to_string());
+        print_json(&answer);
     } else {
         table(&answer).iter().for_each(|line| print_line(line));
     }

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use crate::terminal::{json_line, visible};
+
 /// Exit codes. Stable: a code keeps its meaning, new ones may come. 0 is success, 2 is clap's for a
 /// command line that cannot be understood, 130 is an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,14 +103,14 @@ impl Failure {
         if json {
             eprintln!("{}", self.to_json());
         } else {
-            eprintln!("error: {}", self.message);
+            eprintln!("error: {}", visible(&self.message));
         }
     }
 
     /// The failure as one line of JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
-        serde_json::json!({ "error": { "message": self.message, "code": self.code.name() } }).to_string()
+        json_line(&serde_json::json!({ "error": { "message": self.message, "code": self.code.name() } }))
     }
 
     /// Reads [`Failure::to_json`].

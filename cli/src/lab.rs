@@ -15,7 +15,7 @@ use tandem_router::policy::{PolicyFile, Predicts};
 
 use crate::args::{Global, LabArgs, LabCalibrateArgs, LabCommand, LabEvalArgs, LabLinkArgs, LabelArg, ModeArg};
 use crate::failure::{Code, Failure, OrFail as _};
-use crate::ready::{print_line, to_line};
+use crate::ready::{print_json, print_line};
 use crate::{config, logging, pair, state};
 
 /// Runs an experiment.
@@ -114,7 +114,10 @@ fn policy(given: Option<&Path>) -> Result<Arc<PolicyFile>, Failure> {
 }
 
 fn print<T: Serialize>(global: &Global, report: &T, markdown: impl FnOnce() -> String) -> Result<(), Failure> {
-    let text = if global.json { to_line(report)? } else { markdown() };
-    print_line(text.trim_end());
+    if global.json {
+        print_json(&serde_json::to_value(report).or_fail(Code::Failed)?);
+    } else {
+        print_line(markdown().trim_end());
+    }
     Ok(())
 }

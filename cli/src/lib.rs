@@ -6,6 +6,7 @@
 //!
 //! Non-goals: no inference and no protocol here, only wiring, words and supervision.
 
+mod address;
 pub mod args;
 mod bench;
 mod chat;
@@ -29,6 +30,7 @@ mod router;
 mod signals;
 mod sse;
 mod state;
+mod terminal;
 mod up;
 mod uplink;
 
@@ -43,9 +45,16 @@ use failure::{Code, Failure};
 /// Parses the command line, does what it says, and gives the exit code (see [`Code`]).
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misread(&error),
+    };
     let json = cli.global.json;
     let child = cli.command.has_parent();
+    let checks = matches!(&cli.command, Command::Config(args) if args.command == args::ConfigCommand::Check);
+    if !child && !checks {
+        config::warn_of_strays(json);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -60,6 +69,20 @@ pub fn main() -> ExitCode {
             failure.code().into()
         }
     }
+}
+
+/// A command line that cannot be understood, or asks for help: in clap's words, or as JSON if that was asked
+/// for.
+fn misread(error: &clap::Error) -> ExitCode {
+    let asked = std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json");
+    if !asked || !error.use_stderr() {
+        error.exit();
+    }
+    let words = error.to_string();
+    let words = words.trim().strip_prefix("error: ").unwrap_or(words.trim());
+    let failure = Failure::new(Code::Usage, words.split_whitespace().collect::<Vec<_>>().join(" "));
+    failure.report(true);
+    failure.code().into()
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

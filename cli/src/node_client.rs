@@ -31,14 +31,17 @@ impl NodeClient {
     pub(crate) fn new(global: &Global, args: &NodeArgs) -> Result<Self, Failure> {
         let path = state::path(global)?;
         let flags: Flags = args.api_key.iter().map(|key| ("api.key", key.as_str().into(), "--api-key")).collect();
-        let key = config::load(global, &path, flags)?.api.key;
+        let base = base(args.url.as_deref(), &path)?;
+        let noted =
+            || state::running(&path).filter(|running| root(&running.api) == base).and_then(|running| running.key);
+        let key = config::load(global, &path, flags)?.api.key.or_else(noted);
         let client = Client::builder()
             .connect_timeout(Duration::from_secs(CONNECT_S_MAX))
             // A node's address is what was typed: no proxy of the environment in between.
             .no_proxy()
             .build()
             .or_fail(Code::Failed)?;
-        Ok(Self { base: base(args.url.as_deref(), &path)?, key, client })
+        Ok(Self { base, key, client })
     }
 
     /// Base address of the node.
@@ -110,13 +113,18 @@ impl NodeClient {
 fn base(url: Option<&str>, state: &Path) -> Result<String, Failure> {
     let noted = state::running(state).map(|running| running.api);
     let url = url.map(str::to_owned).or(noted).unwrap_or_else(|| DEFAULT_URL.to_owned());
-    let url = url.trim().trim_end_matches('/');
-    let url = url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/');
+    let url = root(&url);
     if url.starts_with("https://") {
         let message = "a node speaks plain HTTP; put a proxy in front of it for TLS, and give --url http://…";
         return Err(Failure::new(Code::Usage, message));
     }
     Ok(if url.contains("://") { url.to_owned() } else { format!("http://{url}") })
+}
+
+/// A URL without `/v1` and without a slash at its end.
+fn root(url: &str) -> &str {
+    let url = url.trim().trim_end_matches('/');
+    url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/')
 }
 
 #[cfg(test)]
@@ -131,6 +139,7 @@ mod tests {
             (Some("http://h:1/v1/"), "http://h:1"),
             (Some("http://h:1/"), "http://h:1"),
             (Some("h:1"), "http://h:1"),
+            (Some("localhost:8080"), "http://localhost:8080"),
         ] {
             assert_eq!(base(url, dir.path()).unwrap(), expected);
         }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Code, Failure};
+use crate::terminal::{json_line, visible};
 
 /// What a `router`, `cloud` or `edge` process says with `--json` once it serves, on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +31,11 @@ pub(crate) struct Ready {
 impl Ready {
     /// Prints the line, for a program or for a person.
     pub(crate) fn print(&self, json: bool) -> Result<(), Failure> {
-        let line = if json { to_line(self)? } else { self.words() };
-        print_line(&line);
+        if json {
+            print_json(&serde_json::to_value(self).map_err(|e| Failure::new(Code::Failed, e))?);
+        } else {
+            print_line(&self.words());
+        }
         Ok(())
     }
 
@@ -52,13 +56,23 @@ pub(crate) fn to_line<T: Serialize>(value: &T) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|e| Failure::new(Code::Failed, e))
 }
 
+/// Prints JSON on one line at once.
+pub(crate) fn print_json(value: &serde_json::Value) {
+    let _ = write(&format!("{}\n", json_line(value)));
+}
+
 /// Prints a line at once, also into a pipe. A reader that is gone is no reason to stop serving.
 pub(crate) fn print_line(line: &str) {
     let _ = print(&format!("{line}\n"));
 }
 
-/// Prints at once, also into a pipe; a reader that is gone ends the command without a word.
+/// Prints at once, also into a pipe, without control sequences; a reader that is gone ends the command
+/// without a word.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    write(&visible(text))
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     use std::io::Write as _;
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|_| Failure::reported(Code::Failed))

@@ -18,6 +18,8 @@ const ROUTER_DIR: &str = "router";
 const LOCK_FILE: &str = "up.lock";
 /// What that `up` runs.
 const RUNNING_FILE: &str = "up.json";
+/// What an `edge` that uses the folder runs; the last one, if there are several.
+const EDGE_FILE: &str = "edge.json";
 /// Largest `up.json` read, bytes.
 const RUNNING_BYTES_MAX: u64 = 64 << 10;
 
@@ -42,7 +44,13 @@ pub(crate) struct StateDir {
 #[derive(Debug)]
 pub(crate) struct UpLock {
     _file: File,
-    running: PathBuf,
+    state: StateDir,
+}
+
+/// The note of what runs, for other commands; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Note {
+    path: PathBuf,
 }
 
 /// What an `up` runs, for other commands on this machine.
@@ -52,6 +60,9 @@ pub(crate) struct Running {
     pub(crate) api: String,
     /// Process id of `up`.
     pub(crate) pid: u32,
+    /// The key that requests must carry: whoever may read this folder has the CA's key as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<String>,
 }
 
 impl StateDir {
@@ -97,7 +108,7 @@ impl StateDir {
         let path = self.path.join(LOCK_FILE);
         let file = File::options().create(true).truncate(false).write(true).open(&path).or_fail(Code::State)?;
         match file.try_lock() {
-            Ok(()) => Ok(UpLock { _file: file, running: self.path.join(RUNNING_FILE) }),
+            Ok(()) => Ok(UpLock { _file: file, state: self.clone() }),
             Err(TryLockError::WouldBlock) => {
                 let who = running(&self.path).map(|r| format!(" (process {}, {})", r.pid, r.api)).unwrap_or_default();
                 let path = self.path.display();
@@ -119,24 +130,51 @@ fn check_role(id: &PeerIdentity, role: Role) -> Result<(), String> {
 
 impl UpLock {
     /// Notes what runs.
-    pub(crate) fn note(&self, running: &Running) {
+    pub(crate) fn note(&self, running: &Running) -> Note {
+        Note::write(self.state.path.join(RUNNING_FILE), running)
+    }
+}
+
+impl StateDir {
+    /// Notes what an `edge` runs.
+    pub(crate) fn note_edge(&self, running: &Running) -> Note {
+        Note::write(self.path.join(EDGE_FILE), running)
+    }
+}
+
+impl Note {
+    fn write(path: PathBuf, running: &Running) -> Self {
         let text = serde_json::to_string(running).unwrap_or_default();
-        if let Err(error) = fs::write(&self.running, text) {
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        // One that was left behind may be readable for others.
+        let _ = fs::remove_file(&path);
+        let written = options.open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        if let Err(error) = written {
             tracing::warn!(%error, "other commands will not find this node by themselves; give them --url");
+        }
+        Self { path }
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        // Another process may have written its own meanwhile.
+        if read(&self.path).is_some_and(|running| running.pid == std::process::id()) {
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-impl Drop for UpLock {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.running);
-    }
+/// What runs with this folder, if it noted it: an `up`, or else an `edge`. It may have died since.
+pub(crate) fn running(path: &Path) -> Option<Running> {
+    read(&path.join(RUNNING_FILE)).or_else(|| read(&path.join(EDGE_FILE)))
 }
 
-/// What the `up` of this folder runs, if it noted it. It may have died since.
-pub(crate) fn running(path: &Path) -> Option<Running> {
-    let path = path.join(RUNNING_FILE);
-    if fs::metadata(&path).ok()?.len() > RUNNING_BYTES_MAX {
+fn read(path: &Path) -> Option<Running> {
+    if fs::metadata(path).ok()?.len() > RUNNING_BYTES_MAX {
         return None;
     }
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
@@ -161,11 +199,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let lock = state.lock().unwrap();
-        lock.note(&Running { api: "http://127.0.0.1:1/v1".into(), pid: 7 });
+        let noted = Running { api: "http://127.0.0.1:1/v1".into(), pid: std::process::id(), key: Some("k".into()) };
+        let note = lock.note(&noted);
+        let _edge = state.note_edge(&Running { api: "http://127.0.0.1:2/v1".into(), ..noted.clone() });
+        assert_eq!(running(dir.path()), Some(noted.clone()));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            let mode = fs::metadata(dir.path().join(RUNNING_FILE)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "it holds the key");
+        }
         let failure = state.lock().unwrap_err();
-        assert!(failure.to_string().contains("process 7"), "{failure}");
+        assert!(failure.to_string().contains(&format!("process {}", noted.pid)), "{failure}");
+        drop(note);
         drop(lock);
-        assert_eq!(running(dir.path()), None);
+        assert_eq!(running(dir.path()).map(|edge| edge.api).as_deref(), Some("http://127.0.0.1:2/v1"));
         assert!(state.lock().is_ok());
     }
 

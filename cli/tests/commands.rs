@@ -56,8 +56,14 @@ fn config_show_says_where_values_come_from() {
     let shown = tandem(&["config", "show", "--json", "--set", "edge.requests_max=3"]);
     assert!(shown.status.success(), "{}", text(&shown.stderr));
     let all: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
-    assert_eq!(all["edge.requests_max"], serde_json::json!({ "value": 3, "source": "--set" }));
-    assert_eq!(all["listen.api"], serde_json::json!({ "value": "127.0.0.1:8080", "source": "default" }));
+    let is = |key: &str, value: Value, source: &str| {
+        assert_eq!((&all[key]["value"], &all[key]["source"]), (&value, &source.into()), "{key}");
+    };
+    is("edge.requests_max", 3.into(), "--set");
+    is("listen.api", "127.0.0.1:8080".into(), "default");
+    for (key, shown) in all.as_object().expect("an object") {
+        assert!(shown["description"].as_str().is_some_and(|text| text.len() > 8), "{key} is not described: {shown}");
+    }
     let bad = tandem(&["config", "show", "--set", "edge.requests_max=no"]);
     assert_eq!(bad.status.code(), Some(3));
     assert!(text(&bad.stdout).contains("edge.requests_max = \"no\""), "shown all the same");
@@ -163,4 +169,53 @@ fn a_missing_text_says_how_to_name_one() {
     let missing = tandem(&["bench", "perplexity", "--model", "demo-edge", "--text", "/nowhere/text"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(text(&missing.stderr).contains("name one with --text"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn with_json_every_error_is_json() {
+    for line in
+        ["chat --no-such-flag", "explode", "chat --temperature nan hi", "up --listen nowhere", "config check --set x=1"]
+    {
+        let args: Vec<&str> = line.split(' ').chain(["--json"]).collect();
+        let ended = tandem(&args);
+        let error: Value =
+            serde_json::from_slice(&ended.stderr).unwrap_or_else(|e| panic!("{line}: {e}: {}", text(&ended.stderr)));
+        let usage = !line.starts_with("config");
+        assert_eq!(error["error"]["code"], if usage { "usage" } else { "config" }, "{line}");
+        assert_eq!(ended.status.code(), Some(if usage { 2 } else { 3 }), "{line}");
+    }
+    assert!(text(&tandem(&["chat", "--help", "--json"]).stdout).contains("Usage"));
+    assert!(text(&tandem(&["chat", "--no-such-flag"]).stderr).starts_with("error: "), "people get clap's words");
+}
+
+#[test]
+fn variables_that_mean_nothing_are_named() {
+    let state = tempfile::tempdir().expect("a folder");
+    let run = |line: &str, name: &str| {
+        command(state.path()).args(line.split(' ')).env(name, "x").output().expect("the binary runs")
+    };
+    let shown = run("config show", "TANDEM_EDGE_MODEL");
+    assert!(shown.status.success());
+    let said = text(&shown.stderr);
+    assert!(said.contains("TANDEM_EDGE_MODEL means nothing") && said.contains("TANDEM_EDGE__MODEL"), "{said}");
+    let checked = run("config check", "TANDEM_EDGE_MODEL");
+    assert_eq!(checked.status.code(), Some(3));
+    assert!(text(&checked.stderr).contains("TANDEM_EDGE_MODEL"), "{}", text(&checked.stderr));
+    assert!(run("config check", "TANDEM_LOG").status.success());
+}
+
+#[test]
+fn control_characters_of_foreign_words_do_not_reach_the_terminal() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("\u{1b}]0;owned\u{7}\u{9b}2J.gguf");
+    std::fs::write(&file, b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff").expect("written");
+    for command in ["model show", "bench engine --model"] {
+        let mut args: Vec<&str> = command.split(' ').collect();
+        args.push(file.to_str().expect("text"));
+        let ended = tandem(&args);
+        assert!(!ended.status.success());
+        let printed = text(&ended.stdout) + &text(&ended.stderr);
+        assert!(printed.contains("owned"), "{printed:?}");
+        assert!(!printed.contains(|c: char| c.is_control() && c != '\n' && c != '\t'), "{printed:?}");
+    }
 }

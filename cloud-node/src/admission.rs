@@ -5,7 +5,7 @@ use tandem_proto::limits::GRAMMAR_BYTES_MAX;
 use tandem_proto::message::RefuseCode;
 
 /// Bounds of a cloud node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bounds {
     /// Most open sessions.

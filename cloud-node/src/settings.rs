@@ -7,7 +7,7 @@ use tandem_router::exchange::Exchange;
 use crate::admission::Bounds;
 
 /// Settings of a cloud node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CloudSettings {
     /// Name of the node, unique in the fleet.

@@ -103,8 +103,8 @@ impl CloudState {
     }
 }
 
-const COPY_CA: &str = "copy the `ca` folder of the fleet's state folder into this node's state folder before it first \
-    starts (or give --identity), remove the `ca` folder that is there, and start this node again";
+const COPY_CA: &str = "stop this node, copy the `ca` folder of the fleet's state folder over the one in its own (or give it \
+    --identity), and start it again";
 const CLOCKS: &str = "check the clocks of both machines, and start the node again whose certificate has expired";
 
 /// What a failed attempt to reach the cloud means.

@@ -38,7 +38,7 @@ pub enum Plan {
 }
 
 /// Operator's choice for `exact`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExactStrategy {
     /// Whatever the conditions favour.

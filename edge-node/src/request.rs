@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::diagnosis::CloudState;
 
 /// Who may write the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The edge model alone; nothing leaves the device.

@@ -8,7 +8,7 @@ use crate::pacing::ExactStrategy;
 use crate::request::Mode;
 
 /// Settings of an edge node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EdgeSettings {
     /// Name of the node, unique in the fleet.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tandem_proto::exchange::{CostInputs, transfer_pays};
 
 /// Operator's choice for one direction of KV exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Exchange {
     /// Whichever the cost rule favours.

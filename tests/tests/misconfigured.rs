@@ -76,6 +76,13 @@ async fn a_cloud_that_cannot_be_reached_is_said() -> Result<()> {
     for (folder, args, code, advice) in table {
         folder.edge_says(args, code, advice).await?;
     }
+    // Without a running edge, doctor dials what the settings name.
+    let named = format!("peers.cloud={named}");
+    let good = format!("peers.cloud={cloud}");
+    for (setting, code, words) in [(named, 8, "NAME.tandem@host:port"), (good, 0, "serves the model")] {
+        let doctor = run(&["doctor", "--state", fleet.path()?, "--url", "127.0.0.1:9", "--set", &setting]).await?;
+        ensure!(doctor.code == Some(code) && doctor.stdout.contains(words), "{doctor:?}");
+    }
     Ok(())
 }
 
@@ -103,8 +110,8 @@ async fn an_edge_without_a_cloud_is_fine() -> Result<()> {
     let api = edge.field("url")?;
     ensure!(status(&api).await?["cloud"]["state"] == "none", "{}", status(&api).await?);
     let url = api.trim_end_matches("/v1");
-    let doctor = run(&["doctor", "--state", folder.path()?, "--url", url]).await?;
-    ensure!(doctor.stdout.contains("without a cloud by choice"), "{doctor:?}");
+    let doctor = run(&["doctor", "--state", folder.path()?]).await?;
+    ensure!(doctor.stdout.contains("without a cloud by choice"), "found by its state folder: {doctor:?}");
     ensure!(doctor.code == Some(0), "{doctor:?}");
     for model in ["tandem", "tandem:auto", "tandem:local"] {
         let asked = run(&["chat", "What is the capital of Peru?", "--model", model, "--url", url, "--json"]).await?;

@@ -63,9 +63,14 @@ async fn edge_router_and_clouds_as_separate_processes() -> Result<()> {
     ensure!(with_key.code == Some(0), "{with_key:?}");
     let folder = fleet.folder.path().to_str().context("folder")?;
     let url = keyed.field("url")?;
-    let doctor = run(&["doctor", "--state", folder, "--url", &url]).await?;
+    let elsewhere = tempfile::tempdir()?;
+    let elsewhere = elsewhere.path().to_str().context("folder")?;
+    let doctor = run(&["doctor", "--state", elsewhere, "--url", &url]).await?;
     ensure!(doctor.stdout.contains("but refuses; set TANDEM_API_KEY"), "{doctor:?}");
-    let doctor = run(&["doctor", "--state", folder, "--url", &url, "--api-key", "secret"]).await?;
+    let doctor = run(&["doctor", "--state", elsewhere, "--url", &url, "--api-key", "secret"]).await?;
+    ensure!(doctor.stdout.contains("one is running"), "{doctor:?}");
+    // Whoever may read its state folder finds the node and its key there.
+    let doctor = run(&["doctor", "--state", folder]).await?;
     ensure!(doctor.stdout.contains("one is running"), "{doctor:?}");
     drop(keyed);
 

@@ -7,31 +7,15 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::describe;
 use super::settings::Settings;
 
 /// Prefix of environment variables.
-const PREFIX: &str = "TANDEM_";
+pub(super) const PREFIX: &str = "TANDEM_";
 /// Between the levels of a key in an environment variable: `TANDEM_EDGE__REQUESTS_MAX`.
-const LEVEL: &str = "__";
+pub(super) const LEVEL: &str = "__";
 /// Short names of single settings in the environment.
-const SHORT: [(&str, &str); 2] = [("TANDEM_LOG", "log"), ("TANDEM_API_KEY", "api.key")];
-/// Settings that have no default.
-const OPTIONAL: [&str; 14] = [
-    "listen.metrics",
-    "api.key",
-    "api.default_model",
-    "peers.cloud",
-    "peers.advertise",
-    "peers.identity",
-    "link.idle_ms",
-    "link.keep_alive_ms",
-    "edge.threshold",
-    "edge.quality",
-    "edge.cloud_share",
-    "edge.answer_cloud_tokens_max",
-    "policy.threshold",
-    "policy.policy",
-];
+pub(super) const SHORT: [(&str, &str); 2] = [("TANDEM_LOG", "log"), ("TANDEM_API_KEY", "api.key")];
 /// Tables that one layer gives as a whole: their keys depend on each other.
 const WHOLE: [&str; 1] = ["policy"];
 /// Values that are not shown.
@@ -115,8 +99,9 @@ impl Layers {
     #[must_use]
     pub fn defaults() -> Self {
         let mut layers = Self { entries: BTreeMap::new() };
-        for key in OPTIONAL {
-            layers.entries.insert(key.into(), Entry { value: None, source: Source::Default });
+        // Those without a default are there as well.
+        for key in describe::descriptions().into_keys() {
+            layers.entries.insert(key, Entry { value: None, source: Source::Default });
         }
         // Plain data always has a TOML form; were it not so, every key would be unknown.
         let table = Table::try_from(Settings::default()).unwrap_or_default();
@@ -246,7 +231,11 @@ impl Layers {
                 insert(&mut root, key, value.clone());
             }
         }
-        Settings::deserialize_table(root).map_err(|problem| {
+        let finite = |settings: Settings| match not_finite(&settings) {
+            Some((key, value)) => Err(format!("{value} is not a number that can be compared, in `{key}`")),
+            None => Ok(settings),
+        };
+        Settings::deserialize_table(root).and_then(finite).map_err(|problem| {
             let key = problem.split('`').rev().find(|part| self.entries.contains_key(*part));
             let entry = key.and_then(|key| self.entries.get(key));
             let given = entry.map(|entry| format!(" (from {})", entry.source)).unwrap_or_default();
@@ -296,8 +285,17 @@ impl Layers {
     }
 }
 
+/// A setting that is infinite or not a number, as it is read: a number too large for its type is infinite.
+fn not_finite(settings: &Settings) -> Option<(String, f64)> {
+    let leaves = flatten(Table::try_from(settings).unwrap_or_default());
+    leaves.into_iter().find_map(|(key, value)| {
+        let number = value.as_float().filter(|number| !number.is_finite())?;
+        Some((key, number))
+    })
+}
+
 /// Leaves of a table by their dotted keys. Arrays are leaves.
-fn flatten(table: Table) -> Vec<(String, Value)> {
+pub(super) fn flatten(table: Table) -> Vec<(String, Value)> {
     let mut leaves = Vec::new();
     let mut open = vec![(String::new(), table)];
     while let Some((prefix, table)) = open.pop() {

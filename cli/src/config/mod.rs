@@ -1,16 +1,21 @@
 //! Settings: what they are ([`settings`]), and which of flag, environment, file and default each
 //! one comes from ([`Layers`]).
 
+mod describe;
+mod environment;
 mod layers;
 mod settings;
 
+pub(crate) use describe::descriptions;
 pub use layers::{Entry, Layers, Source};
 pub use settings::{ApiSettings, EngineSettings, LinkProfile, LinkSettings, ListenSettings, PeerSettings, Settings};
 
 use std::path::{Path, PathBuf};
 
+use self::environment::Stray;
 use crate::args::Global;
 use crate::failure::{Code, Failure, OrFail as _};
+use crate::terminal::{json_line, visible};
 
 /// Name of the configuration file in the state folder.
 pub const FILE_NAME: &str = "tandem.toml";
@@ -38,6 +43,28 @@ pub(crate) fn layers(global: &Global, state: &Path, flags: Flags) -> Result<Laye
         layers.assign(assignment).or_fail(Code::Config)?;
     }
     Ok(layers)
+}
+
+/// Names the variables of the environment that look like ours and mean nothing.
+pub(crate) fn strays() -> Vec<Stray> {
+    let defaults = Layers::defaults();
+    environment::strays(std::env::vars_os(), &defaults.entries().map(|(key, _)| key).collect::<Vec<_>>())
+}
+
+/// Says on standard error which variables of the environment mean nothing.
+pub(crate) fn warn_of_strays(json: bool) {
+    // Most environments have none, and then there is nothing to look up.
+    if !std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("TANDEM_")) {
+        return;
+    }
+    for Stray { name, problem } in strays() {
+        if json {
+            let warning = serde_json::json!({ "warning": { "message": problem, "variable": name } });
+            eprintln!("{}", json_line(&warning));
+        } else {
+            eprintln!("warning: {}", visible(&problem));
+        }
+    }
 }
 
 /// The settings in force.

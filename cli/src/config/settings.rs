@@ -4,11 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tandem_cloud_node::settings::CloudSettings;
 use tandem_edge_node::settings::EdgeSettings;
 use tandem_router::policy::PolicySpec;
 use tandem_transport::{Congestion, Settings as QuicSettings};
+
+use crate::address;
 
 /// Address that a part listens on by default: loopback, with its own port.
 const fn loopback(port: u16) -> SocketAddr {
@@ -16,7 +19,7 @@ const fn loopback(port: u16) -> SocketAddr {
 }
 
 /// All settings; a TOML table per part.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Log filter; empty for `warn,tandem=info`.
@@ -60,16 +63,24 @@ impl Default for Settings {
 }
 
 /// Where the parts listen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListenSettings {
     /// The edge's API and page, TCP.
+    #[serde(deserialize_with = "address::deserialize")]
+    #[schemars(with = "String")]
     pub api: SocketAddr,
     /// The cloud node, UDP.
+    #[serde(deserialize_with = "address::deserialize")]
+    #[schemars(with = "String")]
     pub cloud: SocketAddr,
     /// The router, TCP.
+    #[serde(deserialize_with = "address::deserialize")]
+    #[schemars(with = "String")]
     pub router: SocketAddr,
     /// Plain HTTP for `/metrics` and `/health` of a `cloud` or `router` process; none if absent.
+    #[serde(deserialize_with = "address::deserialize_some")]
+    #[schemars(with = "Option<String>")]
     pub metrics: Option<SocketAddr>,
 }
 
@@ -80,7 +91,7 @@ impl Default for ListenSettings {
 }
 
 /// The HTTP API.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiSettings {
     /// Bearer key that requests must carry.
@@ -92,7 +103,7 @@ pub struct ApiSettings {
 }
 
 /// Whom this process talks to, and what it tells them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PeerSettings {
     /// A cloud node to use without a router: `host:port`, or `server-name@host:port`.
@@ -108,7 +119,7 @@ pub struct PeerSettings {
 }
 
 /// What kind of network the link crosses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkProfile {
     /// One machine or one room: a dead peer is noticed within 5 s.
@@ -119,7 +130,7 @@ pub enum LinkProfile {
 }
 
 /// Congestion controller of the sending side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CongestionName {
     /// What the transport recommends.
@@ -132,7 +143,7 @@ pub enum CongestionName {
 }
 
 /// The QUIC link between edge and cloud.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LinkSettings {
     /// Kind of network.
@@ -166,7 +177,7 @@ impl LinkSettings {
 }
 
 /// The engine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
     /// Threads of the edge's model; 0 for one per core.

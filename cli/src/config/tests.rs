@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::{Layers, Settings, Source};
@@ -27,7 +28,6 @@ fn flag_beats_environment_beats_file_beats_default() {
         ("TANDEM_CLOUD__BOUNDS__SESSIONS_MAX", "7"),
         ("TANDEM_PEERS__ROUTERS", "[\"a:1\", \"b:2\"]"),
         ("TANDEM_API_KEY", "007"),
-        ("TANDEM_REQUIRE_BROWSER", "1"),
         ("PATH", "/bin"),
     ]);
     layers.environment(env.into_iter()).unwrap();
@@ -41,6 +41,26 @@ fn flag_beats_environment_beats_file_beats_default() {
     assert_eq!(source_of(&layers, "edge.kv_blocks"), Source::Environment("TANDEM_EDGE__KV_BLOCKS".into()));
     assert_eq!(source_of(&layers, "edge.answers_kept"), Source::Flag("--set"));
     assert_eq!(source_of(&layers, "edge.model"), Source::Default);
+}
+
+#[test]
+fn names_are_addresses() {
+    let mut layers = Layers::defaults();
+    layers.file(Path::new("t.toml"), "[listen]\napi = \"localhost:8081\"\nmetrics = \"localhost:9\"").unwrap();
+    let listen = layers.settings().unwrap().listen;
+    assert_eq!(listen.api, SocketAddr::from(([127, 0, 0, 1], 8081)));
+    assert_eq!(listen.metrics, Some(SocketAddr::from(([127, 0, 0, 1], 9))));
+}
+
+#[test]
+fn numbers_of_a_policy_are_finite() {
+    for nats in ["nan", "inf", "1e39"] {
+        let mut layers = Layers::defaults();
+        layers.assign("policy.policy=entropy").unwrap();
+        layers.assign(&format!("policy.nats={nats}")).unwrap();
+        let message = layers.settings().unwrap_err().to_string();
+        assert!(message.contains("policy.nats") && message.contains("--set"), "{nats}: {message}");
+    }
 }
 
 #[test]
@@ -75,6 +95,11 @@ fn wrong_values_name_the_key_and_where_it_was_given() {
         ("edge.requests_max=many", "edge.requests_max"),
         ("edge.requests_max=-1", "edge.requests_max"),
         ("listen.api=nowhere", "listen.api"),
+        ("listen.metrics=:80", "listen.metrics"),
+        ("edge.threshold=nan", "edge.threshold"),
+        ("edge.cloud_share=inf", "edge.cloud_share"),
+        ("edge.quality=-inf", "edge.quality"),
+        ("edge.quality=1e300", "edge.quality"),
         ("edge.default_mode=fast", "edge.default_mode"),
         ("link.profile=middling", "link.profile"),
     ] {

@@ -12,7 +12,7 @@ use tandem_models::store::{Snapshot, Store};
 
 use crate::args::{Global, ModelArgs, ModelCommand, ModelPullArgs};
 use crate::failure::{Code, Failure, OrFail as _};
-use crate::ready::print_line;
+use crate::ready::{print_json, print_line};
 
 /// Runs a subcommand.
 pub(crate) async fn run(global: &Global, args: &ModelArgs) -> Result<(), Failure> {
@@ -51,7 +51,7 @@ async fn fetch(global: &Global, args: &ModelPullArgs) -> Result<(), Failure> {
     if global.json {
         let value =
             json!({ "model": name.to_string(), "commit": snapshot.commit, "path": snapshot.dir, "bytes": bytes });
-        print_line(&value.to_string());
+        print_json(&value);
     } else {
         print_line(&format!("{name} is in {} ({})", snapshot.dir.display(), human(bytes)));
         print_line(&format!("Run it:  tandem up --no-cloud --edge-model {name}"));
@@ -76,7 +76,7 @@ fn list(global: &Global) -> Result<(), Failure> {
             })
         });
         let models: Vec<_> = embedded.into_iter().chain(stored).collect();
-        print_line(&json!({ "store": store.root(), "models": models }).to_string());
+        print_json(&json!({ "store": store.root(), "models": models }));
         return Ok(());
     }
     for model in tandem_models::ALL {

@@ -15,6 +15,7 @@ use tandem_models::{gguf_files, matching, split_part};
 
 use super::hub::{Checksum, Hub, Listing, Remote, is_offline};
 use crate::failure::{Code, Failure};
+use crate::terminal::visible;
 
 /// Attempts at one file in a row that bring no byte.
 const FRUITLESS_MAX: u32 = 4;
@@ -54,7 +55,7 @@ pub(super) async fn pull(hub_name: &HubName, store: &Store, quiet: bool) -> Resu
     for file in &files {
         let checksum = file.checksum()?;
         let blob = store.blob(&hub_name.repo, checksum.etag());
-        bar.set_message(file.name.clone());
+        bar.set_message(visible(&file.name).into_owned());
         if blob.is_file() {
             bar.inc(file.bytes()?);
         } else {

@@ -11,7 +11,7 @@ use tandem_models::store::Snapshot;
 use super::{human, size, store};
 use crate::args::{Global, ModelRmArgs};
 use crate::failure::{Code, Failure, OrFail as _};
-use crate::ready::print_line;
+use crate::ready::{print_json, print_line};
 
 /// Removes what was named: one revision, or all of a repository.
 pub(super) fn run(global: &Global, args: &ModelRmArgs) -> Result<(), Failure> {
@@ -60,7 +60,7 @@ pub(super) fn run(global: &Global, args: &ModelRmArgs) -> Result<(), Failure> {
         freed
     };
     if global.json {
-        print_line(&json!({ "removed": asked, "snapshots": gone.len(), "bytes": freed }).to_string());
+        print_json(&json!({ "removed": asked, "snapshots": gone.len(), "bytes": freed }));
     } else {
         print_line(&format!("removed {asked}: {} freed", human(freed)));
     }

@@ -7,7 +7,7 @@ use super::human;
 use crate::args::{Global, ModelShowArgs};
 use crate::failure::{Code, Failure};
 use crate::pair;
-use crate::ready::print_line;
+use crate::ready::{print_json, print_line};
 
 /// What memory allows.
 struct Fits {
@@ -37,7 +37,7 @@ pub(super) fn run(global: &Global, args: &ModelShowArgs) -> Result<(), Failure> 
         .map_err(|e| Failure::new(Code::Failed, format!("the model {} cannot be read: {e}", found.name)))?;
     let fits = fits(&model);
     if global.json {
-        print_line(&to_json(&found.name, &model, &fits).to_string());
+        print_json(&to_json(&found.name, &model, &fits));
         return Ok(());
     }
     let spec = &model.spec;

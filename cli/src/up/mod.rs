@@ -5,6 +5,7 @@
 //! however it ends ([`crate::lifeline`]).
 
 mod child;
+mod hint;
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -24,8 +25,9 @@ use crate::args::{Global, UpArgs};
 use crate::config::{self, Flags, Settings};
 use crate::edge::{self, Edge};
 use crate::failure::{Code, Failure, OrFail as _};
-use crate::ready::{Ready, print_line};
+use crate::ready::{Ready, print_json, print_line};
 use crate::state::{self, Running, StateDir};
+use crate::terminal::visible;
 use crate::{logging, pair, signals};
 use child::{Change, ChildSpec, State, Supervised, supervise};
 
@@ -68,6 +70,7 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
     // Made before the children start, so that all of them find the same CA.
     let identity = state.identity(None, Role::Edge, &settings.edge.name)?;
     settings.peers = config::PeerSettings::default();
+    let key = settings.api.key.clone();
     settings.cloud.name = config::Settings::default().cloud.name;
 
     let children_shutdown = CancellationToken::new();
@@ -108,7 +111,7 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
         None => return Ok(()),
     };
     announced.store(true, Ordering::Relaxed);
-    lock.note(&Running { api: edge.api(), pid: std::process::id() });
+    let _note = lock.note(&Running { api: edge.api(), pid: std::process::id(), key });
     announce(global, &path, &edge, fleet.as_ref());
     let ended = edge.end(&shutdown).await;
     end.cancel();
@@ -200,15 +203,16 @@ fn shared_args(global: &Global, state: &Path) -> Vec<OsString> {
 /// or ends this process.
 fn report(role: &'static str, change: &Change, announced: bool) {
     let meanwhile = if role == "cloud" { "the edge goes on alone" } else { "placed edges go on" };
-    match change {
-        Change::Loading(since) => eprintln!(" {role:6} is loading, for {} s so far; {meanwhile}", since.as_secs()),
-        _ if !announced => {}
-        Change::Serves { again: true, .. } => eprintln!(" {role:6} is back"),
-        Change::Serves { url, .. } => eprintln!(" {role:6} has loaded and serves at {url}"),
+    let words = match change {
+        Change::Loading(since) => format!("is loading, for {} s so far; {meanwhile}", since.as_secs()),
+        _ if !announced => return,
+        Change::Serves { again: true, .. } => "is back".to_owned(),
+        Change::Serves { url, .. } => format!("has loaded and serves at {url}"),
         Change::Ended { how, again_in } => {
-            eprintln!(" {role:6} ended ({how}); {meanwhile}; starts again in {} s", again_in.as_secs());
+            format!("ended ({how}); {meanwhile}; starts again in {} s", again_in.as_secs())
         }
-    }
+    };
+    eprintln!(" {role:6} {}", visible(&words));
 }
 
 /// Waits until the cloud link is up, but not long: the edge answers without it.
@@ -249,11 +253,12 @@ fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
             "cloud": url(&cloud),
             "router": url(&router),
             "cloud_connected": connected,
+            "cloud_state": status.cloud,
             "cloud_problem": status.cloud_problem,
             "state": state,
             "pids": pids,
         });
-        print_line(&line.to_string());
+        print_json(&line);
         return;
     }
     print_line(&format!(" edge   {:<28} page   {}", edge.api(), edge.page()));
@@ -272,5 +277,5 @@ fn announce(global: &Global, state: &Path, edge: &Edge, fleet: Option<&Fleet>) {
         );
     }
     print_line(&format!(" state  {} (with its own development CA)", state.display()));
-    print_line(" Ask it:  tandem chat \"What is the capital of Peru?\"     Ctrl-C ends it.");
+    print_line(&format!(" Ask it:  {}     Ctrl-C ends it.", hint::command(state)));
 }

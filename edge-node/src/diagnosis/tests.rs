@@ -52,8 +52,10 @@ fn each_error_has_a_word_and_an_advice() {
         (TransportError::Timeout { what: "w", ms: 1 }, "cloud_unreachable", "UDP", false),
         (TransportError::Lost { reason: "R".into() }, "link_lost", "by itself", false),
     ];
+    let page = include_str!("../../../docs/cloud-problems.md");
     for (error, code, advice, lasting) in table {
         let got = diagnose(&error);
+        assert!(page.contains(&format!("`{code}`")), "docs/cloud-problems.md does not explain {code}");
         assert_eq!((got.code, got.lasting), (code, lasting), "{error}");
         assert!(got.what_to_do.contains(advice), "{error}: {}", got.what_to_do);
         assert!(!got.line().contains('\n'), "{}", got.line());

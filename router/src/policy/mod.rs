@@ -206,7 +206,7 @@ pub trait Policy: fmt::Debug + Send + Sync {
 }
 
 /// A policy as written in a configuration file or a command line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "policy", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum PolicySpec {
     /// Escalate every token.

@@ -1,129 +1,44 @@
-//! `tandem chat`: one question or a conversation with a running node.
+//! One answer as it arrives: asked, read from the stream, and summed up.
 
-use std::io::{BufRead as _, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::args::{ChatArgs, Global};
+use super::Asking;
 use crate::failure::{Code, Failure};
 use crate::node_client::NodeClient;
-use crate::ready::{print, print_line};
+use crate::ready::print;
 use crate::sse::Events;
-
-/// Most messages of a conversation that are sent along; older ones are dropped.
-const MESSAGES_MAX: usize = 64;
 
 /// An answer as it arrived.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Answer {
-    text: String,
-    ttft: Option<Duration>,
-    took: Duration,
-    finish: Option<String>,
-    usage: Value,
+pub(super) struct Answer {
+    pub(super) text: String,
+    pub(super) ttft: Option<Duration>,
+    pub(super) took: Duration,
+    pub(super) finish: Option<String>,
+    pub(super) usage: Value,
 }
 
-/// Asks once, or talks until the input ends.
-pub(crate) async fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
-    let client = NodeClient::new(global, &args.node)?;
-    let work = async {
-        match &args.prompt {
-            Some(prompt) => once(global, args, &client, prompt).await,
-            None => converse(global, args, &client).await,
-        }
-    };
-    tokio::select! {
-        ended = work => ended,
-        _ = tokio::signal::ctrl_c() => {
-            // The half-written line stays; the node stops when the connection goes.
-            print_line("");
-            Err(Failure::reported(Code::Interrupted))
-        }
-    }
-}
-
-async fn once(global: &Global, args: &ChatArgs, client: &NodeClient, prompt: &str) -> Result<(), Failure> {
-    let messages = [json!({ "role": "user", "content": prompt })];
-    let answer = ask(args, client, &messages, !global.json).await?;
-    if global.json {
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let value = json!({
-            "text": answer.text,
-            "finish_reason": answer.finish,
-            "ttft_ms": answer.ttft.map(ms),
-            "total_ms": ms(answer.took),
-            "usage": answer.usage,
-        });
-        print_line(&value.to_string());
-    } else {
-        print_line(&format!("     [{}]", summary(&answer)));
-    }
-    Ok(())
-}
-
-async fn converse(global: &Global, args: &ChatArgs, client: &NodeClient) -> Result<(), Failure> {
-    // Fails at once where no node runs, not after the first question was typed.
-    client.send(client.get("/ready")).await?;
-    let terminal = std::io::stdin().is_terminal();
-    if terminal && !global.json {
-        print_line("Ask something; an empty line begins anew, Ctrl-D ends.");
-    }
-    let mut messages: Vec<Value> = Vec::new();
-    while let Some(line) = read_line(terminal && !global.json).await? {
-        let line = line.trim();
-        if line.is_empty() {
-            messages.clear();
-            continue;
-        }
-        messages.push(json!({ "role": "user", "content": line }));
-        match ask(args, client, &messages, !global.json).await {
-            Ok(answer) => {
-                if global.json {
-                    print_line(&json!({ "text": answer.text, "usage": answer.usage }).to_string());
-                } else {
-                    print_line(&format!("     [{}]", summary(&answer)));
-                }
-                messages.push(json!({ "role": "assistant", "content": answer.text }));
-                let surplus = messages.len().saturating_sub(MESSAGES_MAX);
-                messages.drain(..surplus);
-            }
-            // The node is there and said no (too long, busy): the conversation can go on.
-            Err(failure) if failure.code() == Code::Refused => {
-                failure.report(global.json);
-                messages.pop();
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-    Ok(())
-}
-
-async fn read_line(prompt: bool) -> Result<Option<String>, Failure> {
-    let reading = tokio::task::spawn_blocking(move || {
-        if prompt {
-            // Without a reader the answer will end the conversation.
-            let _ = print("> ");
-        }
-        let mut line = String::new();
-        std::io::stdin().lock().read_line(&mut line).map(|read| (read > 0).then_some(line))
-    });
-    let read = reading.await.map_err(|e| Failure::new(Code::Failed, e))?;
-    read.map_err(|e| Failure::new(Code::Failed, format!("standard input: {e}")))
-}
-
-async fn ask(args: &ChatArgs, client: &NodeClient, messages: &[Value], show: bool) -> Result<Answer, Failure> {
+/// Asks, and takes what comes into `answer`, which keeps what has arrived if this is dropped or fails. Shows
+/// it meanwhile with `show`.
+pub(super) async fn ask(
+    asking: &Asking<'_>,
+    client: &NodeClient,
+    messages: &[Value],
+    show: bool,
+    answer: &mut Answer,
+) -> Result<(), Failure> {
     let begun = Instant::now();
-    let mut response = client.send(client.post("/v1/chat/completions", &body(args, messages))).await?;
+    let mut response = client.send(client.post("/v1/chat/completions", &body(asking, messages))).await?;
     let mut events = Events::default();
-    let mut answer = Answer::default();
     while let Some(piece) = response.chunk().await.map_err(|e| client.unreachable(&e))? {
         for event in events.push(&piece).map_err(|e| Failure::new(Code::Refused, e))? {
             if event == "[DONE]" {
                 answer.took = begun.elapsed();
-                return Ok(answer);
+                return Ok(());
             }
-            let new = take(&mut answer, &event, begun)?;
+            let new = take(answer, &event, begun)?;
             if show && !new.is_empty() {
                 print(&new)?;
             }
@@ -133,14 +48,15 @@ async fn ask(args: &ChatArgs, client: &NodeClient, messages: &[Value], show: boo
     Err(Failure::new(Code::Refused, message))
 }
 
-fn body(args: &ChatArgs, messages: &[Value]) -> Value {
+fn body(asking: &Asking<'_>, messages: &[Value]) -> Value {
+    let args = asking.args;
     let mut body = json!({
         "model": args.model,
         "messages": messages,
         "stream": true,
         "stream_options": { "include_usage": true },
     });
-    if let Some(mode) = args.mode {
+    if let Some(mode) = asking.mode {
         body["tandem"] = json!({ "mode": mode.name() });
     }
     if let Some(tokens) = args.max_tokens {
@@ -178,7 +94,7 @@ fn take(answer: &mut Answer, event: &str, begun: Instant) -> Result<String, Fail
 }
 
 /// What the answer took, for people.
-fn summary(answer: &Answer) -> String {
+pub(super) fn summary(answer: &Answer) -> String {
     let route = &answer.usage["tandem"];
     let count = |name: &str| route[name].as_u64().unwrap_or(0);
     let mut parts = vec![format!("{} tokens edge", count("edge_tokens"))];
