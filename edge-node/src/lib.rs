@@ -3,6 +3,7 @@
 //! The way of a request: [`api`] → [`node`] → [`mod@generate`] (one task per answer), which waits for
 //! the engine thread, the cloud and the client at once.
 
+mod account;
 pub mod api;
 mod cloud_watch;
 pub mod diagnosis;

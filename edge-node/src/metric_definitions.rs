@@ -8,8 +8,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 pub const LABEL_ROUTE: &str = "route";
 /// Label: `local`, `auto`, `exact`, `cloud`, or [`MODE_NONE`] for requests without an answer.
 pub const LABEL_MODE: &str = "mode";
-/// Label: HTTP status of the response, e.g. `200`. A stream that fails later stays 200 here and
-/// counts as `error` in [`ANSWERS_TOTAL`].
+/// Label: HTTP status of the response, e.g. `200`, or [`STATUS_LEFT`]. A stream that fails later stays 200
+/// here and counts as `error` in [`ANSWERS_TOTAL`].
 pub const LABEL_STATUS: &str = "status";
 /// Label: how an answer ended: `stop`, `length`, `error`, `gone` (the client went away).
 pub const LABEL_OUTCOME: &str = "outcome";
@@ -39,6 +39,8 @@ pub const ROUTES: [&str; 16] = [
 ];
 /// Value of [`LABEL_ROUTE`] for every other path, so that callers cannot make up series.
 pub const ROUTE_OTHER: &str = "other";
+/// Value of [`LABEL_STATUS`] where the client left before the response began.
+pub const STATUS_LEFT: &str = "left";
 /// Value of [`LABEL_MODE`] where no mode applies.
 pub const MODE_NONE: &str = "none";
 
@@ -69,6 +71,9 @@ pub const PROMPTS_FETCHED: &str = "tandem_edge_prompts_fetched_total";
 /// Counter {mode}: answers that wanted the cloud and did without it for a part.
 pub const DEGRADED_TOTAL: &str = "tandem_edge_degraded_answers_total";
 
+/// Counter {mode}: tokens that became final and were not read, see `RouteSummary::discarded`.
+pub const DISCARDED_TOTAL: &str = "tandem_edge_discarded_tokens_total";
+
 /// Upper bounds of the latency histograms' buckets, seconds.
 pub const LATENCY_BUCKETS_S: [f64; 15] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -92,6 +97,7 @@ pub fn describe() {
     describe_counter!(PROMPT_TOKENS_TOTAL, "Tokens of prompts");
     describe_counter!(BYTES_TOTAL, Unit::Bytes, "Bytes exchanged with the cloud");
     describe_counter!(ROUND_TRIPS_TOTAL, "Times an answer asked the cloud and got something back");
+    describe_counter!(DISCARDED_TOTAL, "Final tokens that were not read: past a stop string, or of a client that left");
     describe_counter!(DEGRADED_TOTAL, "Answers that did without the cloud for a part");
 }
 

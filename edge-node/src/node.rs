@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use metrics::counter;
 use serde_json::{Value, json};
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
-use tandem_engine::runner::{Runner, RunnerError, RunnerOptions};
+use tandem_engine::runner::{Job, JobDone, Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
 use tandem_engine::{Model, memory};
@@ -23,13 +24,15 @@ use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::account::Account;
 use crate::cloud_watch::{self, PATIENCE};
 use crate::diagnosis::{self, CloudState, Diagnosis, LinkState};
 use crate::generate;
 use crate::generate::draft::{EdgeChoice, choose};
+use crate::metric_definitions as names;
 use crate::pacing::Estimates;
 use crate::request::{
-    Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, TokenEvent,
+    Controls, Events, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, Scored, TokenEvent,
 };
 use crate::settings::EdgeSettings;
 use crate::uplinks::Uplinks;
@@ -93,6 +96,9 @@ struct Answered {
 #[derive(Clone, Copy, Debug)]
 struct Dials {
     threshold: Option<f32>,
+    /// The same for the stand-in of a rule that does not fit the cloud's model; it scores in a unit of its
+    /// own.
+    stand_in: Option<f32>,
     default_mode: Mode,
 }
 
@@ -171,7 +177,11 @@ impl EdgeNode {
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
         let tokenizer = Arc::new(parts.tokenizer);
         let inner = Arc::new(Inner {
-            dials: Mutex::new(Dials { threshold: aim.threshold(), default_mode: settings.default_mode }),
+            dials: Mutex::new(Dials {
+                threshold: aim.threshold(),
+                stand_in: None,
+                default_mode: settings.default_mode,
+            }),
             stop_tokens: parts.stop_tokens,
             settings,
             model: parts.model,
@@ -221,20 +231,69 @@ impl EdgeNode {
         }
         request.tokens_max = request.tokens_max.min(context - request.prompt.len());
         let slot = Slot::take(inner)?;
-        let mut id = [0; 16];
-        if let Err(e) = getrandom::fill(&mut id) {
-            return Err(GenerateError::Engine(format!("the system gives no random numbers: {e}")));
-        }
+        let id = session_id()?;
         let (tx, events) = mpsc::channel(EVENTS_MAX);
-        let (wound_down, route) = oneshot::channel();
-        tokio::spawn(generate::run(inner.clone(), slot, request, SessionId(id), tx, wound_down));
-        Ok(Generation { events, route })
+        let (account, route) = Account::open(inner.clone());
+        tokio::spawn(generate::run(inner.clone(), slot, request, id, tx, account.clone()));
+        Ok(Generation { events: Events::new(events, move |tokens| account.taken(tokens)), route })
+    }
+
+    /// Scores the tokens of a prompt but the first, each with so many alternatives.
+    ///
+    /// # Errors
+    /// The node is busy, the prompt is empty or does not fit, or the engine takes nothing.
+    pub fn score(
+        &self,
+        prompt: Vec<u32>,
+        alternatives: u32,
+    ) -> Result<oneshot::Receiver<Result<Vec<Scored>, GenerateError>>, GenerateError> {
+        let inner = &self.0;
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if prompt.len() > inner.context_tokens {
+            return Err(GenerateError::TooLong { prompt: prompt.len(), context: inner.context_tokens });
+        }
+        let slot = Slot::take(inner)?;
+        let key = session_id()?;
+        let (tokens, runner) = (prompt.len(), inner.runner.clone());
+        let job = Job {
+            key,
+            prompt_len: tokens,
+            sequence: prompt,
+            feed_from: 0,
+            hidden: None,
+            outputs_from: 1,
+            sampling: Arc::new(SamplingParams::default()),
+            top_logprobs: alternatives as usize,
+            is_prefill: true,
+            keep_trunk_hidden: false,
+            constraint: None,
+        };
+        let (done, scores) = oneshot::channel();
+        let on_done = move |result: Result<JobDone<EdgeChoice>, RunnerError>| {
+            let _slot = slot;
+            // On the engine's thread, which takes what is forgotten when it comes round again.
+            let _ = runner.forget(key);
+            let score = |choice: EdgeChoice| Scored { logprob: choice.logprob, alternatives: choice.alternatives };
+            // The last row says what would come after the prompt.
+            let scored = |job: JobDone<EdgeChoice>| job.outputs.into_iter().take(tokens - 1).map(score).collect();
+            let _ = done.send(result.map(scored).map_err(|e| GenerateError::Engine(e.to_string())));
+        };
+        inner.runner.submit(job, Box::new(on_done)).map_err(|e| GenerateError::Engine(e.to_string()))?;
+        Ok(scores)
     }
 
     /// Tokenizer of the pair.
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
+    }
+
+    /// Tokens that end an answer.
+    #[must_use]
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.0.stop_tokens
     }
 
     /// Grammars over the tokenizer's tokens.
@@ -282,8 +341,7 @@ impl EdgeNode {
         let dials = *lock(&inner.dials);
         let totals = lock(&inner.totals);
         let (policy, unfit) = inner.policy.towards(link.as_deref().and_then(|l| inner.cloud_digest(l)));
-        // The dial is on the fitted risk; the stand-in has its own threshold.
-        let dialled = dials.threshold.filter(|_| unfit.is_none());
+        let dialled = if unfit.is_some() { dials.stand_in } else { dials.threshold };
         let cloud = inner.cloud_state();
         NodeStatus {
             node: inner.settings.name.clone(),
@@ -296,6 +354,8 @@ impl EdgeNode {
             rtt_ms: stats.as_ref().map(|s| s.rtt_us as f64 / 1000.0),
             goodput_bytes_per_s: stats.as_ref().and_then(|s| s.goodput_bytes_per_s()).map(|g| g as f64),
             threshold: dialled.unwrap_or_else(|| policy.threshold()),
+            threshold_unit: policy.unit().name().to_owned(),
+            threshold_max: policy.unit().max(),
             default_mode: dials.default_mode,
             policy: policy.name().to_owned(),
             policy_note: unfit.map(|why| why.to_string()),
@@ -311,9 +371,13 @@ impl EdgeNode {
 
     /// Changes the controls; values are checked by the caller.
     pub fn set_controls(&self, controls: &Controls) {
-        let mut dials = lock(&self.0.dials);
+        let inner = &self.0;
+        let link = inner.uplinks.current();
+        let (_, unfit) = inner.policy.towards(link.as_deref().and_then(|l| inner.cloud_digest(l)));
+        let mut dials = lock(&inner.dials);
         if let Some(threshold) = controls.threshold {
-            dials.threshold = Some(threshold);
+            // It is in the unit of the policy in use, as the status is.
+            *(if unfit.is_some() { &mut dials.stand_in } else { &mut dials.threshold }) = Some(threshold);
         }
         if let Some(mode) = controls.default_mode {
             dials.default_mode = mode;
@@ -332,6 +396,14 @@ impl EdgeNode {
             None => answered.back(),
         };
         found.map(|a| a.value.clone())
+    }
+}
+
+fn session_id() -> Result<SessionId, GenerateError> {
+    let mut id = [0; 16];
+    match getrandom::fill(&mut id) {
+        Ok(()) => Ok(SessionId(id)),
+        Err(e) => Err(GenerateError::Engine(format!("the system gives no random numbers: {e}"))),
     }
 }
 
@@ -387,7 +459,8 @@ impl Inner {
                     tracing::warn!("{} decides on this link: {why}", policy.name());
                     *known = cloud.copied();
                 }
-                None
+                // A request's own is on the fitted risk.
+                lock(&self.dials).stand_in
             }
         };
         self.aim.steering(policy, stands_in, threshold)
@@ -473,20 +546,29 @@ impl Inner {
         self.trunk.as_ref()?.run(self.tenant_key, tokens, with_hidden).ok()
     }
 
-    /// Books an answer that has ended.
-    pub(crate) fn finished(
+    /// Books an answer; for its [`Account`] alone.
+    pub(crate) fn book(
         &self,
         request: &GenerateRequest,
         route: &RouteSummary,
         trace: Vec<TokenEvent>,
+        final_tokens: usize,
         took: Duration,
     ) {
+        let mode = request.mode.name();
+        for (direction, bytes) in [("up", route.bytes_up), ("down", route.bytes_down)] {
+            counter!(names::BYTES_TOTAL, names::LABEL_MODE => mode, names::LABEL_DIRECTION => direction)
+                .increment(bytes);
+        }
+        counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.round_trips));
+        counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.degraded));
+        counter!(names::DISCARDED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.discarded));
         {
             let mut totals = lock(&self.totals);
             totals.answers += 1;
             totals.route.add(route);
-            if !trace.is_empty() {
-                totals.tokens_per_s = Some(trace.len() as f64 / took.as_secs_f64().max(1e-9));
+            if final_tokens > 0 {
+                totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
             }
         }
         let tokens: Vec<Value> = trace

@@ -1,6 +1,9 @@
 //! What a front end (API, command line, lab) asks of an edge node and what it gets back.
 
+use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use serde::{Deserialize, Serialize};
 use tandem_engine::constraint::Compiled;
@@ -62,6 +65,15 @@ pub struct GenerateRequest {
     pub top_logprobs: u32,
     /// The grammar that the answer must follow.
     pub grammar: Option<Arc<Compiled>>,
+}
+
+/// A token of a prompt, as the edge's model sees it after the tokens before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// Natural log of its probability.
+    pub logprob: f32,
+    /// Alternatives, likeliest first, if asked for.
+    pub alternatives: Vec<Alternative>,
 }
 
 /// Whose decision a token is.
@@ -127,6 +139,10 @@ pub struct RouteSummary {
     pub bytes_down: u64,
     /// Drafts thrown away after a rejection.
     pub rolled_back: u32,
+    /// Tokens that became final and were not read: past a stop string, or of a client that left. The
+    /// counts above are of the others.
+    #[serde(default)]
+    pub discarded: u32,
     /// True if the cloud was wanted and not to be had for part of the answer.
     pub degraded: bool,
     /// Why, if so.
@@ -144,6 +160,7 @@ impl RouteSummary {
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
         self.rolled_back += other.rolled_back;
+        self.discarded += other.discarded;
         self.degraded |= other.degraded;
         if self.degraded_reason.is_none() {
             self.degraded_reason.clone_from(&other.degraded_reason);
@@ -225,13 +242,62 @@ impl GenerateError {
         (`up --no-cloud`, or `edge` with neither --cloud nor --router); use mode `local`, or start it with a cloud";
 }
 
-/// An answer under way. Dropping it stops the work on the edge, on the wire and in the cloud.
+/// The events of an answer as its reader takes them: tokens in order, then [`Event::Done`] or
+/// [`Event::Failed`]. Dropping it stops the work on the edge, on the wire and in the cloud.
+pub struct Events {
+    receiver: mpsc::Receiver<Event>,
+    taken: usize,
+    on_end: Option<Box<dyn FnOnce(usize) + Send>>,
+}
+
+impl Events {
+    /// `on_end` gets the number of tokens taken, once the reader has the end of the answer or wants no more.
+    pub fn new(receiver: mpsc::Receiver<Event>, on_end: impl FnOnce(usize) + Send + 'static) -> Self {
+        Self { receiver, taken: 0, on_end: Some(Box::new(on_end)) }
+    }
+
+    /// The next event; `None` after the end.
+    pub async fn recv(&mut self) -> Option<Event> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// As [`Events::recv`], without waiting.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let polled = self.receiver.poll_recv(cx);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Event::Token(_))) => self.taken += 1,
+            // Booked before the reader hears of the end, who may ask for the account at once.
+            Poll::Ready(_) => self.end(),
+        }
+        polled
+    }
+
+    fn end(&mut self) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(self.taken);
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+/// An answer under way. Dropping it stops the work.
 #[derive(Debug)]
 pub struct Generation {
-    /// Tokens in order, then [`Event::Done`] or [`Event::Failed`].
-    pub events: mpsc::Receiver<Event>,
-    /// What the answer took, once its work has wound down; also if `events` was closed or dropped
-    /// before the end.
+    /// What happens.
+    pub events: Events,
+    /// What the answer took, once its work has wound down and the reader wants no more.
     pub route: oneshot::Receiver<RouteSummary>,
 }
 
@@ -258,8 +324,15 @@ pub struct NodeStatus {
     pub rtt_ms: Option<f64>,
     /// Goodput estimate of the link, bytes per second.
     pub goodput_bytes_per_s: Option<f64>,
-    /// Threshold on the risk in use for `auto`.
+    /// Threshold on the risk in use for `auto`, in the unit of `threshold_unit`; so are the one of the
+    /// controls and that of the setting `edge.threshold`.
     pub threshold: f32,
+    /// What the policy in use scores in: `probability`, or `nats` of the entropy baseline.
+    #[serde(default)]
+    pub threshold_unit: String,
+    /// Largest threshold that makes sense.
+    #[serde(default)]
+    pub threshold_max: f32,
     /// Mode used when a request does not name one.
     pub default_mode: Mode,
     /// Policy in use, for the header `x-tandem-policy`.
@@ -273,7 +346,7 @@ pub struct NodeStatus {
     pub active_requests: usize,
     /// Totals since the node started.
     pub totals: RouteSummary,
-    /// Answers completed since the node started.
+    /// Answers ended since the node started, those whose client left included.
     pub answers: u64,
     /// Tokens per second over the last answer.
     pub tokens_per_s: Option<f64>,
@@ -285,7 +358,7 @@ pub struct NodeStatus {
 pub struct Controls {
     /// Cut the cloud off (true) or let it back (false).
     pub cut: Option<bool>,
-    /// Threshold on the risk for `auto`, 0 … 1.
+    /// Threshold on the risk for `auto`, from 0 to `threshold_max` of the status, in its unit.
     pub threshold: Option<f32>,
     /// Mode used when a request does not name one.
     pub default_mode: Option<Mode>,

@@ -9,10 +9,11 @@ use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::SamplingParams;
+use tokio::sync::oneshot;
 
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
 use crate::node::EdgeNode;
-use crate::request::{Controls, GenerateError, GenerateRequest, Generation, NodeStatus};
+use crate::request::{Controls, GenerateError, GenerateRequest, Generation, NodeStatus, Scored};
 
 /// A node that may still be loading. The API is up at once and says so.
 pub struct NodeBackend {
@@ -76,26 +77,44 @@ impl Backend for NodeBackend {
         }
     }
 
+    fn score(
+        &self,
+        prompt: Vec<u32>,
+        alternatives: u32,
+    ) -> Result<oneshot::Receiver<Result<Vec<Scored>, GenerateError>>, GenerateError> {
+        match self.ready() {
+            Readiness::Ready => self.ready_node().score(prompt, alternatives),
+            other => Err(GenerateError::Engine(other.to_string())),
+        }
+    }
+
     fn status(&self) -> NodeStatus {
         self.node.get().map(EdgeNode::status).unwrap_or_default()
     }
 
     fn set_controls(&self, controls: Controls) -> Result<NodeStatus, ControlsError> {
-        if let Some(threshold) = controls.threshold
-            && !(0.0..=1.0).contains(&threshold)
-        {
-            let message = format!("`threshold` is {threshold}; give a number from 0 (always ask) to 1 (never ask)");
-            return Err(ControlsError::Invalid { param: "threshold", message });
-        }
         let Some(node) = self.node.get() else {
             return Err(ControlsError::Invalid { param: "controls", message: self.ready().to_string() });
         };
+        let NodeStatus { threshold_max: max, threshold_unit: unit, .. } = node.status();
+        if let Some(threshold) = controls.threshold
+            && !(0.0..=max).contains(&threshold)
+        {
+            let message = format!(
+                "`threshold` is {threshold}; give a number from 0 (always ask) to {max} (never ask), in {unit}"
+            );
+            return Err(ControlsError::Invalid { param: "threshold", message });
+        }
         node.set_controls(&controls);
         Ok(node.status())
     }
 
     fn tokenizer(&self) -> &Tokenizer {
         self.ready_node().tokenizer()
+    }
+
+    fn stop_tokens(&self) -> Vec<u32> {
+        self.ready_node().stop_tokens().to_vec()
     }
 
     fn constraints(&self) -> &Constraints {

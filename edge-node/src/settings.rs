@@ -25,7 +25,8 @@ pub struct EdgeSettings {
     pub requests_max: usize,
     /// KV blocks of the node; 0 for what the requests can fill and the memory allows.
     pub kv_blocks: usize,
-    /// Threshold on the risk in `auto`; the policy's own if absent.
+    /// Threshold on the risk in `auto`, in the policy's unit (a probability, or nats of the entropy
+    /// baseline); the policy's own if absent.
     pub threshold: Option<f32>,
     /// Instead of a threshold: share of answers that may fall short of the cloud's, such as 0.1. Needs a
     /// rule fitted for the pair of models.

@@ -171,7 +171,6 @@ const checks = {
 
   async errors() {
     await refused(OpenAI.NotFoundError, "model", { model: "gpt-4o" });
-    await refused(OpenAI.BadRequestError, "tools", { tools: [{ type: "function", function: { name: "f" } }] });
     await refused(OpenAI.BadRequestError, "response_format", { response_format: { type: "grammar" } });
     await refused(OpenAI.BadRequestError, "temperature", { temperature: 3 });
     await refused(OpenAI.BadRequestError, "typo", { typo: 1 });

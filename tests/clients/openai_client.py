@@ -135,6 +135,27 @@ def every_mode(client, args):
 
 
 @check
+def what_clients_send_by_themselves(client, args):
+    whole = client.chat.completions.create(**LOCAL).choices[0].message.content
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    named = [{**MESSAGES[0], "name": "ann"}]
+    for extra in [
+        {"tools": [tool]},
+        {"tools": [], "parallel_tool_calls": False},
+        {"messages": named, "reasoning_effort": "low", "verbosity": "low", "store": True},
+        {"service_tier": "flex", "max_tokens": -1, "functions": [{"name": "f", "parameters": {}}]},
+        {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}, "repeat_penalty": 1.0}},
+    ]:
+        answer = client.chat.completions.create(**{**LOCAL, **extra}).choices[0]
+        expect_equal((answer.message.content, answer.finish_reason), (whole, "stop"), extra)
+    echoed = client.completions.create(
+        model="tandem:local", prompt=PROMPT, max_tokens=0, echo=True, logprobs=1
+    ).choices[0]
+    expect_equal(echoed.text, PROMPT, "the prompt again")
+    expect(all(score <= 0 for score in echoed.logprobs.token_logprobs[1:]), "its log probabilities")
+
+
+@check
 def conversation(client, args):
     first = client.chat.completions.create(**LOCAL).choices[0].message
     messages = [*MESSAGES, first, {"role": "user", "content": [{"type": "text", "text": "And of Chile?"}]}]
@@ -298,8 +319,6 @@ def errors(client, args):
     create = client.chat.completions.create
     unknown = refused(openai.NotFoundError, "model", lambda: create(**{**LOCAL, "model": "gpt-4o"}))
     expect("tandem" in str(unknown), "the error lists what there is")
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    refused(openai.BadRequestError, "tools", lambda: create(**LOCAL, tools=[tool]))
     refused(openai.BadRequestError, "response_format", lambda: create(**LOCAL, response_format={"type": "grammar"}))
     spec = {"name": "x", "schema": {"type": "array", "uniqueItems": True}}
     unique = {"type": "json_schema", "json_schema": spec}
@@ -313,7 +332,6 @@ def errors(client, args):
     refused(openai.BadRequestError, "messages[0].content[0].type", lambda: create(**{**LOCAL, "messages": image}))
     long = [{"role": "user", "content": "word " * 50_000}]
     refused(openai.BadRequestError, "messages", lambda: create(**{**LOCAL, "messages": long}))
-    refused(openai.BadRequestError, "tools", lambda: create(**LOCAL, stream=True, tools=[tool]))
 
 
 def active_requests(client):

@@ -19,8 +19,11 @@ const BANNERS = { cut: "bannerCut", away: "bannerAway", failed: "bannerFailed", 
 export const state = { mode: "auto", threshold: 0.5, own: false, link: "unknown" };
 
 const range = byId("threshold");
-// Risks that matter are small: the scale is cubic, half way is 12.5 %.
-const along = Math.cbrt;
+// What the policy scores in: a probability, or nats of the entropy baseline up to `most`.
+let unit = { name: "probability", most: 1 };
+const amount = (score) => (unit.name === "nats" ? `${score.toFixed(2)} nats` : percent(score));
+// Scores that matter are small: the scale is cubic, half way is 12.5 %.
+const along = (score) => Math.cbrt(Math.min(1, Math.max(0, score / unit.most)));
 let policy = 0.5;
 let risks = [];
 let asked = false;
@@ -43,15 +46,15 @@ function showThreshold() {
   const at = state.threshold;
   range.value = along(at);
   range.style.setProperty("--at", along(at));
-  range.setAttribute("aria-valuetext", percent(at));
-  byId("threshold-value").textContent = percent(at);
+  range.setAttribute("aria-valuetext", amount(at));
+  byId("threshold-value").textContent = amount(at);
   byId("threshold-reset").hidden = !state.own;
   const over = risks.filter((risk) => risk > at).length;
-  const effect = at >= 1 ? t("thresholdNever") : at <= 0 ? t("thresholdAlways") : t("thresholdAbove", { at: percent(at) });
+  const effect = at >= unit.most ? t("thresholdNever") : at <= 0 ? t("thresholdAlways") : t("thresholdAbove", { at: amount(at) });
   const last = risks.length ? t("thresholdLast", { over, all: risks.length }) : "";
   byId("threshold-text").textContent = effect + last + (mode() === "auto" ? "" : t("thresholdAutoOnly"));
   byId("risk-plot").replaceChildren(
-    ...(risks.length ? risks.map((risk) => h("i", { class: risk > at ? "over" : false, "--risk": along(Math.min(1, Math.max(0, risk))) })) : [h("span", { class: "none" }, t("riskHere"))]),
+    ...(risks.length ? risks.map((risk) => h("i", { class: risk > at ? "over" : false, "--risk": along(risk) })) : [h("span", { class: "none" }, t("riskHere"))]),
   );
 }
 
@@ -131,6 +134,15 @@ export function showStatus(status, failure) {
   // The examples are of what the embedded models were trained on.
   byId("chips").hidden = status.edge_model !== DEMO;
   policy = status.threshold;
+  const next = { name: status.threshold_unit || "probability", most: status.threshold_max || 1 };
+  if (next.name !== unit.name) {
+    // A threshold of one's own was in the other unit.
+    unit = next;
+    risks = [];
+    state.own = false;
+    state.threshold = policy;
+    showThreshold();
+  }
   if (!state.own && Math.abs(policy - state.threshold) > 1e-6) {
     state.threshold = policy;
     showThreshold();
@@ -152,7 +164,7 @@ export function start({ refresh, say }) {
     });
   }
   range.addEventListener("input", () => {
-    state.threshold = Number(range.value) ** 3;
+    state.threshold = Number(range.value) ** 3 * unit.most;
     state.own = true;
     showThreshold();
   });

@@ -97,19 +97,29 @@ impl Answers {
         prompt_tokens: u64,
         meter: Meter,
     ) -> Result<Self, GenerateError> {
-        let mut choices = Vec::with_capacity(requests.len());
+        meter.begin(prompt_tokens);
+        // Dropped with what it has begun where the node takes one of them and not the next.
+        let mut all = Self {
+            choices: Vec::with_capacity(requests.len()),
+            turn: 0,
+            ended: None,
+            prompt_tokens,
+            completion_tokens: 0,
+            route: RouteSummary::default(),
+            meter,
+            spelt,
+            backend,
+        };
         for request in requests {
-            choices.push(Running {
-                state: State::Open(backend.submit(request)?),
-                decoder: backend.tokenizer().stream(),
+            all.choices.push(Running {
+                state: State::Open(all.backend.submit(request)?),
+                decoder: all.backend.tokenizer().stream(),
                 assembler: Assembler::new(stops),
                 counted: RouteSummary::default(),
                 last_token: None,
             });
         }
-        meter.begin(prompt_tokens);
-        let route = RouteSummary::default();
-        Ok(Self { backend, choices, turn: 0, ended: None, prompt_tokens, completion_tokens: 0, route, meter, spelt })
+        Ok(all)
     }
 
     /// Number of choices.
@@ -217,7 +227,7 @@ impl Answers {
     fn on_failure(&mut self, error: GenerateError) -> Update {
         for running in &mut self.choices {
             if !matches!(std::mem::replace(&mut running.state, State::Ended), State::Ended) {
-                self.meter.end("error", None);
+                self.meter.end("error");
             }
         }
         Update::Failed(error)
@@ -229,7 +239,7 @@ impl Answers {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         };
-        self.meter.end(outcome, Some(&route));
+        self.meter.end(outcome);
         self.route.add(&route);
         Update::End { choice, finish, stop: self.choices[choice].assembler.stopped_by().map(str::to_owned), route }
     }
@@ -248,7 +258,7 @@ impl State {
 impl Drop for Answers {
     fn drop(&mut self) {
         for _ in self.choices.iter().filter(|running| !matches!(running.state, State::Ended)) {
-            self.meter.end("gone", None);
+            self.meter.end("gone");
         }
     }
 }

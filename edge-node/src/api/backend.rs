@@ -8,8 +8,9 @@ use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::SamplingParams;
+use tokio::sync::oneshot;
 
-use crate::request::{Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus};
+use crate::request::{Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, Scored};
 
 /// A node that answers prompts. Calls return at once; work happens behind [`Generation`].
 pub trait Backend: Send + Sync + 'static {
@@ -18,6 +19,16 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// Says why the request cannot be served; nothing was started then.
     fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError>;
+
+    /// Scores the tokens of a prompt but the first on the edge's model, each with so many alternatives.
+    ///
+    /// # Errors
+    /// Says why the prompt cannot be scored; nothing was started then.
+    fn score(
+        &self,
+        prompt: Vec<u32>,
+        alternatives: u32,
+    ) -> Result<oneshot::Receiver<Result<Vec<Scored>, GenerateError>>, GenerateError>;
 
     /// What the node is doing.
     fn status(&self) -> NodeStatus;
@@ -30,6 +41,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Tokenizer of the model pair; called only while [`Backend::ready`] is [`Readiness::Ready`].
     fn tokenizer(&self) -> &Tokenizer;
+
+    /// Tokens that end an answer; called only while ready.
+    fn stop_tokens(&self) -> Vec<u32>;
 
     /// Grammars over the tokenizer's tokens; called only while ready.
     fn constraints(&self) -> &Constraints;

@@ -10,6 +10,7 @@ use tandem_proto::message::{Grammar, GrammarSyntax};
 
 use super::call_syntax::{Body, CallSyntax, Tags, special};
 use super::param_types::{Kinds, referred};
+use super::thoughts::ThoughtTags;
 use super::tools::Tool;
 
 /// Most calls of one forced answer.
@@ -19,13 +20,15 @@ const DEPTH_MAX: usize = 8;
 
 impl CallSyntax {
     /// The grammar of an answer that is calls of `tools` and nothing else, or `instead` in their place.
-    /// Where whole answers have the syntax, `tools` may be none, and reasoning may come first.
+    /// Where whole answers have the syntax, `tools` may be none, and reasoning may come first. It does where
+    /// the prompt has opened it (`thought`), to its end.
     pub(crate) fn grammar(
         &self,
         tokenizer: &Tokenizer,
         tools: &[&Tool],
         parallel: bool,
         instead: Option<&Value>,
+        thought: Option<&ThoughtTags>,
     ) -> Result<Grammar, ConstraintError> {
         let mut writer = Writer { syntax: self, tokenizer, rules: String::new() };
         let mut answers = Vec::new();
@@ -58,13 +61,17 @@ impl CallSyntax {
             let after = writer.literal("<|start|>assistant");
             writer.rule("reasoning", &format!("{before} {thought} {after}"));
             start = format!("reasoning? ({start})");
+        } else if let Some(tags) = thought {
+            let thought = writer.text("thought", tags.end, "", None)?;
+            writer.rule("gap", "/\\n{0,2}/");
+            start = format!("{thought} gap ({start})");
         }
         Ok(Grammar { syntax: GrammarSyntax::Lark, text: format!("start: {start}\n{}", writer.rules) })
     }
 
     /// True if calls of all `tools` can be forced in this syntax.
     pub(crate) fn forces(&self, tokenizer: &Tokenizer, tools: &[&Tool]) -> bool {
-        self.grammar(tokenizer, tools, false, None).is_ok()
+        self.grammar(tokenizer, tools, false, None, None).is_ok()
     }
 }
 

@@ -77,6 +77,11 @@ impl Params {
         }
     }
 
+    /// True if arguments can be passed on.
+    pub(crate) fn has_arguments(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     /// Takes what has come of the arguments since the last time.
     pub(crate) fn take_arguments(&mut self) -> String {
         std::mem::take(&mut self.out)

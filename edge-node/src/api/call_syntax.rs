@@ -268,6 +268,11 @@ impl CallSyntax {
         [first, name].into_iter().filter(|opener| !opener.is_empty())
     }
 
+    /// True if nothing marks a call but its place and its keys.
+    pub(crate) fn is_unmarked(&self) -> bool {
+        self.openers().next().is_none()
+    }
+
     /// The text right before the bare name of a call.
     pub(crate) fn name_begin(&self) -> Option<&'static str> {
         match self.body {

@@ -1,15 +1,16 @@
 //! Answers in OpenAI's harmony format (gpt-oss): messages on channels, each with a header.
 //!
 //! The prompt ends inside the first header, `<|start|>assistant`. What stands on `analysis` is reasoning,
-//! a message to a function is a call, everything else is content; no marker reaches the client. Text
-//! where a header should stand is content, too.
+//! a JSON object to a tool of the request is a call, everything else is content; no marker reaches the
+//! client. Text where a header should stand is content, too.
 
 use std::sync::Arc;
 
 use super::call_object::Object;
 use super::call_params::overlap;
+use super::partial::whole_object;
 use super::reading::{Said, say};
-use super::tools::{Tool, name_is_good};
+use super::tools::Tool;
 
 /// Longest header, bytes; what is longer is text.
 const HEADER_BYTES_MAX: usize = 1024;
@@ -58,12 +59,10 @@ enum Phase {
     Content,
     /// In reasoning.
     Reasoning,
-    /// In a call, before its arguments.
-    Call,
+    /// In a message to this function, before its arguments.
+    Call(String),
     /// In a call's arguments, a JSON object.
     Object(Object),
-    /// In a call's arguments, which are not a JSON object.
-    Raw,
     /// In a call, after its arguments.
     Called,
 }
@@ -76,6 +75,8 @@ pub(crate) struct ChannelReader {
     held: String,
     /// Calls that were announced.
     announced: usize,
+    /// Arguments of the last of them, as they were passed on.
+    passed: String,
     /// A call is complete.
     called: bool,
     /// Content has come, and the message at hand has added to it.
@@ -92,6 +93,7 @@ impl ChannelReader {
             phase: Phase::Header(Header::default()),
             held: String::new(),
             announced: 0,
+            passed: String::new(),
             called: false,
             content: (false, false),
             reasoning: (false, false),
@@ -121,12 +123,16 @@ impl ChannelReader {
         said
     }
 
-    /// The answer has ended.
-    pub(crate) fn finish(&mut self) -> Vec<Said> {
+    /// The answer has ended; `cut` if its length ended it.
+    pub(crate) fn finish(&mut self, cut: bool) -> Vec<Said> {
         let mut said = Vec::new();
         // No marker after all: they come whole.
         self.release(0, &mut said);
-        self.end_message(&mut said);
+        match self.phase {
+            // A call that was cut did not come to its end, nor did one before its arguments.
+            Phase::Object(_) | Phase::Call(_) if cut => self.flush(&mut said),
+            _ => self.end_message(&mut said),
+        }
         said
     }
 
@@ -151,7 +157,7 @@ impl ChannelReader {
                 let text = joined(&mut self.reasoning, text);
                 say(said, Said::Reasoning(text));
             }
-            Phase::Call | Phase::Object(_) | Phase::Raw | Phase::Called => {
+            Phase::Call(_) | Phase::Object(_) | Phase::Called => {
                 text.chars().for_each(|c| self.step_call(c, said));
             }
         }
@@ -164,23 +170,46 @@ impl ChannelReader {
 
     fn step_call(&mut self, c: char, said: &mut Vec<Said>) {
         match &mut self.phase {
-            Phase::Call if c == '{' => self.phase = Phase::Object(Object::new(None)),
-            Phase::Call if c.is_whitespace() => {}
-            Phase::Call => {
-                self.phase = Phase::Raw;
-                self.say_arguments(c.to_string(), said);
+            Phase::Call(name) if c == '{' => {
+                let name = std::mem::take(name);
+                self.announce(name, said);
+                self.phase = Phase::Object(Object::of_arguments());
             }
-            Phase::Raw => self.say_arguments(c.to_string(), said),
+            Phase::Call(_) if c.is_whitespace() => {}
+            // What is no object is no call.
+            Phase::Call(_) => {
+                self.phase = Phase::Content;
+                self.say_content(c.to_string(), said);
+            }
             Phase::Object(object) => {
                 object.step(c);
-                if object.is_closed() {
-                    self.flush(said);
-                    self.called = true;
-                    self.phase = Phase::Called;
+                if object.is_closed() || object.is_broken() {
+                    self.end_object(said);
                 }
             }
+            // The rest of a message that turned out to be none.
+            Phase::Content => self.say_content(c.to_string(), said),
             _ => {}
         }
+    }
+
+    fn announce(&mut self, name: String, said: &mut Vec<Said>) {
+        say(said, Said::Call { index: self.announced, name });
+        self.announced += 1;
+        self.passed.clear();
+    }
+
+    /// The arguments at hand have ended, whole or not; what is open in them is closed where that makes
+    /// them whole.
+    fn end_object(&mut self, said: &mut Vec<Said>) {
+        self.flush(said);
+        let whole = whole_object(&self.passed);
+        if let Some(rest) = whole.as_deref().and_then(|whole| whole.strip_prefix(self.passed.as_str())) {
+            let rest = rest.to_owned();
+            self.say_arguments(rest, said);
+            self.called = true;
+        }
+        self.phase = Phase::Called;
     }
 
     fn mark(&mut self, marker: Marker, said: &mut Vec<Said>) {
@@ -189,7 +218,7 @@ impl ChannelReader {
             (Phase::Header(header), Marker::Constrain) => header.add(" "),
             (Phase::Header(header), Marker::Message) => {
                 let header = std::mem::take(header);
-                self.begin_message(&header, said);
+                self.begin_message(&header);
             }
             // Not part of any text.
             (_, Marker::Constrain | Marker::Message) => {}
@@ -202,11 +231,9 @@ impl ChannelReader {
         }
     }
 
-    fn begin_message(&mut self, header: &Header, said: &mut Vec<Said>) {
+    fn begin_message(&mut self, header: &Header) {
         if let Some(name) = header.function(&self.tools) {
-            say(said, Said::Call { index: self.announced, name: name.to_owned() });
-            self.announced += 1;
-            self.phase = Phase::Call;
+            self.phase = Phase::Call(name.to_owned());
         } else if header.channel_name() == Some("analysis") {
             self.phase = Phase::Reasoning;
         } else {
@@ -216,7 +243,6 @@ impl ChannelReader {
 
     /// What is at hand ends, whether or not its end was marked.
     fn end_message(&mut self, said: &mut Vec<Said>) {
-        self.flush(said);
         match &mut self.phase {
             Phase::Header(header) => {
                 // What was marked as a header is none of the answer's text, whole or not.
@@ -226,11 +252,13 @@ impl ChannelReader {
                 }
             }
             // A function without arguments.
-            Phase::Call => {
+            Phase::Call(name) => {
+                let name = std::mem::take(name);
+                self.announce(name, said);
                 self.say_arguments("{}".into(), said);
                 self.called = true;
             }
-            Phase::Raw => self.called = true,
+            Phase::Object(_) => self.end_object(said),
             _ => {}
         }
         self.content.1 = false;
@@ -245,7 +273,8 @@ impl ChannelReader {
         }
     }
 
-    fn say_arguments(&self, text: String, said: &mut Vec<Said>) {
+    fn say_arguments(&mut self, text: String, said: &mut Vec<Said>) {
+        self.passed.push_str(&text);
         let index = self.announced.saturating_sub(1);
         match said.last_mut() {
             Some(Said::Arguments { index: last, text: before }) if *last == index => before.push_str(&text),
@@ -285,15 +314,13 @@ impl Header {
         }
     }
 
-    /// The function that the message is addressed to: one of the namespace, or a tool by its bare name.
-    /// Where no tool can be called, there is none.
+    /// The tool that the message is addressed to, in the namespace or by its bare name.
     fn function<'a>(&'a self, tools: &[Tool]) -> Option<&'a str> {
         let channel = self.channel.as_deref().unwrap_or_default();
         let mut words = self.before.split_whitespace().chain(channel.split_whitespace());
         let to = words.find_map(|word| word.strip_prefix(RECIPIENT))?;
-        let known = |name: &str| tools.iter().any(|tool| tool.name == name);
-        let name = to.strip_prefix(FUNCTIONS).or_else(|| known(to).then_some(to))?;
-        (!tools.is_empty() && name_is_good(name)).then_some(name)
+        let name = to.strip_prefix(FUNCTIONS).unwrap_or(to);
+        tools.iter().any(|tool| tool.name == name).then_some(name)
     }
 
     fn channel_name(&self) -> Option<&str> {

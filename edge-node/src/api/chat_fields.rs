@@ -1,30 +1,18 @@
 //! The body of `POST /v1/chat/completions`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tandem_proto::limits::TOP_LOGPROBS_MAX;
 
-use super::answer_fields::{AnswerFields, Limits};
+use super::answer_fields::{self, AnswerFields, Limits};
 use super::error::ApiError;
 use super::fields::{Fields, type_error};
 use super::grammar::Format;
 use super::messages::{self, ChatMessage};
+use super::template_fields;
 use super::tools::{Described, Tools};
 
 /// Fields of the OpenAI API that this node does not have.
-const UNSUPPORTED: [&str; 12] = [
-    "functions",
-    "function_call",
-    "audio",
-    "prediction",
-    "web_search_options",
-    "reasoning_effort",
-    "reasoning",
-    "verbosity",
-    "moderation",
-    "best_of",
-    "echo",
-    "suffix",
-];
+const UNSUPPORTED: [&str; 5] = ["audio", "web_search_options", "moderation", "best_of", "suffix"];
 
 /// The body, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +22,10 @@ pub(crate) struct ChatFields {
     /// The form of the answer, if it is not plain text.
     pub(crate) format: Option<Format>,
     pub(crate) tools: Option<Tools>,
+    /// Variables for the chat template.
+    pub(crate) variables: Map<String, Value>,
+    /// At least so many tokens come before the answer ends.
+    pub(crate) tokens_min: usize,
     /// Report the log probability of each token.
     pub(crate) logprobs: bool,
     /// Alternatives to report per token.
@@ -49,15 +41,22 @@ impl ChatFields {
         let tools = Tools::take(&mut fields, Described::Nested)?;
         take_modalities(&mut fields)?;
         let answer = AnswerFields::take(&mut fields, limits)?;
+        let tokens_min = answer_fields::take_tokens_min(&mut fields, &answer)?;
+        let variables = template_fields::take(&mut fields)?;
         let messages = messages::take(&mut fields)?;
+        // The answer is a message of its own; vLLM's clients ask for nothing else by default.
+        fields.only("echo", false)?;
+        fields.only("add_generation_prompt", true)?;
+        fields.only("continue_final_message", false)?;
         let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
         let top_logprobs = fields.integer("top_logprobs", 0..=TOP_LOGPROBS_MAX as i64)?;
-        if top_logprobs.is_some() && !logprobs {
+        if top_logprobs.is_some_and(|top| top > 0) && !logprobs {
             let message = "`top_logprobs` is only allowed with `logprobs: true`";
             return Err(ApiError::invalid("top_logprobs", message));
         }
         fields.finish()?;
-        Ok(Self { answer, messages, format, tools, logprobs, top_logprobs: top_logprobs.unwrap_or(0) as u32 })
+        let top_logprobs = top_logprobs.unwrap_or(0) as u32;
+        Ok(Self { answer, messages, format, tools, variables, tokens_min, logprobs, top_logprobs })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::answer_fields::{AnswerFields, CHOICES_MAX, Limits};
+use super::answer_fields::{AnswerFields, CHOICES_MAX, Limits, take_tokens_min};
 use super::error::ApiError;
 use super::fields::{Fields, type_error, unsupported};
 
@@ -32,6 +32,17 @@ pub(crate) struct CompletionFields {
     pub(crate) prompts: Vec<Prompt>,
     /// Log probabilities with this many alternatives; `None` for none at all.
     pub(crate) logprobs: Option<u32>,
+    /// At least so many tokens come before the answer ends.
+    pub(crate) tokens_min: usize,
+    /// The prompt comes before the answer.
+    pub(crate) echo: Option<Echo>,
+}
+
+/// What of a prompt is handed out again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Echo {
+    /// Nothing is written after it (`max_tokens: 0`).
+    pub(crate) alone: bool,
 }
 
 impl CompletionFields {
@@ -39,11 +50,17 @@ impl CompletionFields {
     pub(crate) fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let mut fields = Fields::from_body(body)?;
         fields.refuse(&UNSUPPORTED)?;
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        // Nothing but the prompt: how its log probabilities are asked for.
+        let alone = echo && fields.take_if("max_tokens", &0.into());
+        let unlimited = fields.is("max_tokens", &(-1).into());
         let mut answer = AnswerFields::take(&mut fields, limits)?;
-        answer.tokens_max.get_or_insert(TOKENS_DEFAULT);
-        if fields.boolean("echo")? == Some(true) {
-            return Err(unsupported("echo"));
+        if !unlimited {
+            answer.tokens_max.get_or_insert(TOKENS_DEFAULT);
         }
+        let echo = echo.then_some(Echo { alone });
+        let tokens_min = take_tokens_min(&mut fields, &answer)?;
+        fields.only("add_special_tokens", true)?;
         if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
             return Err(unsupported("suffix"));
         }
@@ -52,6 +69,8 @@ impl CompletionFields {
             let message = "`best_of` other than `n` is not supported by this node; remove it";
             return Err(ApiError::bad_request("unsupported_field", message).about("best_of"));
         }
+        // `false` is how clients of the chat's field write "none".
+        fields.take_if("logprobs", &false.into());
         let logprobs = fields.integer("logprobs", 0..=LOGPROBS_MAX)?.map(|n| n as u32);
         let prompts = take_prompts(&mut fields, "prompt", PROMPTS_MAX, limits)?;
         if prompts.len() * answer.n > CHOICES_MAX {
@@ -59,7 +78,7 @@ impl CompletionFields {
             return Err(ApiError::invalid("n", message));
         }
         fields.finish()?;
-        Ok(Self { answer, prompts, logprobs })
+        Ok(Self { answer, prompts, logprobs, tokens_min, echo })
     }
 }
 

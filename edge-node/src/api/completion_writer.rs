@@ -6,7 +6,7 @@ use super::backend::Backend;
 use super::error::ApiError;
 use super::pieces::WrittenToken;
 use super::reading::Said;
-use super::reply::{Shape, Usage, finish_word};
+use super::reply::{Body, Shape, Usage, finish_word};
 use super::writer::{Ended, Frames, WholeChoice, Writer, encode};
 
 /// Marks the end of a stream.
@@ -17,11 +17,34 @@ pub(crate) struct CompletionWriter {
     /// For the spelling of tokens.
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) shape: Shape,
+    /// What the request has taken so far, if every chunk is to say so.
+    pub(crate) usage: Option<Usage>,
+}
+
+impl CompletionWriter {
+    /// A writer for bodies of this shape.
+    pub(crate) fn new(backend: Arc<dyn Backend>, shape: Shape) -> Self {
+        Self { backend, shape, usage: None }
+    }
+
+    fn push(&self, chunk: Body<'_>, out: &mut Frames) -> Result<(), ApiError> {
+        match &self.usage {
+            Some(usage) => out.push(&chunk.with_usage(usage.clone())),
+            None => out.push(&chunk),
+        }
+    }
 }
 
 impl Writer for CompletionWriter {
     fn begin(&mut self, choices: usize, _: &Usage, out: &mut Frames) -> Result<(), ApiError> {
-        (0..choices).filter_map(|index| self.shape.role_chunk(index)).try_for_each(|chunk| out.push(&chunk))
+        let first = |index| [self.shape.role_chunk(index), self.shape.echo_chunk(index, self.backend.tokenizer())];
+        (0..choices).flat_map(first).flatten().try_for_each(|chunk| out.push(&chunk))
+    }
+
+    fn count(&mut self, usage: &Usage) {
+        if self.shape.stream_options.continuous_usage {
+            self.usage = Some(usage.clone());
+        }
     }
 
     fn say(
@@ -35,15 +58,16 @@ impl Writer for CompletionWriter {
         if silent && (tokens.is_empty() || !self.shape.reports_tokens()) {
             return Ok(());
         }
-        out.push(&self.shape.piece_chunk(choice, said, tokens, self.backend.tokenizer()))
+        self.push(self.shape.piece_chunk(choice, said, tokens, self.backend.tokenizer()), out)
     }
 
     fn end(&mut self, choice: usize, ended: Ended, out: &mut Frames) -> Result<(), ApiError> {
-        out.push(&self.shape.finish_chunk(choice, finish_word(ended.finish, ended.called), ended.route))
+        let finish = finish_word(ended.finish, ended.called, self.shape.legacy);
+        self.push(self.shape.finish_chunk(choice, finish, ended.route), out)
     }
 
     fn close(&mut self, usage: Usage, out: &mut Frames) -> Result<(), ApiError> {
-        if self.shape.include_usage {
+        if self.shape.stream_options.include_usage {
             out.push(&self.shape.usage_chunk(usage))?;
         }
         out.push_text(DONE);
@@ -56,7 +80,7 @@ impl Writer for CompletionWriter {
 
     fn whole(&mut self, choices: Vec<WholeChoice>, usage: Usage) -> Result<Vec<u8>, ApiError> {
         let choice = |(index, WholeChoice { said, tokens, ended })| {
-            let finish = finish_word(ended.finish, ended.called);
+            let finish = finish_word(ended.finish, ended.called, self.shape.legacy);
             self.shape.whole_choice(index, said, &tokens, finish, self.backend.tokenizer())
         };
         encode(&self.shape.whole(choices.into_iter().enumerate().map(choice).collect(), usage))

@@ -6,6 +6,8 @@ use std::time::Instant;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde_json::Map;
+use tandem_engine::constraint::Compiled;
 
 use super::answer_fields::Limits;
 use super::backend::{Backend, Readiness};
@@ -15,13 +17,14 @@ use super::completion_fields::CompletionFields;
 use super::completion_writer::CompletionWriter;
 use super::error::{ApiError, Params};
 use super::messages::ChatMessage;
+use super::prompt::ChatPrompt;
 use super::reply::{Kind, Shape};
 use super::request_id::RequestId;
 use super::respond::{Plan, respond};
 use super::tooling::Tooling;
 use super::tools::Tools;
 use super::writer::Writer;
-use super::{Api, model_name, prompt};
+use super::{Api, echo, grammar, model_name, prompt};
 
 /// Chat completions.
 pub(crate) async fn chat(
@@ -55,24 +58,29 @@ pub(crate) async fn converse(
     fields: ChatFields,
     writer: impl FnOnce(&Plan) -> Box<dyn Writer>,
 ) -> Result<Response, ApiError> {
-    let ChatFields { answer, messages, format, tools, logprobs, top_logprobs } = fields;
-    let target = resolve(api, &answer.model)?;
+    let ChatFields { answer, messages, format, tools, variables, tokens_min, logprobs, top_logprobs } = fields;
+    let limits = limits(api.backend.as_ref())?;
+    let target = resolve(api, answer.model.as_deref())?;
     let renamed = |error: ApiError| error.renamed(call.names);
-    let tooling = Tooling::of(api.backend.as_ref(), tools, &messages).map_err(renamed)?;
-    let grammar = tooling.grammar(api, format.as_ref()).await.map_err(renamed)?;
-    let (prompt, notice) = prompt::of_chat(&api.backend, messages, tooling.told()).await.map_err(renamed)?;
+    let tooling = Tooling::of(api.backend.as_ref(), tools);
+    let prompt = prompt::of_chat(&api.backend, messages, tooling.told(), variables).await;
+    let ChatPrompt { ids, notice, thinks } = prompt.map_err(renamed)?;
+    let grammar = tooling.grammar(api, format.as_ref(), thinks).await.map_err(renamed)?;
+    let grammar = with_tokens_min(api, grammar, tokens_min, &limits).await?;
     let plan = Plan {
         path: call.path,
         request_id: call.request_id,
         received: call.received,
         fields: answer,
         target,
-        prompts: vec![prompt],
+        prompts: vec![ids],
         params: Params { prompt: call.prompt_param, grammar: tooling.grammar_param() },
         logprobs: logprobs.then_some(top_logprobs),
         notice: notice.or_else(|| tooling.notice()),
         grammar,
-        reading: tooling.reading(),
+        reading: Some(tooling.reading(thinks)),
+        legacy: tooling.is_legacy(),
+        unanswered: false,
     };
     let writer = writer(&plan);
     respond(&api.backend, plan, writer).await.map_err(renamed)
@@ -80,9 +88,8 @@ pub(crate) async fn converse(
 
 /// The prompt of a conversation that nobody is to answer.
 pub(crate) async fn render(api: &Api, messages: Vec<ChatMessage>, tools: Option<Tools>) -> Result<Vec<u32>, ApiError> {
-    let tooling = Tooling::of(api.backend.as_ref(), tools, &messages)?;
-    let (prompt, _) = prompt::of_chat(&api.backend, messages, tooling.told()).await?;
-    Ok(prompt)
+    let tooling = Tooling::of(api.backend.as_ref(), tools);
+    Ok(prompt::of_chat(&api.backend, messages, tooling.told(), Map::new()).await?.ids)
 }
 
 /// Text completions.
@@ -93,9 +100,11 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let CompletionFields { answer, prompts, logprobs } = CompletionFields::parse(&read_json(request).await?, &limits)?;
-    let target = resolve(&api, &answer.model)?;
+    let CompletionFields { answer, prompts, tokens_min, logprobs, echo } =
+        CompletionFields::parse(&read_json(request).await?, &limits)?;
+    let target = resolve(&api, answer.model.as_deref())?;
     let prompts = prompt::of_texts(&api.backend, prompts).await?;
+    let grammar = with_tokens_min(&api, None, tokens_min, &limits).await?;
     let plan = Plan {
         path: "/v1/completions",
         request_id,
@@ -103,31 +112,66 @@ pub(crate) async fn completions(
         fields: answer,
         target,
         prompts,
-        params: Params { prompt: "prompt", grammar: "response_format" },
+        params: Params { prompt: "prompt", grammar: "min_tokens" },
         logprobs,
         notice: None,
-        grammar: None,
+        grammar,
         reading: None,
+        legacy: false,
+        unanswered: echo.is_some_and(|echo| echo.alone),
     };
-    let writer = completion_writer(&api, Kind::Text, &plan);
-    respond(&api.backend, plan, writer).await
+    let mut shape = Shape::of(Kind::Text, &plan);
+    if echo.is_some() {
+        shape.echoed = echo::of_prompts(&api.backend, &plan).await?;
+    }
+    respond(&api.backend, plan, Box::new(CompletionWriter::new(Arc::clone(&api.backend), shape))).await
 }
 
 fn completion_writer(api: &Api, kind: Kind, plan: &Plan) -> Box<dyn Writer> {
-    Box::new(CompletionWriter { backend: Arc::clone(&api.backend), shape: Shape::of(kind, plan) })
+    Box::new(CompletionWriter::new(Arc::clone(&api.backend), Shape::of(kind, plan)))
 }
 
 /// What requests may refer to; an error while the node is not ready.
 pub(crate) fn limits(backend: &dyn Backend) -> Result<Limits, ApiError> {
     match backend.ready() {
-        Readiness::Ready => {
-            Ok(Limits { sampling: backend.sampling_defaults(), vocabulary: backend.tokenizer().vocab_size() })
-        }
+        Readiness::Ready => Ok(Limits {
+            sampling: backend.sampling_defaults(),
+            vocabulary: backend.tokenizer().vocab_size(),
+            stop_tokens: backend.stop_tokens(),
+            threshold_max: backend.status().threshold_max,
+        }),
         other => Err(ApiError::not_ready(&other)),
     }
 }
 
-/// Looks a model's name up.
-pub(crate) fn resolve(api: &Api, name: &str) -> Result<model_name::Target, ApiError> {
-    model_name::resolve(name, &api.backend.models(), api.options.default_alias.as_deref())
+/// The model that a request names, or the one that is to answer where it names none.
+pub(crate) fn resolve(api: &Api, name: Option<&str>) -> Result<model_name::Target, ApiError> {
+    let alias = api.options.default_alias.as_deref();
+    let Some(name) = name.or(alias) else {
+        let message = "`model` is required; the setting `api.default_alias` names one for requests without";
+        return Err(ApiError::bad_request("missing_field", message).about("model"));
+    };
+    model_name::resolve(name, &api.backend.models(), alias)
+}
+
+/// The grammar of an answer that has at least so many tokens.
+async fn with_tokens_min(
+    api: &Api,
+    grammar: Option<Arc<Compiled>>,
+    tokens_min: usize,
+    limits: &Limits,
+) -> Result<Option<Arc<Compiled>>, ApiError> {
+    const FIELD: &str = "min_tokens";
+    match grammar {
+        grammar if tokens_min == 0 => Ok(grammar),
+        Some(_) => {
+            let message = format!("`{FIELD}` cannot be held together with a schema or a forced call; give one");
+            Err(ApiError::bad_request("unsupported_field", message).about(FIELD))
+        }
+        None => {
+            let longer = grammar::tokens_min(tokens_min, limits.vocabulary, &limits.stop_tokens);
+            let compiled = api.turns.compile(&api.backend, longer).await?;
+            compiled.map(Some).map_err(|e| grammar::refused(&e, FIELD))
+        }
+    }
 }

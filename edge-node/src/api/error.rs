@@ -129,6 +129,13 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", Some("unsupported_media_type"), message)
     }
 
+    /// 415 for a body that is packed in an unknown way.
+    pub(crate) fn encoding_unknown() -> Self {
+        let message = "send the body as it is, or with `content-encoding: gzip` or `deflate`".to_owned();
+        let code = Some("unsupported_content_encoding");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", code, message)
+    }
+
     /// 429.
     pub(crate) fn busy(message: impl Into<String>, retry_after_ms: u64) -> Self {
         let mut busy = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("busy"), message.into());

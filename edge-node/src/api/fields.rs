@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
+/// Below it every whole number is exact as a double.
+const WHOLE_F64_MAX: f64 = 9_007_199_254_740_992.0;
 /// Most unknown fields named in one error.
 const UNKNOWN_NAMED_MAX: usize = 8;
 
@@ -63,6 +65,20 @@ impl Fields {
         self.map.insert(name.to_owned(), value);
     }
 
+    /// True if the field has this value.
+    pub(crate) fn is(&self, name: &str, value: &Value) -> bool {
+        self.map.get(name) == Some(value)
+    }
+
+    /// Takes the field if it has this value; true if it had.
+    pub(crate) fn take_if(&mut self, name: &str, value: &Value) -> bool {
+        let has = self.is(name, value);
+        if has {
+            self.map.shift_remove(name);
+        }
+        has
+    }
+
     /// The error for a field that must be there.
     pub(crate) fn missing(&self, name: &str) -> ApiError {
         let path = self.path(name);
@@ -98,7 +114,9 @@ impl Fields {
         let Some(value) = self.take(name) else { return Ok(None) };
         let path = self.path(name);
         let Value::Number(number) = &value else { return Err(type_error(&path, "an integer", &value)) };
-        match number.as_i64() {
+        // `3.0` is an integer too: some languages write every number so.
+        let whole = number.as_f64().filter(|x| number.is_f64() && x.fract() == 0.0 && x.abs() < WHOLE_F64_MAX);
+        match number.as_i64().or(whole.map(|x| x as i64)) {
             Some(integer) if range.contains(&integer) => Ok(Some(integer)),
             None if number.is_f64() => Err(type_error(&path, "an integer", &value)),
             _ => {
@@ -123,6 +141,15 @@ impl Fields {
         let path = self.path(name);
         let message = format!("`{path}` must be one of {}, not `{}`", quoted(choices), short(&given));
         Err(ApiError::invalid(path, message))
+    }
+
+    /// Takes a boolean that can only be `only` here, because the other value asks for what this node
+    /// does not have.
+    pub(crate) fn only(&mut self, name: &str, only: bool) -> Result<(), ApiError> {
+        match self.boolean(name)? {
+            Some(given) if given != only => Err(unsupported(&self.path(name))),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a field of the OpenAI API that this node does not have.

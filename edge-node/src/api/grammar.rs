@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tandem_engine::constraint::{Compiled, ConstraintError, json_object, json_schema};
-use tandem_proto::message::Grammar;
+use tandem_proto::message::{Grammar, GrammarSyntax};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::backend::Backend;
 use super::error::ApiError;
-use super::fields::{Fields, short};
-use super::tools::name_is_good;
+use super::fields::{Fields, short, type_error};
 
 /// Most grammars compiled at a time; further requests wait.
 const COMPILING_MAX: usize = 2;
@@ -33,14 +32,18 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Takes `response_format`; none for plain text.
+    /// Takes `response_format`; none for plain text. Beside OpenAI's forms, `json_object` and `json` may
+    /// carry a schema under `value` (Hugging Face's clients) or `schema` (llama.cpp's).
     pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
         let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
         let taken = match format.string("type")?.as_deref() {
             Some("text") => None,
-            Some("json_object") => Some(Self::JsonObject),
+            Some("json_object" | "json") => {
+                Some(take_bare_schema(&mut format)?.map_or(Self::JsonObject, Self::JsonSchema))
+            }
             Some("json_schema") => {
-                let mut spec = format.object("json_schema")?.ok_or_else(|| format.missing("json_schema"))?;
+                let spec = format.object("json_schema")?.or(format.object("value")?);
+                let mut spec = spec.ok_or_else(|| format.missing("json_schema"))?;
                 let schema = take_schema(&mut spec)?;
                 spec.finish()?;
                 Some(Self::JsonSchema(schema))
@@ -75,17 +78,40 @@ impl Format {
     }
 }
 
-/// Takes a named schema: `name`, `schema` and what goes with them.
+/// Takes a named schema: `schema` and what goes with it. Its name is a label: no token depends on it.
 pub(crate) fn take_schema(spec: &mut Fields) -> Result<Value, ApiError> {
-    let name = spec.string("name")?.ok_or_else(|| spec.missing("name"))?;
-    if !name_is_good(&name) {
-        let path = spec.path("name");
-        let message = format!("`{path}` must have from 1 to 64 of a-z, A-Z, 0-9, _ and -, not `{}`", short(&name));
-        return Err(ApiError::invalid(path, message));
-    }
+    spec.string("name")?;
     spec.ignore(&["description"]);
     spec.boolean("strict")?;
     spec.take("schema").ok_or_else(|| spec.missing("schema"))
+}
+
+/// The schema beside the type, under either of its names. `{}` says no more than the type does.
+fn take_bare_schema(format: &mut Fields) -> Result<Option<Value>, ApiError> {
+    for name in ["value", "schema"] {
+        match format.take(name) {
+            None => {}
+            Some(Value::Object(schema)) if schema.is_empty() => {}
+            Some(Value::Object(schema)) => return Ok(Some(Value::Object(schema))),
+            Some(other) => return Err(type_error(&format.path(name), "an object", &other)),
+        }
+    }
+    Ok(None)
+}
+
+/// At least `tokens` tokens of which none ends the answer, then any.
+pub(crate) fn tokens_min(tokens: usize, vocabulary: usize, stop_tokens: &[u32]) -> Grammar {
+    let mut stops = stop_tokens.to_vec();
+    stops.sort_unstable();
+    let (mut ranges, mut from) = (Vec::new(), 0);
+    for stop in stops.into_iter().chain([vocabulary as u32]) {
+        if stop > from {
+            ranges.push(format!("{from}-{}", stop - 1));
+        }
+        from = from.max(stop + 1);
+    }
+    let text = format!("start: token{{{tokens},}}\ntoken: <[{}]>\n", ranges.join(","));
+    Grammar { syntax: GrammarSyntax::Lark, text }
 }
 
 /// Turns for the compiler.

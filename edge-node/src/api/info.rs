@@ -128,7 +128,7 @@ pub(crate) async fn controls(State(api): State<Arc<Api>>, request: Request) -> R
     let mut fields = Fields::from_body(&read_json(request).await?)?;
     let controls = Controls {
         cut: fields.boolean("cut")?,
-        threshold: fields.number("threshold", 0.0..=1.0)?,
+        threshold: fields.number("threshold", 0.0..=f32::MAX)?,
         default_mode: fields.choice("default_mode", &["local", "auto", "exact", "cloud"])?.and_then(Mode::parse),
     };
     fields.finish()?;

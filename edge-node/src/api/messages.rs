@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use super::call_syntax::Past;
 use super::error::ApiError;
-use super::fields::{Fields, short, type_error, unsupported};
-use super::tools::{function_only, take_name};
+use super::fields::{Fields, quoted, short, type_error, unsupported};
+use super::partial::whole_object;
+use super::tools::{CACHE_HINTS, take_name, unsupported_type};
 
 /// Most messages of a conversation.
 pub(crate) const MESSAGES_MAX: usize = 2048;
@@ -23,10 +24,46 @@ pub(crate) struct PastCall {
     pub(crate) arguments: String,
 }
 
+/// Who speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Role {
+    System,
+    #[default]
+    User,
+    Assistant,
+    Tool,
+    /// What `tool` was called before there were tools.
+    Function,
+}
+
+/// Roles by their names.
+const ROLES: [(&str, Role); 6] = [
+    ("system", Role::System),
+    ("developer", Role::System),
+    ("user", Role::User),
+    ("assistant", Role::Assistant),
+    ("tool", Role::Tool),
+    ("function", Role::Function),
+];
+
+impl Role {
+    /// The name that templates know.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool | Self::Function => "tool",
+        }
+    }
+}
+
 /// One message; `developer` has become `system`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ChatMessage {
-    pub(crate) role: &'static str,
+    pub(crate) role: Role,
+    /// Who of several speaks, for templates that tell them apart.
+    pub(crate) name: Option<String>,
     pub(crate) content: String,
     /// What an assistant said to itself before.
     pub(crate) reasoning: Option<String>,
@@ -37,11 +74,6 @@ pub(crate) struct ChatMessage {
 }
 
 impl ChatMessage {
-    /// True if only a template that knows tools can write the message.
-    pub(crate) fn needs_tools(&self) -> bool {
-        !self.calls.is_empty() || self.answers.is_some()
-    }
-
     /// Text that goes into the prompt, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.content.len()
@@ -49,9 +81,12 @@ impl ChatMessage {
             + self.calls.iter().map(|c| c.name.len() + c.arguments.len()).sum::<usize>()
     }
 
-    /// The message as templates take it. `name` is the function whose result a tool's message is.
-    pub(crate) fn for_template(&self, past: Past, name: Option<&str>) -> Value {
-        let mut message = json!({ "role": self.role, "content": self.content });
+    /// The message as templates take it. `called` is the function whose result a tool's message is.
+    pub(crate) fn for_template(&self, past: Past, called: Option<&str>) -> Value {
+        let mut message = json!({ "role": self.role.name(), "content": self.content });
+        if let Some(name) = &self.name {
+            message["name"] = name.as_str().into();
+        }
         if let Some(reasoning) = &self.reasoning {
             message["reasoning_content"] = reasoning.as_str().into();
             if past.thinking {
@@ -73,7 +108,7 @@ impl ChatMessage {
         }
         if let Some(id) = &self.answers {
             message["tool_call_id"] = id.as_str().into();
-            if let Some(name) = name {
+            if let Some(name) = called {
                 message["name"] = name.into();
             }
         }
@@ -118,61 +153,92 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Vec<ChatMessage>, ApiError> {
         let message = format!("`messages` must have from 1 to {MESSAGES_MAX} entries, not {}", list.len());
         return Err(ApiError::invalid("messages", message));
     }
-    list.into_iter().enumerate().map(|(i, message)| take_message(&format!("messages[{i}]"), message)).collect()
+    let mut messages = Vec::with_capacity(list.len());
+    for (i, message) in list.into_iter().enumerate() {
+        let message = take_message(&format!("messages[{i}]"), message, &messages)?;
+        messages.push(message);
+    }
+    Ok(messages)
 }
 
-fn take_message(path: &str, value: Value) -> Result<ChatMessage, ApiError> {
+/// Takes a message. `before` are the messages before it.
+fn take_message(path: &str, value: Value, before: &[ChatMessage]) -> Result<ChatMessage, ApiError> {
     let mut fields = Fields::from_value(path, value)?;
     let Some(role) = fields.string("role")? else { return Err(fields.missing("role")) };
-    let role = match role.as_str() {
-        "system" | "developer" => "system",
-        "user" => "user",
-        "assistant" => "assistant",
-        "tool" => "tool",
-        "function" => {
-            let message = format!("`{path}.role`: `function` messages are not supported; use `tool`");
-            return Err(ApiError::bad_request("unsupported_field", message).about(format!("{path}.role")));
-        }
-        _ => {
-            let message = format!(
-                "`{path}.role` must be `system`, `developer`, `user`, `assistant` or `tool`, not `{}`",
-                short(&role)
-            );
-            return Err(ApiError::invalid(format!("{path}.role"), message));
-        }
+    let Some(&(_, role)) = ROLES.iter().find(|(name, _)| *name == role) else {
+        let path = fields.path("role");
+        let names: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
+        let message = format!("`{path}` must be one of {}, not `{}`", quoted(&names), short(&role));
+        return Err(ApiError::invalid(path, message));
     };
-    let (mut calls, mut reasoning) = (Vec::new(), None);
-    if role == "assistant" {
-        // A client sends the message back as it came, with what was empty in it.
-        drop_empty_lists(&mut fields, &["annotations"])?;
-        calls = take_calls(path, &mut fields)?;
-        reasoning = fields.string("reasoning_content")?;
+    let mut message = ChatMessage { role, ..ChatMessage::default() };
+    message.name = fields.string("name")?.filter(|name| !name.is_empty());
+    let content = fields.take("content");
+    match role {
+        Role::Assistant => take_assistant(&mut fields, &mut message)?,
+        Role::Tool => {
+            let id = fields.string("tool_call_id")?.ok_or_else(|| fields.missing("tool_call_id"))?;
+            message.answers = Some(id);
+        }
+        Role::Function => {
+            // Its results name the function; ids came later.
+            let name = message.name.take().ok_or_else(|| fields.missing("name"))?;
+            let called = before.iter().rev().flat_map(|m| &m.calls).find(|call| call.name == name);
+            message.answers = Some(called.map_or_else(|| name.clone(), |call| call.id.clone()));
+            message.name = Some(name);
+        }
+        Role::System | Role::User => {}
     }
-    let answers = if role == "tool" {
-        Some(fields.string("tool_call_id")?.ok_or_else(|| fields.missing("tool_call_id"))?)
-    } else {
-        None
-    };
-    fields.refuse(&["tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations", "name"])?;
-    let content = match fields.take("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => take_parts(&format!("{path}.content"), parts)?,
+    fields.ignore(&CACHE_HINTS);
+    // What an assistant's message alone may say; lists that are empty say nothing.
+    drop_empty_lists(&mut fields, &["tool_calls", "annotations"])?;
+    fields.refuse(&["tool_call_id", "function_call", "audio", "refusal"])?;
+    match content {
+        Some(Value::String(text)) => message.content = text,
+        Some(Value::Array(parts)) => take_parts(&format!("{path}.content"), parts, &mut message)?,
         Some(other) => {
             return Err(type_error(&format!("{path}.content"), "a string or an array of text parts", &other));
         }
-        None if !calls.is_empty() => String::new(),
+        // An assistant that only called or thought has said nothing; neither has a function without a result.
+        None if !matches!(role, Role::System | Role::User) => {}
         None => return Err(fields.missing("content")),
-    };
+    }
     fields.finish()?;
-    Ok(ChatMessage { role, content, reasoning: reasoning.filter(|text| !text.is_empty()), calls, answers })
+    Ok(message)
 }
 
-fn take_calls(path: &str, fields: &mut Fields) -> Result<Vec<PastCall>, ApiError> {
-    let path = format!("{path}.tool_calls");
+/// Takes what only an assistant's message has. Clients send it back as it came, with what was empty in it
+/// and with what their own helpers made of it.
+fn take_assistant(fields: &mut Fields, message: &mut ChatMessage) -> Result<(), ApiError> {
+    fields.ignore(&[
+        "annotations",
+        "parsed",
+        "provider_specific_fields",
+        "reasoning_details",
+        "thinking_blocks",
+        "images",
+        "id",
+    ]);
+    fields.only("prefix", false)?;
+    message.calls = take_calls(fields)?;
+    if let Some(mut call) = fields.object("function_call")? {
+        message.calls.push(take_function(&mut call, format!("function_call_{}", message.calls.len()))?);
+        call.finish()?;
+    }
+    message.reasoning = fields.string("reasoning_content")?.or(fields.string("reasoning")?).filter(|t| !t.is_empty());
+    // A refusal was the assistant's answer.
+    if let Some(refusal) = fields.string("refusal")? {
+        message.content = refusal;
+    }
+    Ok(())
+}
+
+fn take_calls(fields: &mut Fields) -> Result<Vec<PastCall>, ApiError> {
+    let path = fields.path("tool_calls");
     match fields.take("tool_calls") {
         None => Ok(Vec::new()),
         Some(Value::Array(list)) if list.len() <= CALLS_MAX => {
-            list.into_iter().enumerate().map(|(i, call)| take_call(&format!("{path}[{i}]"), call)).collect()
+            list.into_iter().enumerate().map(|(i, call)| take_call(&format!("{path}[{i}]"), i, call)).collect()
         }
         Some(Value::Array(list)) => {
             let message = format!("`{path}` takes at most {CALLS_MAX} calls, not {}", list.len());
@@ -182,30 +248,41 @@ fn take_calls(path: &str, fields: &mut Fields) -> Result<Vec<PastCall>, ApiError
     }
 }
 
-fn take_call(path: &str, value: Value) -> Result<PastCall, ApiError> {
+fn take_call(path: &str, position: usize, value: Value) -> Result<PastCall, ApiError> {
     let mut fields = Fields::from_value(path, value)?;
-    let id = fields.string("id")?.ok_or_else(|| fields.missing("id"))?;
-    function_only(&mut fields)?;
+    let id = fields.string("id")?.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call_{position}"));
+    match fields.string("type")?.as_deref() {
+        None | Some("function") => {}
+        Some(other) => return Err(unsupported_type(&fields.path("type"), other, "function")),
+    }
     // Clients that put a stream together send the position back.
-    fields.ignore(&["index"]);
+    fields.ignore(&["index", "extra_content", "provider_specific_fields"]);
     let mut function = fields.object("function")?.ok_or_else(|| fields.missing("function"))?;
     fields.finish()?;
-    let name = take_name(&mut function)?;
-    let arguments = take_arguments(&mut function)?;
+    let call = take_function(&mut function, id)?;
     // The parsed-arguments field of the client's own helpers.
     function.ignore(&["parsed_arguments"]);
     function.finish()?;
-    Ok(PastCall { id, name, arguments })
+    Ok(call)
 }
 
-/// Takes the arguments of a call that the assistant made earlier.
+/// Takes the function that was called.
+fn take_function(function: &mut Fields, id: String) -> Result<PastCall, ApiError> {
+    Ok(PastCall { id, name: take_name(function)?, arguments: take_arguments(function)? })
+}
+
+/// Takes the arguments of a call that the assistant made earlier. They come as JSON text, as an object, or
+/// not at all; those of an answer that its length cut are the beginning of an object.
 pub(crate) fn take_arguments(function: &mut Fields) -> Result<String, ApiError> {
-    let arguments = function.string("arguments")?.ok_or_else(|| function.missing("arguments"))?;
-    if matches!(serde_json::from_str(&arguments), Ok(Value::Object(_))) {
-        return Ok(arguments);
-    }
     let path = function.path("arguments");
-    Err(ApiError::invalid(&path, format!("`{path}` must be the text of a JSON object")))
+    match function.take("arguments") {
+        None => Ok("{}".to_owned()),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok("{}".to_owned()),
+        Some(Value::String(text)) => whole_object(&text)
+            .ok_or_else(|| ApiError::invalid(&path, format!("`{path}` must be the text of a JSON object"))),
+        Some(object @ Value::Object(_)) => Ok(object.to_string()),
+        Some(other) => Err(type_error(&path, "a string", &other)),
+    }
 }
 
 fn drop_empty_lists(fields: &mut Fields, names: &[&str]) -> Result<(), ApiError> {
@@ -219,25 +296,28 @@ fn drop_empty_lists(fields: &mut Fields, names: &[&str]) -> Result<(), ApiError>
     Ok(())
 }
 
-fn take_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {
-    if parts.is_empty() || parts.len() > PARTS_MAX {
-        let message = format!("`{path}` must have from 1 to {PARTS_MAX} parts, not {}", parts.len());
-        return Err(ApiError::invalid(path, message));
+/// Takes the parts of a content: text, and an assistant's refusal or reasoning.
+fn take_parts(path: &str, parts: Vec<Value>, message: &mut ChatMessage) -> Result<(), ApiError> {
+    if parts.len() > PARTS_MAX {
+        let text = format!("`{path}` must have at most {PARTS_MAX} parts, not {}", parts.len());
+        return Err(ApiError::invalid(path, text));
     }
-    let mut text = String::new();
     for (i, part) in parts.into_iter().enumerate() {
         let path = format!("{path}[{i}]");
         let mut fields = Fields::from_value(&path, part)?;
-        match fields.string("type")?.as_deref() {
-            Some("text") => {}
-            Some(other) => {
-                let message = format!("`{path}.type`: `{}` parts are not supported; only `text` is", short(other));
-                return Err(ApiError::bad_request("unsupported_field", message).about(format!("{path}.type")));
+        let kind = fields.string("type")?.ok_or_else(|| fields.missing("type"))?;
+        let name = match (kind.as_str(), message.role) {
+            ("text" | "input_text" | "output_text", _) => "text",
+            ("refusal", Role::Assistant) => "refusal",
+            _ => {
+                let text = format!("`{path}.type`: `{}` parts are not supported; only `text` is", short(&kind));
+                return Err(ApiError::bad_request("unsupported_field", text).about(format!("{path}.type")));
             }
-            None => return Err(fields.missing("type")),
-        }
-        text.push_str(&fields.string("text")?.ok_or_else(|| fields.missing("text"))?);
+        };
+        message.content.push_str(&fields.string(name)?.ok_or_else(|| fields.missing(name))?);
+        fields.ignore(&CACHE_HINTS);
+        fields.ignore(&["annotations"]);
         fields.finish()?;
     }
-    Ok(text)
+    Ok(())
 }

@@ -1,11 +1,11 @@
-//! What the API measures of one request's answers.
+//! What the API measures of one request's answers; what they took is booked by the node.
 
 use std::time::Instant;
 
 use metrics::{counter, gauge, histogram};
 
 use crate::metric_definitions as names;
-use crate::request::{Mode, Origin, RouteSummary};
+use crate::request::{Mode, Origin};
 
 /// Counts one request's answers; the gauge of active requests falls when it is dropped.
 #[derive(Debug)]
@@ -46,19 +46,12 @@ impl Meter {
     }
 
     /// An answer ended.
-    pub(crate) fn end(&self, outcome: &'static str, route: Option<&RouteSummary>) {
+    pub(crate) fn end(&self, outcome: &'static str) {
         counter!(
             names::ANSWERS_TOTAL,
             names::LABEL_ROUTE => self.route, names::LABEL_MODE => self.mode, names::LABEL_OUTCOME => outcome
         )
         .increment(1);
-        let Some(route) = route else { return };
-        for (direction, bytes) in [("up", route.bytes_up), ("down", route.bytes_down)] {
-            counter!(names::BYTES_TOTAL, names::LABEL_MODE => self.mode, names::LABEL_DIRECTION => direction)
-                .increment(bytes);
-        }
-        counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => self.mode).increment(u64::from(route.round_trips));
-        counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => self.mode).increment(u64::from(route.degraded));
     }
 }
 

@@ -5,8 +5,8 @@
 //! [`model_name`] → [`tooling`] → [`prompt`] → [`respond`] → [`answers`] → [`pieces`] →
 //! [`reading`] → [`writer`] → [`reply`].
 //!
-//! What is not supported is refused with a 400 that names the field; nothing is ignored but the
-//! labels that OpenAI's own API ignores (`user`, `metadata`, …). Where a request gives no
+//! What is not supported is refused with a 400 that names the field; nothing is ignored but what no token
+//! of the answer depends on (`user`, `metadata`, …). Where a request gives no
 //! `temperature`, the model's own default applies ([`Backend::sampling_defaults`]), which is greedy
 //! for the embedded pair.
 
@@ -24,6 +24,7 @@ mod channels;
 mod chat_fields;
 mod completion_fields;
 mod completion_writer;
+mod echo;
 mod endpoints;
 mod error;
 mod fields;
@@ -36,6 +37,8 @@ mod model_name;
 mod observe;
 mod openapi;
 mod param_types;
+mod partial;
+mod paths;
 mod pieces;
 mod prompt;
 mod reading;
@@ -44,10 +47,13 @@ mod request_id;
 mod respond;
 mod responses;
 mod stop;
+mod template_fields;
+mod thoughts;
 mod tokenize;
 mod tool_calls;
 mod tooling;
 mod tools;
+mod untaught;
 mod writer;
 
 use std::sync::Arc;
@@ -128,14 +134,15 @@ pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
         .route("/version", get(info::version))
         .route("/openapi.json", get(openapi::openapi))
         .method_not_allowed_fallback(method_not_allowed);
-    guarded
+    let routes = guarded
         .merge(anthropic)
         .merge(open)
         .with_state(Arc::clone(&api))
         .merge(crate::page::routes())
         .fallback(no_such_path)
         .layer(from_fn(observe::count))
-        .layer(from_fn_with_state(Arc::clone(&api), observe::identify))
+        .layer(from_fn_with_state(Arc::clone(&api), observe::identify));
+    paths::with_slashes(routes)
 }
 
 async fn no_such_path(request: Request) -> Response {

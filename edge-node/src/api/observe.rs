@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use metrics::counter;
@@ -11,7 +11,9 @@ use metrics::counter;
 use super::Api;
 use super::request_id::HEADER;
 use super::respond::MODE_HEADER;
-use crate::metric_definitions::{LABEL_MODE, LABEL_ROUTE, LABEL_STATUS, MODE_NONE, REQUESTS_TOTAL, route_label};
+use crate::metric_definitions::{
+    LABEL_MODE, LABEL_ROUTE, LABEL_STATUS, MODE_NONE, REQUESTS_TOTAL, STATUS_LEFT, route_label,
+};
 use crate::request::Mode;
 
 /// Gives the request its id, as an extension and in the response's header.
@@ -25,17 +27,28 @@ pub(crate) async fn identify(State(api): State<Arc<Api>>, mut request: Request, 
     response
 }
 
-/// Counts the response.
+/// Counts the response, also where the client leaves before it begins.
 pub(crate) async fn count(request: Request, next: Next) -> Response {
-    let route = route_label(request.uri().path());
+    let mut counted = Counted { route: route_label(request.uri().path()), response: None };
     let response = next.run(request).await;
     let mode = response.headers().get(MODE_HEADER).and_then(|mode| mode.to_str().ok()).and_then(Mode::parse);
-    counter!(
-        REQUESTS_TOTAL,
-        LABEL_ROUTE => route,
-        LABEL_MODE => mode.map_or(MODE_NONE, Mode::name),
-        LABEL_STATUS => response.status().as_u16().to_string()
-    )
-    .increment(1);
+    counted.response = Some((response.status(), mode));
     response
+}
+
+struct Counted {
+    route: &'static str,
+    /// Status, and mode of the answer; none if there was no response.
+    response: Option<(StatusCode, Option<Mode>)>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let (status, mode) = match self.response {
+            Some((status, mode)) => (status.as_u16().to_string(), mode),
+            None => (STATUS_LEFT.to_owned(), None),
+        };
+        let mode = mode.map_or(MODE_NONE, Mode::name);
+        counter!(REQUESTS_TOTAL, LABEL_ROUTE => self.route, LABEL_MODE => mode, LABEL_STATUS => status).increment(1);
+    }
 }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tandem_engine::EngineError;
 
 use super::backend::Backend;
 use super::call_syntax::Past;
 use super::completion_fields::Prompt;
 use super::error::ApiError;
-use super::messages::{ChatMessage, one_call_each};
+use super::messages::{ChatMessage, Role, one_call_each};
+use super::thoughts::ThoughtTags;
+use super::untaught;
 
 /// Text from this length on is tokenized on a blocking thread, bytes.
 const INLINE_BYTES_MAX: usize = 8 * 1024;
@@ -18,36 +20,72 @@ const INLINE_BYTES_MAX: usize = 8 * 1024;
 /// Says that a system message is not in the prompt.
 pub(crate) const SYSTEM_IGNORED: &str = "the model's chat template leaves system messages out";
 
+/// Says that the tools are not in the prompt.
+pub(crate) const TOOLS_UNTOLD: &str =
+    "the model's chat template knows neither tools nor system messages: the tools are not described to the model";
+
 /// What a model is told of tools.
 pub(crate) struct Told {
     /// The descriptions, as the template takes them; none if there are no tools to be told of.
     pub(crate) tools: Option<Value>,
+    /// The descriptions as a text, for a template that knows no tools.
+    pub(crate) text: Option<String>,
+    /// The template knows tools, calls and results.
+    pub(crate) in_template: bool,
     /// What the template wants to see of earlier turns.
     pub(crate) past: Past,
 }
 
-/// The prompt of a conversation, and a notice if the template left something out.
+/// A conversation as the model gets it.
+pub(crate) struct ChatPrompt {
+    pub(crate) ids: Vec<u32>,
+    /// What the template left out, if it did.
+    pub(crate) notice: Option<&'static str>,
+    /// The prompt ends inside the tags of the model's reasoning.
+    pub(crate) thinks: bool,
+}
+
+/// The prompt of a conversation. `variables` are the request's own for the template.
 pub(crate) async fn of_chat(
     backend: &Arc<dyn Backend>,
     messages: Vec<ChatMessage>,
     told: Told,
-) -> Result<(Vec<u32>, Option<&'static str>), ApiError> {
-    let messages = if told.past.one_call_each { one_call_each(messages) } else { messages };
+    variables: Map<String, Value>,
+) -> Result<ChatPrompt, ApiError> {
+    let messages = match &told {
+        Told { in_template: false, .. } => untaught::without_calls(messages),
+        Told { past: Past { one_call_each: true, .. }, .. } => one_call_each(messages),
+        _ => messages,
+    };
     let tools = told.tools.as_ref().map_or(0, |tools| tools.to_string().len());
-    let bytes = tools + messages.iter().map(ChatMessage::bytes).sum::<usize>();
+    let text = told.text.as_ref().map_or(0, String::len);
+    let bytes = tools + text + messages.iter().map(ChatMessage::bytes).sum::<usize>();
     on_right_thread(backend, bytes, move |backend| {
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let called = |id: &str| messages.iter().flat_map(|m| &m.calls).find(|c| c.id == id).map(|c| c.name.as_str());
-        let turns: Value =
-            messages.iter().map(|m| m.for_template(told.past, m.answers.as_deref().and_then(called))).collect();
-        let text = backend
-            .chat_template()
-            .render_json(&turns, told.tools.as_ref(), true, now_unix_s)
-            .map_err(|error| ApiError::invalid("messages", format!("the model's chat template refuses it: {error}")))?;
-        let left_out = |message: &ChatMessage| message.role == "system" && !text.contains(message.content.trim());
-        let notice = messages.iter().any(left_out).then_some(SYSTEM_IGNORED);
-        let ids = backend.tokenizer().encode(&text);
-        Ok((ids.map_err(|error| untokenizable("messages", &error))?, notice))
+        let render = |messages: &[ChatMessage]| {
+            let called =
+                |id: &str| messages.iter().flat_map(|m| &m.calls).find(|c| c.id == id).map(|c| c.name.as_str());
+            let turns: Value =
+                messages.iter().map(|m| m.for_template(told.past, m.answers.as_deref().and_then(called))).collect();
+            backend.chat_template().render_json(&turns, told.tools.as_ref(), &variables, true, now_unix_s)
+        };
+        // What the template shows of a system text is seen by trying.
+        let taught = told.text.as_ref().and_then(|tools| {
+            let text = render(&untaught::with_tools(&messages, tools)).ok()?;
+            text.contains(tools.trim()).then_some(text)
+        });
+        let untold = told.text.is_some() && taught.is_none();
+        let text = match taught {
+            Some(text) => text,
+            None => render(&messages).map_err(|error| {
+                ApiError::invalid("messages", format!("the model's chat template refuses it: {error}"))
+            })?,
+        };
+        let left_out = |message: &ChatMessage| message.role == Role::System && !text.contains(message.content.trim());
+        let notice = if messages.iter().any(left_out) { Some(SYSTEM_IGNORED) } else { untold.then_some(TOOLS_UNTOLD) };
+        let thinks = ThoughtTags::of_template(backend.chat_template().source()).are_open_after(&text);
+        let ids = backend.tokenizer().encode(&text).map_err(|error| untokenizable("messages", &error))?;
+        Ok(ChatPrompt { ids, notice, thinks })
     })
     .await
 }

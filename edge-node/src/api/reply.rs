@@ -4,7 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tandem_engine::tokenizer::Tokenizer;
+use tandem_proto::message::Alternative;
 
+use super::answer_fields::StreamOptions;
+use super::echo::{Echoed, EchoedToken};
 use super::pieces::WrittenToken;
 use super::reading::{Reading, Said};
 use super::request_id::random_u64;
@@ -37,10 +40,15 @@ pub(crate) struct Shape {
     pub(crate) logprobs: Option<usize>,
     /// Report origin and scores of each token.
     pub(crate) tokens: bool,
-    /// Announce the usage chunk in every chunk.
-    pub(crate) include_usage: bool,
+    pub(crate) stream_options: StreamOptions,
     /// How the answer is read, if it may be more than text.
     pub(crate) reading: Option<Reading>,
+    /// The one call of an answer is a `function_call`.
+    pub(crate) legacy: bool,
+    /// Prompts that come before their answers, if they do.
+    pub(crate) echoed: Vec<Echoed>,
+    /// Choices per prompt.
+    pub(crate) n: usize,
 }
 
 /// A whole answer or one chunk of it.
@@ -58,6 +66,8 @@ pub(crate) struct Body<'a> {
     /// What the choice that ends in this chunk took.
     #[serde(skip_serializing_if = "Option::is_none")]
     tandem: Option<RouteSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    obfuscation: Option<String>,
 }
 
 /// Tokens and what they took.
@@ -98,6 +108,8 @@ struct Message {
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<WholeCall>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<WholeFunction>,
 }
 
 #[derive(Debug, Serialize)]
@@ -123,6 +135,8 @@ struct Delta {
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<CallDelta>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<FunctionDelta>,
 }
 
 /// The beginning of a call, or more of its arguments.
@@ -180,9 +194,10 @@ struct Candidate {
 #[derive(Debug, Default, Serialize)]
 struct TextLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<TopLogprobs>,
-    /// Characters of the answer before each token.
+    /// The first token of a prompt has none.
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<TopLogprobs>>,
+    /// Characters of the text before each token.
     text_offset: Vec<usize>,
 }
 
@@ -210,8 +225,11 @@ impl Shape {
             model: plan.target.name.clone(),
             logprobs: plan.logprobs.map(|top| top as usize),
             tokens: plan.fields.tokens,
-            include_usage: plan.fields.include_usage,
+            stream_options: if plan.fields.stream { plan.fields.stream_options } else { StreamOptions::default() },
             reading: plan.reading.clone(),
+            legacy: plan.legacy,
+            echoed: Vec::new(),
+            n: plan.fields.n,
         }
     }
 
@@ -229,7 +247,8 @@ impl Shape {
         finish: &'static str,
         tokenizer: &Tokenizer,
     ) -> Choice {
-        let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, tokens, tokenizer) };
+        let echoed = self.echoed(index);
+        let mut choice = Choice { finish_reason: Some(finish), ..self.choice(index, tokens, tokenizer, echoed) };
         let (mut content, mut reasoning_content) = (String::new(), None::<String>);
         let mut tool_calls = Vec::<WholeCall>::new();
         for what in said {
@@ -251,10 +270,16 @@ impl Shape {
         match self.kind {
             Kind::Chat => {
                 let content = (tool_calls.is_empty() || !content.is_empty()).then_some(content);
+                let function_call =
+                    self.legacy.then(|| tool_calls.drain(..).next()).flatten().map(|call| call.function);
                 let role = "assistant";
-                choice.message = Some(Message { role, content, refusal: None, reasoning_content, tool_calls });
+                choice.message =
+                    Some(Message { role, content, refusal: None, reasoning_content, tool_calls, function_call });
             }
-            Kind::Text => choice.text = Some(content),
+            Kind::Text => {
+                let echoed = self.echoed(index).map(|echoed| echoed.text.clone());
+                choice.text = Some(echoed.unwrap_or_default() + &content);
+            }
         }
         choice
     }
@@ -267,6 +292,18 @@ impl Shape {
         })
     }
 
+    /// The prompt of a choice, if it comes before the answer.
+    pub(crate) fn echo_chunk(&self, index: usize, tokenizer: &Tokenizer) -> Option<Body<'_>> {
+        let echoed = self.echoed(index)?;
+        let logprobs = self.logprobs.map(|top| Logprobs::Text(text_logprobs(Some(echoed), &[], top, tokenizer)));
+        Some(self.chunk(vec![Choice { text: Some(echoed.text.clone()), logprobs, ..empty_choice(index) }]))
+    }
+
+    /// The prompt that comes before a choice, if it does.
+    fn echoed(&self, index: usize) -> Option<&Echoed> {
+        self.echoed.get(index / self.n)
+    }
+
     /// Chunk with the next part of a choice.
     pub(crate) fn piece_chunk(
         &self,
@@ -275,12 +312,21 @@ impl Shape {
         tokens: &[WrittenToken],
         tokenizer: &Tokenizer,
     ) -> Body<'_> {
-        let mut choice = self.choice(index, tokens, tokenizer);
+        let mut choice = self.choice(index, tokens, tokenizer, None);
         let mut delta = Delta::default();
+        let bytes: usize = said.iter().map(Said::bytes).sum();
         for what in said {
             match what {
                 Said::Content(text) => delta.content.get_or_insert_default().push_str(&text),
                 Said::Reasoning(text) => delta.reasoning_content.get_or_insert_default().push_str(&text),
+                Said::Call { index, .. } | Said::Arguments { index, .. } if self.legacy && index > 0 => {}
+                Said::Call { name, .. } if self.legacy => {
+                    delta.function_call = Some(FunctionDelta { name: Some(name), arguments: String::new() });
+                }
+                Said::Arguments { text, .. } if self.legacy => {
+                    let call = FunctionDelta { name: None, arguments: String::new() };
+                    delta.function_call.get_or_insert(call).arguments.push_str(&text);
+                }
                 Said::Call { index, name } => delta.tool_calls.push(CallDelta {
                     index,
                     id: Some(call_id(self.reading.as_ref())),
@@ -302,7 +348,8 @@ impl Shape {
             Kind::Chat => choice.delta = Some(delta),
             Kind::Text => choice.text = Some(delta.content.unwrap_or_default()),
         }
-        self.chunk(vec![choice])
+        let obfuscation = self.stream_options.obfuscated.then(|| letters(PADDED_BYTES - bytes % PADDED_BYTES));
+        Body { obfuscation, ..self.chunk(vec![choice]) }
     }
 
     /// Last chunk of a choice.
@@ -345,18 +392,27 @@ impl Shape {
             model: &self.model,
             system_fingerprint: FINGERPRINT,
             choices,
-            usage: self.include_usage.then_some(None),
+            usage: self.stream_options.include_usage.then_some(None),
             tandem: None,
+            obfuscation: None,
         }
     }
 
-    fn choice(&self, index: usize, tokens: &[WrittenToken], tokenizer: &Tokenizer) -> Choice {
+    fn choice(&self, index: usize, tokens: &[WrittenToken], tokenizer: &Tokenizer, echoed: Option<&Echoed>) -> Choice {
         let logprobs = self.logprobs.map(|top| match self.kind {
             Kind::Chat => Logprobs::Chat {
                 content: tokens.iter().map(|token| chat_logprob(&token.event, top, tokenizer)).collect(),
                 refusal: None,
             },
-            Kind::Text => Logprobs::Text(text_logprobs(tokens, top, tokenizer)),
+            Kind::Text => {
+                let mut report = text_logprobs(echoed, tokens, top, tokenizer);
+                // In a stream the prompt has a chunk of its own.
+                if echoed.is_none() {
+                    let before = self.echoed(index).map_or(0, |echoed| echoed.chars);
+                    report.text_offset.iter_mut().for_each(|offset| *offset += before);
+                }
+                Logprobs::Text(report)
+            }
         });
         let report = |token: &WrittenToken| Token { text: token.text.clone(), event: token.event.clone() };
         let tandem = self.tokens.then(|| Tokens { tokens: tokens.iter().map(report).collect() });
@@ -366,17 +422,7 @@ impl Shape {
 
 /// A fresh id for a call, in the form that the model's template takes back.
 pub(crate) fn call_id(reading: Option<&Reading>) -> String {
-    const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut rest = random_u64();
-    let mut letters = |n: usize| -> String {
-        let mut letter = || {
-            let at = rest % LETTERS.len() as u64;
-            rest /= LETTERS.len() as u64;
-            char::from(LETTERS[at as usize])
-        };
-        (0..n).map(|_| letter()).collect()
-    };
-    if reading.is_some_and(|reading| reading.syntax.short_ids) { letters(9) } else { format!("call_{}", letters(12)) }
+    if reading.is_some_and(Reading::has_short_ids) { letters(9) } else { format!("call_{}", letters(12)) }
 }
 
 /// Seconds since the Unix epoch.
@@ -384,9 +430,37 @@ pub(crate) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+impl Body<'_> {
+    /// With what the request has taken so far.
+    pub(crate) fn with_usage(mut self, usage: Usage) -> Self {
+        self.usage = Some(Some(usage));
+        self
+    }
+}
+
+/// Chunks are padded to a multiple of so many bytes of text.
+const PADDED_BYTES: usize = 16;
+
+/// Random letters and digits.
+fn letters(n: usize) -> String {
+    const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut rest = 0;
+    let mut letter = |i: usize| {
+        // One number is enough for twelve.
+        if i.is_multiple_of(12) {
+            rest = random_u64();
+        }
+        let at = rest % LETTERS.len() as u64;
+        rest /= LETTERS.len() as u64;
+        char::from(LETTERS[at as usize])
+    };
+    (0..n).map(&mut letter).collect()
+}
+
 /// Why a choice ended, in the API's words.
-pub(crate) fn finish_word(finish: FinishReason, called: bool) -> &'static str {
+pub(crate) fn finish_word(finish: FinishReason, called: bool, legacy: bool) -> &'static str {
     match finish {
+        FinishReason::Stop if called && legacy => "function_call",
         FinishReason::Stop if called => "tool_calls",
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
@@ -411,25 +485,46 @@ fn candidate(id: u32, logprob: f32, tokenizer: &Tokenizer) -> Candidate {
     Candidate { token: token_name(&bytes), logprob: finite(logprob), bytes }
 }
 
-fn text_logprobs(tokens: &[WrittenToken], top: usize, tokenizer: &Tokenizer) -> TextLogprobs {
+fn text_logprobs(echoed: Option<&Echoed>, tokens: &[WrittenToken], top: usize, tokenizer: &Tokenizer) -> TextLogprobs {
     let mut report = TextLogprobs::default();
+    for EchoedToken { id, logprob, alternatives, chars_before } in echoed.iter().flat_map(|echoed| &echoed.tokens) {
+        report.add(*id, *logprob, alternatives, *chars_before, top, tokenizer);
+    }
+    let before = echoed.map_or(0, |echoed| echoed.chars);
     for WrittenToken { event, chars_before, .. } in tokens {
-        let own = token_name(&tokenizer.token_bytes(event.id).unwrap_or_default());
-        let mut alternatives: Vec<(String, f32)> = Vec::with_capacity(top + 1);
-        let others = event.alternatives.iter().take(top).map(|other| (other.id, other.logprob));
-        // As at OpenAI, the token itself is always among them.
-        for (id, logprob) in others.chain([(event.id, event.logprob)]) {
-            let name = token_name(&tokenizer.token_bytes(id).unwrap_or_default());
-            if alternatives.iter().all(|(known, _)| *known != name) {
-                alternatives.push((name, finite(logprob)));
-            }
-        }
-        report.tokens.push(own);
-        report.token_logprobs.push(finite(event.logprob));
-        report.top_logprobs.push(TopLogprobs(alternatives));
-        report.text_offset.push(*chars_before);
+        report.add(event.id, Some(event.logprob), &event.alternatives, before + chars_before, top, tokenizer);
     }
     report
+}
+
+impl TextLogprobs {
+    fn add(
+        &mut self,
+        id: u32,
+        logprob: Option<f32>,
+        others: &[Alternative],
+        chars_before: usize,
+        top: usize,
+        tokenizer: &Tokenizer,
+    ) {
+        let name = |id| token_name(&tokenizer.token_bytes(id).unwrap_or_default());
+        let alternatives = logprob.map(|logprob| {
+            let mut alternatives: Vec<(String, f32)> = Vec::with_capacity(top + 1);
+            let others = others.iter().take(top).map(|other| (other.id, other.logprob));
+            // As at OpenAI, the token itself is always among them.
+            for (id, logprob) in others.chain([(id, logprob)]) {
+                let name = name(id);
+                if alternatives.iter().all(|(known, _)| *known != name) {
+                    alternatives.push((name, finite(logprob)));
+                }
+            }
+            TopLogprobs(alternatives)
+        });
+        self.tokens.push(name(id));
+        self.token_logprobs.push(logprob.map(finite));
+        self.top_logprobs.push(alternatives);
+        self.text_offset.push(chars_before);
+    }
 }
 
 /// A token's text; parts of a character as OpenAI writes them, `bytes:\xf0\x9f`.

@@ -59,6 +59,10 @@ pub(crate) struct Plan {
     pub(crate) grammar: Option<Arc<Compiled>>,
     /// How the answer is read, if it may be more than text.
     pub(crate) reading: Option<Reading>,
+    /// The one call of an answer is a `function_call`.
+    pub(crate) legacy: bool,
+    /// Nothing is written: the prompts are all that is handed out.
+    pub(crate) unanswered: bool,
 }
 
 /// Runs the request; `writer` writes what comes of it.
@@ -70,11 +74,15 @@ pub(crate) async fn respond(
     let status = backend.status();
     let (mode, reason) = choose_mode(&plan, &status)?;
     let params = plan.params;
-    let requests =
+    let mut requests =
         requests(backend.as_ref(), &plan, mode).map_err(|error| ApiError::from_generation(&error, params))?;
+    let choices = requests.len();
+    if plan.unanswered {
+        requests.clear();
+    }
     let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len() as u64).sum();
     let meter = Meter::new(plan.path, mode, plan.received);
-    let spelt = plan.reading.as_ref().map(|reading| reading.syntax.special_tokens(backend.tokenizer()));
+    let spelt = plan.reading.as_ref().map(|reading| reading.special_tokens(backend.tokenizer()));
     let spelt = spelt.unwrap_or_default();
     let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt_tokens, meter)
         .map_err(|error| ApiError::from_generation(&error, params))?;
@@ -89,7 +97,7 @@ pub(crate) async fn respond(
     if mode != Mode::Local && !status.cloud_connected {
         set(&mut headers, DEGRADED_HEADER, if status.cut { "cut" } else { "cloud-away" });
     }
-    let readers = Readers::new(plan.reading.as_ref(), answers.len());
+    let readers = Readers::new(plan.reading.as_ref(), choices);
     if plan.fields.stream {
         // nginx buffers streams unless told not to.
         set(&mut headers, "x-accel-buffering", "no");
@@ -97,10 +105,11 @@ pub(crate) async fn respond(
         if let Some(event) = writer.keep_alive() {
             keep_alive = keep_alive.event(event);
         }
-        let sse = Sse::new(stream(answers, readers, writer, params, plan.request_id)).keep_alive(keep_alive);
+        let stream = stream(answers, readers, writer, choices, params, plan.request_id);
+        let sse = Sse::new(stream).keep_alive(keep_alive);
         return Ok((headers, sse).into_response());
     }
-    let (body, route) = whole(answers, readers, writer, params).await?;
+    let (body, route) = whole(answers, readers, writer, choices, params).await?;
     if route.degraded {
         set(&mut headers, DEGRADED_HEADER, route.degraded_reason.as_deref().unwrap_or("cloud-away"));
     }
@@ -110,7 +119,7 @@ pub(crate) async fn respond(
 
 /// The mode of the request and where it comes from. A mode in the model's name is a promise that
 /// `tandem.mode` cannot loosen.
-fn choose_mode(plan: &Plan, status: &NodeStatus) -> Result<(Mode, &'static str), ApiError> {
+pub(crate) fn choose_mode(plan: &Plan, status: &NodeStatus) -> Result<(Mode, &'static str), ApiError> {
     let has_cloud = status.cloud.state != LinkState::None;
     match (plan.target.mode, plan.fields.mode) {
         (Some(named), Some(asked)) if named != asked => {
@@ -205,9 +214,15 @@ impl Readers {
     }
 
     /// What a choice says at its end, and whether it has a call.
-    fn finish(&mut self, choice: usize) -> (Vec<Said>, bool) {
-        self.readers.get_mut(choice).map_or((Vec::new(), false), |reader| (reader.finish(), reader.has_calls()))
+    fn finish(&mut self, choice: usize, finish: FinishReason) -> (Vec<Said>, bool) {
+        let Some(reader) = self.readers.get_mut(choice) else { return (Vec::new(), false) };
+        (reader.finish(finish == FinishReason::Length), reader.has_calls())
     }
+}
+
+/// The end of a choice in which nothing is written.
+fn unanswered() -> Ended {
+    Ended { finish: FinishReason::Length, called: false, stop: None, route: RouteSummary::default() }
 }
 
 /// The usage so far.
@@ -220,12 +235,12 @@ async fn whole(
     mut answers: Answers,
     mut readers: Readers,
     mut writer: Box<dyn Writer>,
+    choices: usize,
     params: Params,
 ) -> Result<(Vec<u8>, RouteSummary), ApiError> {
-    let unfinished = Ended { finish: FinishReason::Stop, called: false, stop: None, route: RouteSummary::default() };
-    let mut choices: Vec<WholeChoice> = (0..answers.len())
-        .map(|_| WholeChoice { said: Vec::new(), tokens: Vec::new(), ended: unfinished.clone() })
-        .collect();
+    let unfinished = unanswered();
+    let mut choices: Vec<WholeChoice> =
+        (0..choices).map(|_| WholeChoice { said: Vec::new(), tokens: Vec::new(), ended: unfinished.clone() }).collect();
     while let Some(update) = answers.next().await {
         match update {
             Update::Piece { choice, piece } => {
@@ -235,7 +250,7 @@ async fn whole(
                 all.tokens.extend(tokens);
             }
             Update::End { choice, finish, stop, route } => {
-                let (rest, called) = readers.finish(choice);
+                let (rest, called) = readers.finish(choice, finish);
                 let all = &mut choices[choice];
                 rest.into_iter().for_each(|s| say(&mut all.said, s));
                 all.ended = Ended { finish, called, stop, route };
@@ -264,11 +279,15 @@ fn stream(
     answers: Answers,
     readers: Readers,
     mut writer: Box<dyn Writer>,
+    choices: usize,
     params: Params,
     request_id: RequestId,
 ) -> impl Stream<Item = Result<SseEvent, Infallible>> {
     let mut ready = Frames::default();
-    let begun = writer.begin(answers.len(), &answers.usage(), &mut ready);
+    let mut begun = writer.begin(choices, &answers.usage(), &mut ready);
+    if answers.len() == 0 {
+        begun = begun.and_then(|()| (0..choices).try_for_each(|choice| writer.end(choice, unanswered(), &mut ready)));
+    }
     let mut state = Streaming { answers, readers, writer, params, ready, over: false, _request_id: request_id };
     state.note(begun);
     unfold(state, |mut state| async move {
@@ -292,10 +311,11 @@ impl Streaming {
         match update {
             Some(Update::Piece { choice, piece }) => {
                 let (said, tokens) = self.readers.read(choice, piece);
+                self.writer.count(&usage(&self.answers, &self.readers));
                 self.writer.say(choice, said, &tokens, &mut self.ready)
             }
             Some(Update::End { choice, finish, stop, route }) => {
-                let (rest, called) = self.readers.finish(choice);
+                let (rest, called) = self.readers.finish(choice, finish);
                 self.writer.say(choice, rest, &[], &mut self.ready)?;
                 self.writer.end(choice, Ended { finish, called, stop, route }, &mut self.ready)
             }

@@ -3,6 +3,7 @@
 mod answers;
 mod apis;
 mod calls;
+mod clients;
 mod events;
 mod families;
 mod info;

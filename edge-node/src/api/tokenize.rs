@@ -86,7 +86,7 @@ fn missing(name: &str) -> ApiError {
 
 /// Takes `model`, which may be left out: there is one tokenizer.
 fn take_model(api: &Api, fields: &mut Fields) -> Result<(), ApiError> {
-    fields.string("model")?.map_or(Ok(()), |model| resolve(api, &model).map(drop))
+    fields.string("model")?.map_or(Ok(()), |model| resolve(api, Some(&model)).map(drop))
 }
 
 /// A token with its text, or its bytes where they are part of a character.

@@ -10,14 +10,15 @@ use super::backend::Backend;
 use super::call_syntax::{CallSyntax, GENERIC, Past};
 use super::error::ApiError;
 use super::grammar::{Format, SCHEMA_PARAM, refused};
-use super::messages::ChatMessage;
 use super::prompt::Told;
 use super::reading::Reading;
+use super::thoughts::ThoughtTags;
 use super::tools::{ToolChoice, Tools};
+use super::untaught;
 
-/// Says that the tools are not in the prompt.
-pub(crate) const TOOLS_UNTOLD: &str =
-    "the model's chat template knows no tools: the call's form is forced, the tools are not described to the model";
+/// Says that calls of the model's own accord are not found.
+pub(crate) const CALLS_UNKNOWN: &str =
+    "how this model writes tool calls is not known here: they may come as text; `tool_choice` `required` forces one";
 
 /// The tools of a request, matched with the model.
 pub(crate) struct Tooling {
@@ -26,44 +27,30 @@ pub(crate) struct Tooling {
     syntax: Option<&'static CallSyntax>,
     /// The syntax of all the model's answers, if they have one.
     whole: Option<&'static CallSyntax>,
+    thoughts: &'static ThoughtTags,
     /// The template writes the tools into the prompt.
     in_template: bool,
     past: Past,
+    notice: Option<&'static str>,
 }
 
 impl Tooling {
-    /// Checks that the model can do what is asked.
-    pub(crate) fn of(backend: &dyn Backend, tools: Option<Tools>, messages: &[ChatMessage]) -> Result<Self, ApiError> {
+    /// Matches a request's tools with the model.
+    pub(crate) fn of(backend: &dyn Backend, tools: Option<Tools>) -> Self {
         let template = backend.chat_template();
         let known = CallSyntax::of_template(template.source());
         let in_template = template.takes_tools();
-        if let Some(i) = messages.iter().position(ChatMessage::needs_tools)
-            && !in_template
-        {
-            let field = if messages[i].answers.is_some() { "role" } else { "tool_calls" };
-            return Err(unsupported(
-                &format!("messages[{i}].{field}"),
-                "the model's chat template knows no tool messages",
-            ));
-        }
         let past = known.map_or(Past::default(), |s| s.past);
         let whole = known.filter(|s| s.is_of_whole_answers());
-        let choice = tools.as_ref().map_or(&ToolChoice::None, |t| &t.choice);
-        let syntax = match choice {
+        let mut notice = None;
+        let syntax = match tools.as_ref().map_or(&ToolChoice::None, |t| &t.choice) {
             ToolChoice::None => None,
-            ToolChoice::Auto if !in_template => {
-                return Err(unsupported(
-                    "tools",
-                    "the model's chat template knows no tools; with `tool_choice` `required` a call can be forced",
-                ));
+            // The model is told of the form that a template without tools does not have.
+            ToolChoice::Auto if !in_template => Some(whole.unwrap_or(&GENERIC)),
+            ToolChoice::Auto => {
+                notice = known.is_none().then_some(CALLS_UNKNOWN);
+                Some(known.unwrap_or(&GENERIC))
             }
-            ToolChoice::Auto if known.is_none() => {
-                return Err(unsupported(
-                    "tools",
-                    "how this model writes tool calls is not known here; with `tool_choice` `required` a call can be forced",
-                ));
-            }
-            ToolChoice::Auto => known,
             ToolChoice::Required | ToolChoice::Named(_) => {
                 // What cannot be forced in the model's own syntax can be as JSON.
                 let callable = tools.as_ref().map(Tools::callable).unwrap_or_default();
@@ -71,25 +58,34 @@ impl Tooling {
                 Some(whole.or(known.filter(forces)).unwrap_or(&GENERIC))
             }
         };
-        Ok(Self { tools, syntax, whole, in_template, past })
+        let thoughts = ThoughtTags::of_template(template.source());
+        Self { tools, syntax, whole, thoughts, in_template, past, notice }
     }
 
     /// What the prompt is to say. Tools that must not be called are not mentioned.
     pub(crate) fn told(&self) -> Told {
-        let tools = self.tools.as_ref().filter(|t| self.in_template && t.choice != ToolChoice::None);
-        Told { tools: tools.map(|tools| tools.described(self.past.descriptions)), past: self.past }
+        let tools = self.tools.as_ref().filter(|t| t.choice != ToolChoice::None);
+        let in_template = self.in_template;
+        let text = tools.filter(|_| !in_template).map(|tools| untaught::description(&tools.callable()));
+        let tools = tools.filter(|_| in_template).map(|tools| tools.described(self.past.descriptions));
+        Told { tools, text, in_template, past: self.past }
     }
 
-    /// For the client, if the model is not told of the tools it must call.
+    /// For the client, if calls may be missed.
     pub(crate) fn notice(&self) -> Option<&'static str> {
-        (self.syntax.is_some() && !self.in_template).then_some(TOOLS_UNTOLD)
+        self.notice
     }
 
-    /// How the answer is read, if it may be more than text.
-    pub(crate) fn reading(&self) -> Option<Reading> {
+    /// How the answer is read; `open` if the prompt ends inside the tags of the reasoning.
+    pub(crate) fn reading(&self, open: bool) -> Reading {
         let tools = self.tools.as_ref().filter(|_| self.syntax.is_some()).map(Tools::callable).unwrap_or_default();
-        let syntax = self.syntax.or(self.whole)?;
-        Some(Reading { syntax, tools: tools.into_iter().cloned().collect() })
+        let tools = tools.into_iter().cloned().collect();
+        Reading { syntax: self.syntax.or(self.whole), tools, thoughts: self.thoughts, open }
+    }
+
+    /// True if the answer speaks of a function instead of tools.
+    pub(crate) fn is_legacy(&self) -> bool {
+        self.tools.as_ref().is_some_and(|tools| tools.legacy)
     }
 
     /// The field that a grammar comes from.
@@ -98,15 +94,22 @@ impl Tooling {
     }
 
     /// The grammar of the answer: the format's, that of a forced call, or one of both where the model
-    /// may choose.
-    pub(crate) async fn grammar(&self, api: &Api, format: Option<&Format>) -> Result<Option<Arc<Compiled>>, ApiError> {
+    /// may choose. Where the prompt has opened the reasoning (`open`), that comes first and is free.
+    pub(crate) async fn grammar(
+        &self,
+        api: &Api,
+        format: Option<&Format>,
+        open: bool,
+    ) -> Result<Option<Arc<Compiled>>, ApiError> {
+        let thought = open.then_some(self.thoughts);
         let (Some(tools), Some(syntax)) = (&self.tools, self.syntax) else {
             let Some(format) = format else { return Ok(None) };
-            let grammar = match self.whole {
-                Some(syntax) => syntax
-                    .grammar(api.backend.tokenizer(), &[], false, Some(&format.schema()))
+            let grammar = match (self.whole, thought) {
+                (None, None) => format.grammar()?,
+                (whole, _) => whole
+                    .unwrap_or(&GENERIC)
+                    .grammar(api.backend.tokenizer(), &[], false, Some(&format.schema()), thought)
                     .map_err(|e| refused(&e, SCHEMA_PARAM))?,
-                None => format.grammar()?,
             };
             let compiled = api.turns.compile(&api.backend, grammar).await?;
             return compiled.map(Some).map_err(|e| refused(&e, SCHEMA_PARAM));
@@ -118,7 +121,7 @@ impl Tooling {
         let several = tools.parallel && !matches!(tools.choice, ToolChoice::Named(_));
         let grammar = |which: &Tools, instead| {
             let tokenizer = api.backend.tokenizer();
-            syntax.grammar(tokenizer, &which.callable(), several, instead).map_err(|e| refused(&e, "tools"))
+            syntax.grammar(tokenizer, &which.callable(), several, instead, thought).map_err(|e| refused(&e, "tools"))
         };
         let whole = match api.turns.compile(&api.backend, grammar(tools, instead.as_ref())?).await? {
             Ok(compiled) => return Ok(Some(compiled)),
@@ -132,15 +135,13 @@ impl Tooling {
         }
         for (i, tool) in tools.list.iter().enumerate() {
             let described = tools.described;
-            let alone = Tools { list: vec![tool.clone()], choice: ToolChoice::Required, parallel: false, described };
+            let choice = ToolChoice::Required;
+            let alone = Tools { list: vec![tool.clone()], choice, parallel: false, legacy: tools.legacy, described };
             if let Err(e) = api.turns.compile(&api.backend, grammar(&alone, None)?).await? {
-                return Err(refused(&e, &described.schema_path(i)));
+                let path = if tools.legacy { format!("functions[{i}].parameters") } else { described.schema_path(i) };
+                return Err(refused(&e, &path));
             }
         }
         Err(refused(&whole, "tools"))
     }
-}
-
-fn unsupported(param: &str, why: &str) -> ApiError {
-    ApiError::bad_request("unsupported_field", format!("`{param}`: {why}")).about(param)
 }

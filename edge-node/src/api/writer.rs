@@ -81,6 +81,9 @@ pub(crate) trait Writer: Send + 'static {
     /// Queues what a stream begins with; `usage` counts the prompt.
     fn begin(&mut self, choices: usize, usage: &Usage, out: &mut Frames) -> Result<(), ApiError>;
 
+    /// What the request has taken until what is written next.
+    fn count(&mut self, _usage: &Usage) {}
+
     /// Queues what a choice says next.
     fn say(
         &mut self,

@@ -29,8 +29,11 @@ pub(crate) struct EdgeChoice {
     pub(crate) hidden: Vec<f32>,
 }
 
-/// Runs on the engine thread.
+/// Runs on the engine thread. Where the token is known (a prompt is scored), that is the choice.
 pub(crate) fn choose(job: &Job, row: RowOutput<'_>) -> Result<EdgeChoice, EngineError> {
+    if let Some(&next) = job.sequence.get(row.position) {
+        return scored(job, &row, next);
+    }
     let (allowed, history) = (job.allowed(row.position)?, job.answer_before(row.position));
     let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, history, row.position as u32)?;
     let alternatives =
@@ -45,6 +48,18 @@ pub(crate) fn choose(job: &Job, row: RowOutput<'_>) -> Result<EdgeChoice, Engine
         forced: allowed.is_some_and(|mask| mask.sole().is_some()),
         alternatives,
         hidden: row.hidden.to_vec(),
+    })
+}
+
+/// The choice that a prompt has made already.
+fn scored(job: &Job, row: &RowOutput<'_>, token: u32) -> Result<EdgeChoice, EngineError> {
+    Ok(EdgeChoice {
+        token,
+        logprob: sampling::logprob(row.logits, token)?,
+        uncertainty: uncertainty::measure(row.logits)?,
+        forced: true,
+        alternatives: sampling::top_alternatives(row.logits, job.top_logprobs)?,
+        hidden: Vec::new(),
     })
 }
 

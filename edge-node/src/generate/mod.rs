@@ -24,12 +24,13 @@ use tandem_proto::message::{Alternative, KvPull, SamplingParams};
 use tandem_proto::session::edge::{Committed, Decider, EdgeSession, FrameRule};
 use tandem_router::policy::{Features, Steering};
 use tandem_transport::link::Link;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use self::draft::{Drafter, EdgeChoice, Step};
 use self::exchange::PromptFetch;
 use self::frames::next_frame;
 use self::uplink::Uplink;
+use crate::account::{Account, Written};
 use crate::node::{Inner, Slot};
 use crate::pacing::{self, CHUNK_MAX, Plan};
 use crate::request::{
@@ -115,10 +116,10 @@ pub(crate) async fn run(
     request: GenerateRequest,
     session: SessionId,
     events: mpsc::Sender<Event>,
-    wound_down: oneshot::Sender<RouteSummary>,
+    account: Arc<Account>,
 ) {
     let begun = Instant::now();
-    let mut answer = Answer::new(node.clone(), request, session, events);
+    let mut answer = Answer::new(node, request, session, events);
     let result = answer.run().await;
     let cancelled = matches!(result, Err(Halt::Cancelled));
     answer.close_uplink(cancelled).await;
@@ -131,10 +132,8 @@ pub(crate) async fn run(
     };
     // The KV state goes before the next request takes the slot.
     drop(drafter);
-    node.finished(&request, &summary, trace, begun.elapsed());
+    account.written(Written { request, route: summary, trace, took: begun.elapsed() });
     drop(slot);
-    // Nobody has to wait for it.
-    let _ = wound_down.send(summary);
     if let Some(event) = last {
         // A client that has gone needs no end.
         let _ = events.send(event).await;

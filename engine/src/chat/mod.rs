@@ -171,7 +171,8 @@ impl ChatTemplate {
         self.render_with(&Inputs { add_generation_prompt, now_unix_s, ..Inputs::new(Value::from(Serde(messages))) })
     }
 
-    /// As [`ChatTemplate::render`], for messages of any shape and with tool descriptions.
+    /// As [`ChatTemplate::render`], for messages of any shape, with tool descriptions and with further
+    /// variables, e.g. `enable_thinking`.
     ///
     /// # Errors
     /// [`EngineError::Template`] if the template refuses the messages.
@@ -179,12 +180,14 @@ impl ChatTemplate {
         &self,
         messages: &serde_json::Value,
         tools: Option<&serde_json::Value>,
+        variables: &serde_json::Map<String, serde_json::Value>,
         add_generation_prompt: bool,
         now_unix_s: u64,
     ) -> Result<String, EngineError> {
         let tools = tools.map(|tools| Value::from(Serde(tools)));
+        let more = (!variables.is_empty()).then(|| Value::from(Serde(variables)));
         let messages = Value::from(Serde(messages));
-        self.render_with(&Inputs { tools, add_generation_prompt, now_unix_s, ..Inputs::new(messages) })
+        self.render_with(&Inputs { tools, more, add_generation_prompt, now_unix_s, ..Inputs::new(messages) })
     }
 
     /// The prompt of everything a template may look at.

@@ -60,6 +60,17 @@ pub fn pick(
     Ok(Pick { token, logprob: logits[token as usize] - log_sum_exp(logits) })
 }
 
+/// Natural log of a token's probability under the model's own distribution.
+///
+/// # Errors
+/// [`EngineError::NotFinite`] for NaN or infinite logits, [`EngineError::Shape`] for a token that has none.
+pub fn logprob(logits: &[f32], token: u32) -> Result<f32, EngineError> {
+    check_finite(logits)?;
+    let own = logits.get(token as usize);
+    let own = own.ok_or_else(|| EngineError::Shape(format!("token {token} has none of {} logits", logits.len())))?;
+    Ok(own - log_sum_exp(logits))
+}
+
 /// The `k` likeliest tokens under the model's own distribution, likeliest first, ties to the lower id.
 ///
 /// # Errors

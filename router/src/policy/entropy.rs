@@ -1,4 +1,4 @@
-use super::{Features, Policy, PolicyError, Reason, in_range};
+use super::{Features, Policy, PolicyError, Reason, Unit, in_range};
 
 /// Escalates iff the edge's entropy is above a constant: the baseline of the literature, which
 /// the calibrated rule must beat at equal share.
@@ -21,6 +21,10 @@ impl Policy for Entropy {
 
     fn reason(&self) -> Reason {
         Reason::Entropy
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Nats
     }
 
     fn score(&self, features: &Features<'_>) -> f32 {

@@ -157,6 +157,38 @@ impl Decision {
     }
 }
 
+/// What a policy scores in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// From 0 to 1.
+    Probability,
+    /// Of entropy.
+    Nats,
+}
+
+impl Unit {
+    /// Name as users read it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Probability => "probability",
+            Self::Nats => "nats",
+        }
+    }
+
+    /// Largest score that comes up.
+    #[must_use]
+    pub fn max(self) -> f32 {
+        match self {
+            Self::Probability => 1.0,
+            Self::Nats => ENTROPY_MAX,
+        }
+    }
+}
+
+/// Bound of the entropy in nats, ln of a large vocabulary.
+const ENTROPY_MAX: f32 = 12.0;
+
 /// A rule that scores drafted tokens. Pure: the same features give the same score.
 pub trait Policy: fmt::Debug + Send + Sync {
     /// Stable name, as in [`PolicySpec`].
@@ -165,8 +197,12 @@ pub trait Policy: fmt::Debug + Send + Sync {
     /// The reason that its escalations carry.
     fn reason(&self) -> Reason;
 
-    /// How much this token wants the cloud; more is more. A probability for every policy but
-    /// [`Entropy`] (nats). NaN counts as "escalate".
+    /// What [`Policy::score`] and the threshold are in.
+    fn unit(&self) -> Unit {
+        Unit::Probability
+    }
+
+    /// How much this token wants the cloud; more is more. NaN counts as "escalate".
     fn score(&self, features: &Features<'_>) -> f32;
 
     /// τ as configured or fitted: escalate iff score > τ.

@@ -8,8 +8,6 @@ use super::{
 
 /// η of the threshold that follows a share: small, as answers come one after another.
 const SHARE_STEP: f32 = 0.002;
-/// Bound of the entropy in nats, ln of a large vocabulary.
-const ENTROPY_MAX: f32 = 12.0;
 
 /// What a node's operator wants of `auto`. At most one of the first three is given.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -30,6 +28,18 @@ pub enum GoalError {
     /// Two goals that move the same threshold.
     #[error("edge.threshold, edge.quality and edge.cloud_share exclude each other; set one of them")]
     Several,
+    /// A threshold that no score of the policy can be on both sides of.
+    #[error("edge.threshold is {threshold}; policy `{policy}` takes one from 0 to {max} ({unit})")]
+    Threshold {
+        /// What was given.
+        threshold: f32,
+        /// Name of the policy.
+        policy: &'static str,
+        /// Its unit.
+        unit: &'static str,
+        /// Its largest score.
+        max: f32,
+    },
     /// A quality target without measured risks.
     #[error(
         "edge.quality needs a rule fitted for this pair of models; fit one with `tandem lab calibrate`, or set edge.cloud_share"
@@ -62,6 +72,11 @@ impl Aim {
         if goals.iter().flatten().count() > 1 {
             return Err(GoalError::Several);
         }
+        let unit = policy.policy().unit();
+        if let Some(threshold) = goal.threshold.filter(|threshold| !(0.0..=unit.max()).contains(threshold)) {
+            let policy = policy.policy().name();
+            return Err(GoalError::Threshold { threshold, policy, unit: unit.name(), max: unit.max() });
+        }
         let file = policy.policy().file();
         let threshold = match goal.quality {
             None => goal.threshold,
@@ -75,7 +90,7 @@ impl Aim {
             // Where the table ends, the controller finds its way.
             let start = file.and_then(|f| for_share(&f.quality, share).ok()).map(|point| point.threshold);
             let follow = |policy: &Arc<dyn Policy>, start: Option<f32>| {
-                let score_max = if policy.reason() == Reason::Entropy { ENTROPY_MAX } else { 1.0 };
+                let score_max = policy.unit().max();
                 let start = start.unwrap_or_else(|| policy.threshold());
                 Arc::new(Mutex::new(ShareController::new(start, share, SHARE_STEP * score_max, score_max)))
             };

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, short, type_error};
-use crate::api::messages::{CALLS_MAX, ChatMessage, MESSAGES_MAX, PARTS_MAX, PastCall};
+use crate::api::messages::{CALLS_MAX, ChatMessage, MESSAGES_MAX, PARTS_MAX, PastCall, Role};
 use crate::api::tools::take_name;
 
 /// On every block, without effect: hints for a cache, and what only tools of Anthropic's servers have.
@@ -13,7 +13,7 @@ const HINTS: [&str; 4] = ["cache_control", "citations", "caller", "toolset_name"
 /// Takes `system`: text, or blocks of text.
 pub(super) fn take_system(fields: &mut Fields) -> Result<Option<ChatMessage>, ApiError> {
     let content = take_text(fields, "system")?.filter(|text| !text.is_empty());
-    Ok(content.map(|content| message("system", content)))
+    Ok(content.map(|content| message(Role::System, content)))
 }
 
 /// Takes `messages`.
@@ -31,7 +31,7 @@ pub(super) fn take_messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Api
     for (i, value) in list.into_iter().enumerate() {
         take_message(&format!("messages[{i}]"), value, &mut messages)?;
     }
-    if messages.last().is_some_and(|m| m.role == "assistant") {
+    if messages.last().is_some_and(|m| m.role == Role::Assistant) {
         let message = "`messages`: the last one must be the user's; beginning the assistant's answer for it is not \
                        supported by this node";
         return Err(ApiError::bad_request("unsupported_field", message).about("messages"));
@@ -39,19 +39,24 @@ pub(super) fn take_messages(fields: &mut Fields) -> Result<Vec<ChatMessage>, Api
     Ok(messages)
 }
 
-fn message(role: &'static str, content: String) -> ChatMessage {
-    ChatMessage { role, content, reasoning: None, calls: Vec::new(), answers: None }
+fn message(role: Role, content: String) -> ChatMessage {
+    ChatMessage { role, content, ..ChatMessage::default() }
 }
 
 fn take_message(path: &str, value: Value, messages: &mut Vec<ChatMessage>) -> Result<(), ApiError> {
     let mut fields = Fields::from_value(path, value)?;
     let role = fields.choice("role", &["user", "assistant", "system"])?.ok_or_else(|| fields.missing("role"))?;
+    let speaker = match role {
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        _ => Role::System,
+    };
     let content = fields.take("content").ok_or_else(|| fields.missing("content"))?;
     fields.finish()?;
     let path = format!("{path}.content");
     let blocks = match content {
         Value::String(text) => {
-            messages.push(message(role, text));
+            messages.push(message(speaker, text));
             return Ok(());
         }
         Value::Array(blocks) => blocks,
@@ -61,7 +66,7 @@ fn take_message(path: &str, value: Value, messages: &mut Vec<ChatMessage>) -> Re
         let message = format!("`{path}` must have from 1 to {PARTS_MAX} blocks, not {}", blocks.len());
         return Err(ApiError::invalid(path, message));
     }
-    let mut turn = message(role, String::new());
+    let mut turn = message(speaker, String::new());
     // A turn of results alone says nothing more.
     let mut spoken = role != "user";
     for (i, block) in blocks.into_iter().enumerate() {
@@ -75,7 +80,7 @@ fn take_message(path: &str, value: Value, messages: &mut Vec<ChatMessage>) -> Re
             }
             ("tool_result", "user") => {
                 if !turn.content.is_empty() {
-                    messages.push(std::mem::replace(&mut turn, message(role, String::new())));
+                    messages.push(std::mem::replace(&mut turn, message(speaker, String::new())));
                     spoken = false;
                 }
                 messages.push(take_result(&mut block)?);
@@ -119,7 +124,7 @@ fn take_result(block: &mut Fields) -> Result<ChatMessage, ApiError> {
     // The result says itself what went wrong.
     block.boolean("is_error")?;
     let content = take_text(block, "content")?.unwrap_or_default();
-    Ok(ChatMessage { answers: Some(id), ..message("tool", content) })
+    Ok(ChatMessage { answers: Some(id), ..message(Role::Tool, content) })
 }
 
 fn take_call(block: &mut Fields) -> Result<PastCall, ApiError> {

@@ -6,6 +6,7 @@ use crate::api::chat_fields::ChatFields;
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, short};
 use crate::api::grammar::Format;
+use crate::api::template_fields;
 use crate::api::tools::{Described, Tools};
 
 /// Fields of the API that this node does not have, and those of the chat API that have other names here.
@@ -59,8 +60,10 @@ impl MessagesFields {
         let answer = AnswerFields::take(&mut fields, limits)?;
         let system = blocks::take_system(&mut fields)?;
         let messages = system.into_iter().chain(blocks::take_messages(&mut fields)?).collect();
+        let variables = template_fields::take(&mut fields)?;
         fields.finish()?;
-        let chat = ChatFields { answer, messages, format, tools, logprobs: false, top_logprobs: 0 };
+        let (tokens_min, logprobs, top_logprobs) = (0, false, 0);
+        let chat = ChatFields { answer, messages, format, tools, variables, tokens_min, logprobs, top_logprobs };
         Ok(Self { chat, hide_thinking })
     }
 }
@@ -69,10 +72,13 @@ impl MessagesFields {
 fn take_thinking(fields: &mut Fields) -> Result<bool, ApiError> {
     let Some(mut thinking) = fields.object("thinking")? else { return Ok(false) };
     let kinds = ["enabled", "disabled", "adaptive", "between_tools"];
-    thinking.choice("type", &kinds)?.ok_or_else(|| thinking.missing("type"))?;
+    let kind = thinking.choice("type", &kinds)?.ok_or_else(|| thinking.missing("type"))?;
     thinking.integer("budget_tokens", 1..=i64::from(i32::MAX))?;
     let display = thinking.choice("display", &["summarized", "omitted"])?;
     thinking.finish()?;
+    if kind != "adaptive" {
+        fields.put("enable_thinking", (kind != "disabled").into());
+    }
     Ok(display == Some("omitted"))
 }
 

@@ -49,7 +49,7 @@ pub(crate) async fn count_tokens(State(api): State<Arc<Api>>, request: Request) 
     let limits = limits(api.backend.as_ref())?;
     let body = read_json(request).await?;
     let fields = MessagesFields::parse(&body, &limits, Purpose::Count).map_err(|error| error.renamed(&NAMES))?;
-    resolve(&api, &fields.chat.answer.model)?;
+    resolve(&api, fields.chat.answer.model.as_deref())?;
     let prompt = render(&api, fields.chat.messages, fields.chat.tools).await?;
     Ok(Json(json!({ "input_tokens": prompt.len() })))
 }

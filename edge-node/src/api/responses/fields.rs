@@ -12,7 +12,8 @@ use crate::api::chat_fields::ChatFields;
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, short, type_error, unsupported};
 use crate::api::grammar::{Format, take_schema};
-use crate::api::messages::ChatMessage;
+use crate::api::messages::{ChatMessage, Role};
+use crate::api::template_fields;
 use crate::api::tools::{Described, Tools};
 
 /// Fields of the API that this node does not have, and those of the chat API that have other names here.
@@ -93,6 +94,7 @@ impl ResponsesFields {
             fields.put("max_completion_tokens", tokens.into());
         }
         let answer = AnswerFields::take(&mut fields, limits)?;
+        let variables = template_fields::take(&mut fields)?;
         let mut conversation = Conversation::after(previous.unwrap_or_default());
         conversation.take(&mut fields, store)?;
         fields.finish()?;
@@ -103,12 +105,16 @@ impl ResponsesFields {
         let messages = instructions.map(system).into_iter().chain(conversation).collect();
         let logprobs = include_logprobs || top_logprobs.is_some_and(|top| top > 0);
         let top_logprobs = top_logprobs.unwrap_or(0) as u32;
-        Ok(Self { chat: ChatFields { answer, messages, format, tools, logprobs, top_logprobs }, kept, echo })
+        Ok(Self {
+            chat: ChatFields { answer, messages, format, tools, variables, tokens_min: 0, logprobs, top_logprobs },
+            kept,
+            echo,
+        })
     }
 }
 
 fn system(content: String) -> ChatMessage {
-    ChatMessage { role: "system", content, reasoning: None, calls: Vec::new(), answers: None }
+    ChatMessage { role: Role::System, content, ..ChatMessage::default() }
 }
 
 fn previous(id: &str, store: &ResponseStore) -> Result<Vec<ChatMessage>, ApiError> {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::store::ResponseStore;
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, short, type_error};
-use crate::api::messages::{CALLS_MAX, ChatMessage, MESSAGES_MAX, PARTS_MAX, PastCall, take_arguments};
+use crate::api::messages::{CALLS_MAX, ChatMessage, MESSAGES_MAX, PARTS_MAX, PastCall, Role, take_arguments};
 use crate::api::tools::take_name;
 
 /// An item of an answer.
@@ -78,15 +78,15 @@ impl Conversation {
         Self { messages, open: false }
     }
 
-    fn other(&mut self, role: &'static str, content: String, answers: Option<String>) {
+    fn other(&mut self, role: Role, content: String, answers: Option<String>) {
         self.open = false;
-        self.messages.push(ChatMessage { role, content, reasoning: None, calls: Vec::new(), answers });
+        self.messages.push(ChatMessage { role, content, answers, ..ChatMessage::default() });
     }
 
     /// The assistant's message under way, if `fits` says that it takes more, or a new one.
     fn assistant(&mut self, fits: impl Fn(&ChatMessage) -> bool) -> &mut ChatMessage {
         if !self.open || !self.messages.last().is_some_and(fits) {
-            self.other("assistant", String::new(), None);
+            self.other(Role::Assistant, String::new(), None);
             self.open = true;
         }
         let last = self.messages.len() - 1;
@@ -118,7 +118,7 @@ impl Conversation {
         match fields.take("input") {
             None => Err(fields.missing("input")),
             Some(Value::String(text)) => {
-                self.other("user", text, None);
+                self.other(Role::User, text, None);
                 Ok(())
             }
             Some(Value::Array(list)) if list.is_empty() || list.len() > MESSAGES_MAX => {
@@ -152,7 +152,7 @@ impl Conversation {
                 fields.ignore(&["name", "namespace", "caller"]);
                 let call_id = fields.string("call_id")?.ok_or_else(|| fields.missing("call_id"))?;
                 let output = take_text(&mut fields, "output")?.ok_or_else(|| fields.missing("output"))?;
-                self.other("tool", output, Some(call_id));
+                self.other(Role::Tool, output, Some(call_id));
             }
             Some("reasoning") => {
                 let summary = take_text(&mut fields, "summary")?.unwrap_or_default();
@@ -191,8 +191,8 @@ impl Conversation {
         fields.ignore(&["phase"]);
         let content = take_text(fields, "content")?.ok_or_else(|| fields.missing("content"))?;
         match role.as_str() {
-            "user" => self.other("user", content, None),
-            "system" | "developer" => self.other("system", content, None),
+            "user" => self.other(Role::User, content, None),
+            "system" | "developer" => self.other(Role::System, content, None),
             "assistant" => self.assistant(|m| m.content.is_empty() && m.calls.is_empty()).content = content,
             _ => {
                 let message = format!(

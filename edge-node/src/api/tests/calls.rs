@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::api::call_syntax::{CallSyntax, GENERIC};
-use crate::api::reading::{Reading, Said};
+use crate::api::reading::{Reader, Reading, Said};
+use crate::api::thoughts::ThoughtTags;
 use crate::api::tools::Tool;
 
 /// What an answer says.
@@ -34,14 +35,23 @@ fn tools() -> Arc<[Tool]> {
         },
     });
     let tool = |name: &str| Tool { name: name.into(), parameters: parameters.clone(), described: json!({}) };
-    ["write", "now"].map(tool).into()
+    ["write", "now", "get", "f", "g", "x", "y"].map(tool).into()
 }
 
+fn reader(syntax: &'static CallSyntax, tools: &Arc<[Tool]>) -> Reader {
+    let thoughts = ThoughtTags::of_template("");
+    Reading { syntax: Some(syntax), tools: Arc::clone(tools), thoughts, open: false }.begin()
+}
+
+/// What is heard of an answer that its length ended.
 fn hear(syntax: &'static CallSyntax, tools: &Arc<[Tool]>, pieces: &[&str]) -> Heard {
-    let mut reader = Reading { syntax, tools: Arc::clone(tools) }.begin();
+    hear_all(reader(syntax, tools), pieces, true)
+}
+
+fn hear_all(mut reader: Reader, pieces: &[&str], cut: bool) -> Heard {
     let mut heard = Heard::default();
     let mut said: Vec<Said> = pieces.iter().flat_map(|p| reader.push(p)).collect();
-    said.extend(reader.finish());
+    said.extend(reader.finish(cut));
     for what in said {
         match what {
             Said::Content(text) => heard.content.push_str(&text),
@@ -101,6 +111,43 @@ fn json_rows() -> Vec<Row> {
             true,
         ),
         (hermes, "<tool_call>\n{\"name\": \"get\", \"arguments\": {\"a\": ", "", vec![("get", "{\"a\": ")], false),
+        // Only a tool of the request is called; what else looks like a call is text.
+        (
+            hermes,
+            "<tool_call>\n{\"name\": \"rm\", \"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>",
+            "<tool_call>\n{\"name\": \"rm\", \"arguments\": {\"a\": 1}}\n</tool_call>",
+            vec![("f", "{}")],
+            true,
+        ),
+        (hermes, "<tool_call> <tool_call>\n{\"name\": \"f\"}", "<tool_call> ", vec![("f", "{}")], true),
+        (
+            hermes,
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": [1]}\n</tool_call>",
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": [1]}\n</tool_call>",
+            vec![],
+            false,
+        ),
+        // Arguments under the other key, as text, as nothing, and not at all.
+        (hermes, "<tool_call>\n{\"name\": \"f\", \"parameters\": {\"a\": 1}}", "", vec![("f", "{\"a\": 1}")], true),
+        (
+            hermes,
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}\n</tool_call>",
+            "",
+            vec![("f", "{\"a\": 1}")],
+            true,
+        ),
+        (hermes, "<tool_call>\n{\"name\": \"f\", \"arguments\": null}", "", vec![("f", "{}")], true),
+        (hermes, "<tool_call>\n{\"name\": \"f\", \"arguments\": \"\"}", "", vec![("f", "{}")], true),
+        (hermes, "<tool_call>\n{\"name\": \"f\"}\n</tool_call>", "", vec![("f", "{}")], true),
+        // Brackets left open before the tag.
+        (
+            hermes,
+            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1\n</tool_call>\n<tool_call>\n{\"name\": \"g\"}",
+            "",
+            vec![("f", "{\"a\": [1\n]}"), ("g", "{}")],
+            true,
+        ),
+        (hermes, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}", "", vec![("f", "{\"a\": 1}")], true),
         (hermes, "x <tool_call> is a tag", "x <tool_call> is a tag", vec![], false),
         (hermes, "<tool_call>{\"nothing\": 1}</tool_call>", "<tool_call>{\"nothing\": 1}</tool_call>", vec![], false),
         (
@@ -118,6 +165,29 @@ fn json_rows() -> Vec<Row> {
             true,
         ),
         (llama, " {\"name\": \"f\", \"parameters\": {\"k\": \"v\"}}", "", vec![("f", "{\"k\": \"v\"}")], true),
+        (llama, "{\"name\": \"f\", \"arguments\": {\"k\": 1}}", "", vec![("f", "{\"k\": 1}")], true),
+        (llama, "{\"name\": \"now\"}", "", vec![("now", "{}")], true),
+        (
+            llama,
+            "{\"name\": \"f\", \"parameters\": {\"k\": 1}}; {\"type\": \"function\", \"name\": \"g\", \"parameters\": {}}\nWell {x}",
+            "",
+            vec![("f", "{\"k\": 1}"), ("g", "{}")],
+            true,
+        ),
+        // JSON that is an answer.
+        (llama, "{\"name\": \"Alice\", \"age\": 30}", "{\"name\": \"Alice\", \"age\": 30}", vec![], false),
+        (llama, "{\"name\": \"f\", \"age\": 30}", "{\"name\": \"f\", \"age\": 30}", vec![], false),
+        (llama, "{\"name\": \"f\", \"parameters\": 3}", "{\"name\": \"f\", \"parameters\": 3}", vec![], false),
+        (
+            llama,
+            "{\"a\": {\"name\": \"f\", \"parameters\": {}}}",
+            "{\"a\": {\"name\": \"f\", \"parameters\": {}}}",
+            vec![],
+            false,
+        ),
+        (llama, "{\"a\": 1} is a dict", "{\"a\": 1} is a dict", vec![], false),
+        (llama, "{}", "{}", vec![], false),
+        (llama, "{x}", "{x}", vec![], false),
         (llama, "The set {1, 2}", "The set {1, 2}", vec![], false),
         (
             llama,
@@ -172,7 +242,7 @@ fn tagged_rows() -> Vec<Row> {
             qwen(),
             "<tool_call>\n<function=write>\n<parameter=n>\nmany\n</parameter>\n<parameter=list>\n[1,\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>\n<tool_call>\n<function=unheard-of>\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>",
             "",
-            vec![("write", r#"{"n": "many", "list": "[1,"}"#), ("now", "{}"), ("unheard-of", r#"{"n": "1"}"#)],
+            vec![("write", r#"{"n": "many", "list": "[1,"}"#), ("now", "{}")],
             true,
         ),
         // Without breaks, and with an empty value.
@@ -206,7 +276,7 @@ fn tagged_rows() -> Vec<Row> {
             true,
         ),
         // Cut off.
-        (qwen(), "<tool_call>\n<function=now>\n", "", vec![("now", "")], false),
+        (qwen(), "<tool_call>\n<function=now>\n", "<tool_call>\n<function=now>\n", vec![], false),
         (
             qwen(),
             "<tool_call>\n<function=write>\n<parameter=text>\nabc</para",
@@ -254,7 +324,8 @@ fn tagged_rows() -> Vec<Row> {
             true,
         ),
         (glm(), "<tool_call>write\n<arg_key>n</arg_key>\n</tool_call>", "", vec![("write", "{\"n\": ")], false),
-        (glm(), "<tool_call>write\n<arg_key>te", "", vec![("write", "")], false),
+        (glm(), "<tool_call>write\n<arg_key>te", "<tool_call>write\n<arg_key>te", vec![], false),
+        (glm(), "<tool_call>rm\n</tool_call>", "<tool_call>rm\n</tool_call>", vec![], false),
         (glm(), "a <tool_call> b c\n <tool_call", "a <tool_call> b c\n <tool_call", vec![], false),
     ]
 }
@@ -301,16 +372,9 @@ fn channel_rows() -> Vec<(&'static str, Row)> {
                 true,
             ),
         ),
-        // Not JSON: passed on for the client to see.
-        (
-            "",
-            row(
-                "<|channel|>commentary to=functions.write<|message|>print(1)<|call|>",
-                "",
-                vec![("write", "print(1)")],
-                true,
-            ),
-        ),
+        // Neither an object nor a tool of the request: text.
+        ("", row("<|channel|>commentary to=functions.write<|message|>print(1)<|call|>", "print(1)", vec![], false)),
+        ("", row("<|channel|>commentary to=functions.rm<|message|>{\"a\": 1}<|call|>", "{\"a\": 1}", vec![], false)),
         // Cut off.
         ("Hm", row("<|channel|>analysis<|message|>Hm", "", vec![], false)),
         ("", row("<|channel|>comment", "", vec![], false)),
@@ -372,7 +436,7 @@ fn one_cut_or_all_of_them_change_nothing() {
 fn beginnings_of_answers_never_show_a_marker_nor_take_anything_back() {
     for (syntax, answer, heard) in table() {
         for (at, _) in answer.char_indices() {
-            let mut reader = Reading { syntax, tools: tools() }.begin();
+            let mut reader = reader(syntax, &tools());
             let (mut content, mut arguments) = (String::new(), String::new());
             for what in reader.push(&answer[..at]) {
                 match what {
@@ -392,13 +456,74 @@ fn beginnings_of_answers_never_show_a_marker_nor_take_anything_back() {
 #[test]
 fn arguments_come_while_they_are_written() {
     let (_, answer, _) = table().swap_remove(json_rows().len() + 1);
-    let mut reader = Reading { syntax: qwen(), tools: tools() }.begin();
+    let mut reader = reader(qwen(), &tools());
     let said = reader.push(&answer[..answer.find("🦀").unwrap_or_default()]);
     assert!(
         matches!(&said[..], [Said::Content(_), Said::Call { .. }, Said::Arguments { text, .. }]
         if text.ends_with(r#""path": "ä/ö.rs", "text": "  fn a() {\n\n    \"\\\" "#)),
         "{said:?}"
     );
+}
+
+#[test]
+fn what_a_model_left_open_is_closed_where_it_ended_by_itself() {
+    let hermes = json_rows()[0].0;
+    let table = [
+        (hermes, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"x", "{\"a\": \"x\"}"),
+        (qwen(), "<tool_call>\n<function=write>\n<parameter=path>\na", "{\"path\": \"a\"}"),
+        (harmony(), "<|channel|>commentary to=functions.f<|message|>{\"a\": [", "{\"a\": []}"),
+    ];
+    for (syntax, answer, arguments) in table {
+        let heard = hear_all(reader(syntax, &tools()), &[answer], false);
+        assert_eq!((heard.calls[0].1.as_str(), heard.complete), (arguments, true), "{answer}");
+        let cut = hear(syntax, &tools(), &[answer]);
+        assert!(arguments.starts_with(&cut.calls[0].1) && !cut.complete, "{cut:?}");
+    }
+}
+
+#[test]
+fn calls_in_reasoning_are_none() {
+    let hermes = json_rows()[0].0;
+    let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    let real = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let begun = |open| Reading { syntax: Some(hermes), tools: tools(), thoughts: ThoughtTags::of_template(""), open };
+    let table = [
+        (
+            false,
+            format!("<think>\nI could {call} but no. </think>\n\n{real}"),
+            format!("I could {call} but no."),
+            "",
+            1,
+        ),
+        (false, format!(" \n<think>{call}</think>It is noon."), call.into(), "It is noon.", 0),
+        (false, "<think>\n\n</think>\n\nHi.".into(), String::new(), "Hi.", 0),
+        (false, "<think>a</think>\n<think>b</think> c".into(), "ab".into(), "c", 0),
+        (false, format!("<think>Hm {call}"), format!("Hm {call}"), "", 0),
+        (false, "<thin ice".into(), String::new(), "<thin ice", 0),
+        (false, "The tag <think> opens.".into(), String::new(), "The tag <think> opens.", 0),
+        (true, format!("maybe {call}</think>\n\n{real}"), format!("maybe {call}"), "", 1),
+        (true, "<think>maybe</think>\n\nYes.".into(), "maybe".into(), "Yes.", 0),
+        (true, "still at it".into(), "still at it".into(), "", 0),
+    ];
+    for (open, answer, reasoning, content, calls) in table {
+        let heard = hear_all(begun(open).begin(), &[&answer], false);
+        let got = (heard.reasoning.clone(), heard.content.as_str(), heard.calls.len());
+        assert_eq!(got, (reasoning, content, calls), "{answer}");
+        assert!(heard.calls.iter().all(|(name, _)| name == "f"));
+        let parts: Vec<&str> = answer.split("").collect();
+        assert_eq!(hear_all(begun(open).begin(), &parts, false), heard, "{answer}, character by character");
+    }
+}
+
+#[test]
+fn every_family_has_its_tags() {
+    for (begin, end) in [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷")] {
+        let thoughts = ThoughtTags::of_template(&format!("{{% if x %}}{end}{{% endif %}}"));
+        assert!(thoughts.are_open_after(&format!("[assistant]{begin}\n")) && !thoughts.are_open_after(end));
+        let reading = Reading { syntax: None, tools: Arc::new([]), thoughts, open: false };
+        let heard = hear_all(reading.begin(), &[&format!("{begin}a{end}b")], false);
+        assert_eq!((heard.reasoning.as_str(), heard.content.as_str()), ("a", "b"));
+    }
 }
 
 #[test]
@@ -413,7 +538,7 @@ fn where_nothing_can_be_called_a_call_is_text() {
 fn nothing_is_held_for_ever() {
     let long = "é<\n".repeat(200_000);
     let held = |syntax, begin: &str| {
-        let mut reader = Reading { syntax, tools: tools() }.begin();
+        let mut reader = reader(syntax, &tools());
         reader.push(begin);
         let said = reader.push(&long);
         let passed: usize = said
@@ -431,7 +556,6 @@ fn nothing_is_held_for_ever() {
         (qwen(), "<tool_call>\n<function=write>\n<parameter=path>\n"),
         (glm(), "<tool_call>write\n<arg_key>list</arg_key>\n<arg_value>"),
         (harmony(), "<|channel|>commentary to=functions.write"),
-        (harmony(), "<|channel|>commentary to=functions.write<|message|>"),
         (&GENERIC, "{"),
         (&GENERIC, "{\"arguments\": \""),
         (&GENERIC, "{\"name\": \"f\", \"arguments\": \""),
@@ -472,8 +596,8 @@ proptest! {
         let pieces: Vec<String> = answer.chars().map(String::from).collect();
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
         prop_assert_eq!(&hear(syntax, &tools(), &pieces), &heard);
-        // Nothing that was complete is other than JSON, but for calls that gpt-oss wrote as something else.
-        if syntax != harmony() && heard.complete && heard.calls.len() == 1 {
+        // Nothing that was complete is other than JSON.
+        if heard.complete && heard.calls.len() == 1 {
             prop_assert!(serde_json::from_str::<serde_json::Value>(&heard.calls[0].1).is_ok(), "{:?}", heard);
         }
     }

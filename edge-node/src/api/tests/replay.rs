@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
 use crate::diagnosis::{CloudState, LinkState};
 use crate::request::{
-    Controls, Done, Event, FinishReason, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, Origin,
-    RouteSummary, TokenEvent,
+    Controls, Done, Event, Events, FinishReason, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, Origin,
+    RouteSummary, Scored, TokenEvent,
 };
 
 /// How the replay ends.
@@ -77,6 +77,8 @@ impl Replay {
                 cloud: CloudState::of(LinkState::Connected),
                 policy: "calibrated@1".into(),
                 threshold: 0.5,
+                threshold_unit: "probability".into(),
+                threshold_max: 1.0,
                 ..NodeStatus::default()
             }),
             requests: Mutex::default(),
@@ -195,7 +197,19 @@ impl Backend for Replay {
                 }
             }
         });
-        Ok(Generation { events: receiver, route })
+        Ok(Generation { events: Events::new(receiver, |_| {}), route })
+    }
+
+    fn score(
+        &self,
+        prompt: Vec<u32>,
+        alternatives: u32,
+    ) -> Result<oneshot::Receiver<Result<Vec<Scored>, GenerateError>>, GenerateError> {
+        let (done, scores) = oneshot::channel();
+        let alternatives: Vec<_> = (0..alternatives).map(|rank| Alternative { id: 10 + rank, logprob: -1.0 }).collect();
+        let score = |_| Scored { logprob: -0.25, alternatives: alternatives.clone() };
+        let _ = done.send(Ok((1..prompt.len()).map(score).collect()));
+        Ok(scores)
     }
 
     fn status(&self) -> NodeStatus {
@@ -205,6 +219,9 @@ impl Backend for Replay {
     fn set_controls(&self, controls: Controls) -> Result<NodeStatus, ControlsError> {
         if controls.cut == Some(false) {
             return Err(ControlsError::Locked { param: "cut" });
+        }
+        if controls.threshold.is_some_and(|threshold| threshold > 1.0) {
+            return Err(ControlsError::Invalid { param: "threshold", message: "past 1".into() });
         }
         let mut status = self.status.lock().unwrap();
         status.cut = controls.cut.unwrap_or(status.cut);
@@ -216,6 +233,10 @@ impl Backend for Replay {
 
     fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    fn stop_tokens(&self) -> Vec<u32> {
+        vec![1]
     }
 
     fn constraints(&self) -> &Constraints {
