@@ -24,29 +24,3 @@ pub(super) fn pattern(format: &str) -> Option<String> {
         _ => None,
     }
 }
-
-/// Patterns with look-around, which the library does not know, and the same without. They are those that
-/// the schema libraries themselves write.
-const SAME: [(&str, &str); 3] = [
-    // zod 4: `z.email()`.
-    (
-        r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
-        r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
-    ),
-    // zod: `z.iso.duration()`.
-    (
-        r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$",
-        concat!(
-            r"^P(?:\d+W|(?:\d+Y(?:\d+M)?(?:\d+D)?|\d+M(?:\d+D)?|\d+D)?",
-            r"(?:T(?:\d+H(?:\d+M)?(?:\d+(?:[.,]\d+)?S)?|\d+M(?:\d+(?:[.,]\d+)?S)?|\d+(?:[.,]\d+)?S))",
-            r"|\d+Y(?:\d+M)?(?:\d+D)?|\d+M(?:\d+D)?|\d+D)$",
-        ),
-    ),
-    // pydantic: `Decimal`.
-    (r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$", r"^[+-]?(?:\d+\.?\d*|\.\d+)$"),
-];
-
-/// A pattern that the library knows in place of one that it does not.
-pub(super) fn known_pattern(pattern: &str) -> &str {
-    SAME.iter().find(|(given, _)| *given == pattern).map_or(pattern, |(_, same)| same)
-}

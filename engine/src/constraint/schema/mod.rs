@@ -9,6 +9,7 @@
 //! - References are resolved here (RFC 6901 with percent-encoding, anchors) and renamed ([`reference`]).
 //! - Bounds of numbers become inclusive doubles that lie within them ([`numbers`]), formats become patterns
 //!   where the library is laxer than their standard ([`formats`]).
+//! - Patterns that the library misreads are spelt otherwise ([`patterns`]).
 //! - An object that names its keys has no others, unless the schema says that it has ([`objects`]).
 //! - `oneOf` becomes `anyOf` where no value is in two branches ([`choice`]).
 //! - A schema without a finite value is refused ([`finite`]).
@@ -19,6 +20,7 @@ mod formats;
 mod keywords;
 mod numbers;
 mod objects;
+mod patterns;
 mod reference;
 
 use std::collections::HashMap;
@@ -317,7 +319,7 @@ impl<'a> Preparer<'a> {
             Some(Value::String(text)) => Ok(Some(text.as_str())),
             Some(_) => Err(self.refuse(&format!("`{word}` must be a string"))),
         };
-        let own = string("pattern")?.map(|text| formats::known_pattern(text).to_owned());
+        let own = string("pattern")?.map(patterns::held);
         let format = string("format")?.filter(|format| keywords::format_is_held(format));
         let of_format = format.and_then(formats::pattern);
         if of_format.is_none() {

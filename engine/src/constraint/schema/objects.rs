@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::super::ConstraintError;
-use super::{Preparer, keywords};
+use super::{Preparer, keywords, patterns};
 
 /// Most references from one name schema to the next.
 const NAME_REFERENCES_MAX: usize = 8;
@@ -123,7 +123,11 @@ impl<'a> Preparer<'a> {
         }
         let mut members = Members {
             named: self.children(map, "properties")?,
-            patterns: self.children(map, "patternProperties")?,
+            patterns: self
+                .children(map, "patternProperties")?
+                .into_iter()
+                .map(|(pattern, schema)| (patterns::held(&pattern), schema))
+                .collect(),
             others: map.get("additionalProperties").map(|rule| self.child("additionalProperties", rule)).transpose()?,
             required: self.required(map)?,
         };
@@ -209,7 +213,7 @@ impl<'a> Preparer<'a> {
                 ("format", Value::String(format)) if !keywords::format_is_held(format) => {}
                 ("const", name) => members.have_names_of(std::slice::from_ref(name)).ok_or(unsupported.clone())?,
                 ("enum", Value::Array(names)) => members.have_names_of(names).ok_or(unsupported.clone())?,
-                ("pattern", Value::String(text)) if pattern.is_none() => pattern = Some(text.clone()),
+                ("pattern", Value::String(text)) if pattern.is_none() => pattern = Some(patterns::held(text)),
                 ("minLength", rule) if rule.as_u64() == Some(1) && pattern.is_none() => pattern = Some("(?s:.)".into()),
                 _ => return Err(unsupported),
             }
