@@ -1,7 +1,7 @@
 //! How an edge finds its cloud node: at a fixed address, or where a router's ticket points.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_proto::ids::Epoch;
@@ -18,8 +18,8 @@ use crate::config::PeerSettings;
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::pair::now_ms;
 
-/// Attempts on one node before a router is asked for another.
-const ATTEMPTS_PER_NODE: u32 = 2;
+/// A router that takes longer is passed over where an earlier ticket is at hand: an answer may be waiting.
+const ROUTER_PATIENCE: Duration = Duration::from_millis(700);
 
 /// The key material in the form the control plane takes.
 pub(crate) fn tls_pem(identity: &Identity) -> TlsPem {
@@ -46,9 +46,9 @@ pub(crate) fn start(
         let (server_name, address) = named_address(cloud)?;
         // Without tickets there is one owner of every session, so one epoch.
         epoch.saw(Epoch(1));
-        let redial = Redial::start(connector()?, Backoff::default(), move || {
+        let redial = Redial::start(connector()?, Backoff::default(), move |_| {
             let (server_name, address) = (server_name.clone(), address.clone());
-            async move { target(&address, server_name).await }
+            async move { target(server_name.clone(), &address, server_name).await }
         });
         return Ok(Uplinks::new(redial, epoch, bulk.clone()));
     }
@@ -60,21 +60,10 @@ pub(crate) fn start(
         source: TicketSource::new(client, TicketCache::default()),
         model: cloud_model.to_owned(),
         epoch: epoch.clone(),
-        attempts: AtomicU32::new(0),
-        last_node: Mutex::default(),
     });
-    let resolving = Arc::clone(&places);
-    let redial = Redial::start(connector()?, Backoff::default(), move || {
-        let places = Arc::clone(&resolving);
-        async move { places.next().await }
-    });
-    let mut links = redial.link();
-    tokio::spawn(async move {
-        while links.changed().await.is_ok() {
-            if links.borrow_and_update().is_some() {
-                places.attempts.store(0, Ordering::Relaxed);
-            }
-        }
+    let redial = Redial::start(connector()?, Backoff::default(), move |avoid| {
+        let places = Arc::clone(&places);
+        async move { places.next(avoid).await }
     });
     Ok(Uplinks::new(redial, epoch, bulk.clone()))
 }
@@ -84,32 +73,24 @@ struct Places {
     source: TicketSource,
     model: String,
     epoch: TicketEpoch,
-    /// Attempts since a link was up.
-    attempts: AtomicU32,
-    last_node: Mutex<Option<String>>,
 }
 
 impl Places {
-    /// Where to dial next. The same node again at first, for its sessions can be resumed there; if
-    /// it does not come back, another one, if there is one.
-    async fn next(&self) -> Result<Target, TransportError> {
-        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
-        let last = self.last_node.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Where to dial next: the node of the ticket at hand while it is good, for its sessions can be resumed
+    /// there; another one, if the router knows one, in place of the nodes in `avoid`.
+    async fn next(&self, avoid: Vec<String>) -> Result<Target, TransportError> {
         let mut place = place_for(&self.model);
-        if attempt >= ATTEMPTS_PER_NODE && attempt.is_multiple_of(ATTEMPTS_PER_NODE) {
-            // The node may run at another address by now: what is cached is not to be trusted.
-            self.source.forget(&self.model);
-            place.avoid.extend(last);
-        }
-        let mut placed = self.source.ticket(&place, now_ms()).await;
-        if matches!(placed, Err(ClientError::Refused(_))) && !place.avoid.is_empty() {
-            place.avoid.clear();
-            placed = self.source.ticket(&place, now_ms()).await;
-        }
-        let ticket = placed.map_err(|e| no_ticket(&e))?.ticket;
+        place.avoid = avoid;
+        let placed = tokio::time::timeout(ROUTER_PATIENCE, self.source.ticket(&place, now_ms())).await;
+        let ticket = match placed {
+            Ok(placed) => placed.map_err(|e| no_ticket(&e))?.ticket,
+            Err(_) => self.source.last(&self.model).ok_or_else(|| TransportError::Timeout {
+                what: "the router's answer",
+                ms: ROUTER_PATIENCE.as_millis() as u64,
+            })?,
+        };
         self.epoch.saw(ticket.epoch);
-        *self.last_node.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticket.node);
-        target(&ticket.address, ticket.server_name).await
+        target(ticket.node, &ticket.address, ticket.server_name).await
     }
 }
 
@@ -128,15 +109,17 @@ fn no_ticket(error: &ClientError) -> TransportError {
     TransportError::NoTarget { cause, reason: error.to_string() }
 }
 
-/// Looks an address up.
-async fn target(address: &str, server_name: String) -> Result<Target, TransportError> {
+/// Looks the addresses of a node up.
+async fn target(node: String, address: &str, server_name: String) -> Result<Target, TransportError> {
     let unknown = |reason: String| TransportError::NoTarget {
         cause: NoTarget::UnknownHost { address: address.to_owned() },
         reason: format!("{address} cannot be found: {reason}"),
     };
-    let mut found = tokio::net::lookup_host(address).await.map_err(|e| unknown(e.to_string()))?;
-    let addr = found.next().ok_or_else(|| unknown("it has no address".into()))?;
-    Ok(Target { addr, server_name })
+    let addrs: Vec<_> = tokio::net::lookup_host(address).await.map_err(|e| unknown(e.to_string()))?.collect();
+    if addrs.is_empty() {
+        return Err(unknown("it has no address".into()));
+    }
+    Ok(Target { node, addrs, server_name })
 }
 
 /// `host:port` or `server-name@host:port` as the name to check and the address to dial.

@@ -143,7 +143,7 @@ pub fn diagnose(error: &TransportError) -> Diagnosis {
             format!("the cloud node takes no more links now: {reason}"),
             "wait, or add a cloud node",
         ),
-        TransportError::Timeout { .. } => Diagnosis::passing(
+        TransportError::Timeout { .. } | TransportError::NobodyListens { .. } => Diagnosis::passing(
             "cloud_unreachable",
             "the cloud node does not answer",
             "check that it runs, that the address is right, and that UDP passes the firewalls on the way",

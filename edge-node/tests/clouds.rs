@@ -56,8 +56,8 @@ where
     let identity = ca.issue(Role::Edge, "small").expect("an identity");
     let connector =
         Connector::new(&identity, Settings::dev(), Hello::new("small", 1, vec![small.card])).expect("a connector");
-    let redial = Redial::start(Arc::new(connector), Backoff::default(), move || async move {
-        Ok(Target { addr: address, server_name: "big.tandem".into() })
+    let redial = Redial::start(Arc::new(connector), Backoff::default(), move |_| async move {
+        Ok(Target::at(address, "big.tandem"))
     });
     let epoch = TicketEpoch::default();
     epoch.saw(Epoch(1));

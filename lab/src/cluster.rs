@@ -135,8 +135,8 @@ impl Cluster {
         let greeting = Hello::new(&options.edge.name, 1, vec![small.card]);
         let connector = Arc::new(Connector::new_for(&edge_identity, QuicSettings::dev(), greeting, &[Role::Cloud])?);
         let server_name = cloud_identity.id().dns_name();
-        let redial = Redial::start(connector, Backoff::default(), move || {
-            let target = Target { addr: address, server_name: server_name.clone() };
+        let redial = Redial::start(connector, Backoff::default(), move |_| {
+            let target = Target::at(address, &server_name);
             async move { Ok(target) }
         });
         let epoch = TicketEpoch::default();

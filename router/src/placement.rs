@@ -78,7 +78,8 @@ pub struct Query<'a> {
     pub region: &'a str,
     /// Round trips that the device has measured, µs by node.
     pub latencies_us: &'a BTreeMap<String, u32>,
-    /// Nodes that the device has just failed to reach: they come last.
+    /// Nodes that the device has just failed to reach, the latest first: they come last, and the latest at the
+    /// very end, so that a device whose nodes have all failed tries them in turn.
     pub avoid: &'a [String],
     /// The node that holds the device's unexpired ticket.
     pub previous: Option<&'a str>,
@@ -149,8 +150,9 @@ pub fn rank<'a>(
             ranking.excluded.push((node.name.to_owned(), why));
         } else {
             let ranked = cost(config, &node, query);
-            let avoided = query.avoid.iter().any(|name| name == node.name);
-            let weight = match (avoided, query.previous == Some(node.name)) {
+            // 0 for a node that is not to be avoided; the earlier in the list, the larger.
+            let avoided = query.avoid.iter().position(|name| name == node.name).map_or(0, |at| query.avoid.len() - at);
+            let weight = match (avoided > 0, query.previous == Some(node.name)) {
                 (false, true) => stay_weight(config, ranked.cost_us),
                 _ => ranked.cost_us,
             };
@@ -159,7 +161,7 @@ pub fn rank<'a>(
     }
     keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
     for ((avoided, weight, _), mut ranked) in keyed {
-        if avoided {
+        if avoided > 0 {
             ranked.reasons.push("the device has just failed to reach it".into());
         } else if weight < ranked.cost_us {
             ranked.reasons.push("holds the device's ticket".into());

@@ -24,6 +24,8 @@ pub enum CloseCode {
     Abandoned = 8,
     /// As many links as one name may have are up: other processes use the peer's name.
     NameInUse = 9,
+    /// The peer did not answer while it was waited for.
+    Silent = 10,
     /// A code of a newer build.
     Unknown = 255,
 }
@@ -43,6 +45,7 @@ impl CloseCode {
             7 => Self::Cut,
             8 => Self::Abandoned,
             9 => Self::NameInUse,
+            10 => Self::Silent,
             _ => Self::Unknown,
         }
     }

@@ -3,19 +3,27 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use quinn::{ClientConfig, Endpoint, crypto::rustls::QuicClientConfig};
 use tandem_proto::message::Hello;
+use tokio::task::JoinSet;
 
 use crate::{
     close::CloseCode,
     error::TransportError,
     identity::{Identity, IdentityError, Role},
     link::{Link, Side},
+    probe::PortCheck,
     settings::Settings,
     socket,
 };
+
+/// A dialed address gets this long before the next one is dialed beside it (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// A peer that has not answered for so long is asked whether anybody listens there.
+const PORT_CHECK_AFTER: Duration = Duration::from_millis(30);
 
 /// Dials links; all of them share one UDP socket per address family.
 #[derive(Debug)]
@@ -82,10 +90,55 @@ impl Connector {
             TransportError::Connect { addr, server_name, reason }
         })?;
         let limit = self.settings.handshake;
-        let conn = tokio::time::timeout(limit, connecting)
-            .await
-            .map_err(|_| TransportError::Timeout { what: "the connection", ms: limit.as_millis() as u64 })??;
+        let closed = async {
+            tokio::time::sleep(PORT_CHECK_AFTER).await;
+            match PortCheck::new(addr).await {
+                Some(port) => port.refused().await,
+                None => std::future::pending().await,
+            }
+        };
+        let conn = tokio::select! {
+            conn = tokio::time::timeout(limit, connecting) => conn
+                .map_err(|_| TransportError::Timeout { what: "the connection", ms: limit.as_millis() as u64 })??,
+            () = closed => return Err(TransportError::NobodyListens { addr }),
+        };
         Link::establish(conn, Side::Client, &hello, &self.settings, &self.roles, ()).await
+    }
+
+    /// As [`Connector::connect`], for a peer with several addresses: each gets a short start before the next
+    /// one is dialed beside it, and the first link wins.
+    ///
+    /// # Errors
+    /// Of several failures the one that says most: a peer that was reached and refused comes before one that
+    /// was not.
+    pub async fn connect_any(
+        self: &Arc<Self>,
+        addrs: &[SocketAddr],
+        server_name: &str,
+    ) -> Result<Link, TransportError> {
+        let mut attempts = JoinSet::new();
+        let mut waiting = addrs.iter().copied();
+        let mut failed = None;
+        loop {
+            if let Some(addr) = waiting.next() {
+                let (this, server_name) = (Arc::clone(self), server_name.to_owned());
+                attempts.spawn(async move { this.connect(addr, &server_name).await });
+            }
+            let more = waiting.len() > 0;
+            tokio::select! {
+                ended = attempts.join_next() => match ended {
+                    Some(Ok(Ok(link))) => return Ok(link),
+                    Some(Ok(Err(error))) => failed = Some(telling(failed, error)),
+                    // An attempt that panicked has said so.
+                    Some(Err(_)) => {}
+                    None => {
+                        let reason = || TransportError::Lost { reason: format!("{server_name} has no address") };
+                        return Err(failed.unwrap_or_else(reason));
+                    }
+                },
+                () = tokio::time::sleep(STAGGER), if more => {}
+            }
+        }
     }
 
     fn prepare(&self, addr: SocketAddr) -> Result<(Endpoint, ClientConfig, Hello), TransportError> {
@@ -97,7 +150,7 @@ impl Connector {
         };
         let endpoint = match slot {
             Some(endpoint) => endpoint.clone(),
-            None => slot.insert(socket::endpoint(any, None)?).clone(),
+            None => slot.insert(socket::client(any)?).clone(),
         };
         Ok((endpoint, state.config.clone(), state.hello.clone()))
     }
@@ -131,6 +184,21 @@ impl Connector {
         }
         Ok(())
     }
+}
+
+/// Of two failures the one that says more: whoever was reached knows better than silence.
+fn telling(before: Option<TransportError>, error: TransportError) -> TransportError {
+    let reached = |error: &TransportError| {
+        !matches!(
+            error,
+            TransportError::Timeout { .. }
+                | TransportError::Connect { .. }
+                | TransportError::NobodyListens { .. }
+                | TransportError::Bind { .. }
+                | TransportError::Lost { .. }
+        )
+    };
+    before.filter(|before| reached(before) || !reached(&error)).unwrap_or(error)
 }
 
 impl Drop for Connector {

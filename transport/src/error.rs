@@ -34,6 +34,12 @@ pub enum TransportError {
         /// What is wrong.
         reason: String,
     },
+    /// The system of the address says that its port is closed.
+    #[error("nobody listens at UDP {addr}; check the address, and that the node runs")]
+    NobodyListens {
+        /// Address asked for.
+        addr: SocketAddr,
+    },
     /// TLS refused one of the two sides.
     #[error("the TLS handshake failed: {reason}; both sides need certificates of the same CA that are valid now")]
     Unauthorised {

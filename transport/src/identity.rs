@@ -5,6 +5,7 @@
 
 mod ca;
 mod files;
+mod reset;
 mod verify;
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::SystemTime};
@@ -17,7 +18,7 @@ use tandem_proto::limits::ALPN;
 
 pub use self::ca::{CA_CERT_FILE, CA_KEY_FILE, DEV_TENANT, DevCa};
 use self::files::{read_text, write_private};
-pub(crate) use self::verify::not_after;
+pub(crate) use self::{reset::ResetKey, verify::not_after};
 
 /// Name of the certificate file of an [`Identity`] on disk.
 pub const CERT_FILE: &str = "cert.pem";
@@ -214,7 +215,9 @@ pub struct Identity {
     key: PrivateKeyDer<'static>,
     roots: Arc<RootCertStore>,
     id: PeerIdentity,
+    not_before: SystemTime,
     not_after: SystemTime,
+    reset_key: ResetKey,
 }
 
 impl fmt::Debug for Identity {
@@ -234,7 +237,9 @@ impl Clone for Identity {
             key: self.key.clone_key(),
             roots: Arc::clone(&self.roots),
             id: self.id.clone(),
+            not_before: self.not_before,
             not_after: self.not_after,
+            reset_key: self.reset_key,
         }
     }
 }
@@ -255,7 +260,10 @@ impl Identity {
             key: parsed.key,
             roots: parsed.roots,
             id: parsed.id,
+            not_before: parsed.not_before,
             not_after: parsed.not_after,
+            // The same after every start with this key.
+            reset_key: ResetKey::derive(key_pem.as_bytes(), ""),
         })
     }
 
@@ -290,6 +298,19 @@ impl Identity {
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// Whether it is time for the next certificate at `now`: half of this one's time has passed, or a clock
+    /// that was set back has not reached its beginning.
+    #[must_use]
+    pub fn renewal_is_due(&self, now: SystemTime) -> bool {
+        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        now < self.not_before || now >= self.not_before + lifetime / 2
+    }
+
+    /// Of the connections of this node, over its restarts.
+    pub(crate) fn reset_key(&self) -> &ResetKey {
+        &self.reset_key
     }
 
     /// Certificate chain, PEM (for tonic's TLS).

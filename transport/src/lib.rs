@@ -7,6 +7,7 @@
 //! Non-goals: no retry of a request (the session machines resume), no policy (who may do what is
 //! decided from [`Link::peer_identity`] by the node).
 
+pub mod addresses;
 pub mod bulk;
 pub mod channel;
 pub mod close;
@@ -16,11 +17,13 @@ pub mod estimator;
 pub mod identity;
 pub mod link;
 mod meter;
+pub mod probe;
 pub mod proxy;
 pub mod redial;
 pub mod server;
 pub mod settings;
 mod socket;
+pub mod suspects;
 pub mod tls_fault;
 
 pub use channel::{Channel, ChannelBytes, FrameReceiver, FrameSender};
@@ -29,6 +32,7 @@ pub use connector::Connector;
 pub use error::{NoTarget, TransportError};
 pub use identity::{DevCa, Identity, PeerIdentity, Role};
 pub use link::{Link, LinkStats};
+pub use probe::ProbeGuard;
 pub use proxy::{Faults, ProxyHandle, UdpProxy};
 pub use redial::{Backoff, DialState, Redial, Target};
 pub use server::Server;

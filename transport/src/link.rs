@@ -6,7 +6,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, SystemTime},
@@ -21,7 +21,7 @@ use tandem_proto::{
     message::Hello,
 };
 use tokio::{
-    sync::{Mutex, Semaphore, mpsc},
+    sync::{Mutex, Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
 };
 
@@ -32,6 +32,7 @@ use crate::{
     error::TransportError,
     identity::{self, IdentityError, PeerIdentity, Role},
     meter::{Direction, Meter},
+    probe::{self, ProbeGuard},
     settings::{CONTROL_PRIORITY, SESSION_PRIORITY, Settings, bulk_priority},
 };
 
@@ -80,6 +81,18 @@ impl LinkStats {
     }
 }
 
+/// Why this side closed a link: QUIC itself only remembers that it did.
+#[derive(Debug, Default)]
+pub(crate) struct Ended(OnceLock<(CloseCode, String)>);
+
+impl Ended {
+    /// Closes the connection; of several reasons the first counts.
+    pub(crate) fn close(&self, conn: &Connection, code: CloseCode, reason: &str) {
+        let _ = self.0.set((code, reason.to_owned()));
+        conn.close(code.to_wire(), clip(reason));
+    }
+}
+
 /// A link to an authenticated peer. Dropping it closes the connection and every channel on it, so
 /// share it as `Arc<Link>` with whoever uses a channel.
 pub struct Link {
@@ -92,6 +105,8 @@ pub struct Link {
     bulk_slots: Arc<Semaphore>,
     bulk_sent: AtomicU32,
     bulk: Mutex<mpsc::Receiver<Frame>>,
+    waiting: Arc<watch::Sender<usize>>,
+    ended: Arc<Ended>,
     // Open as long as the link: its end would be the peer's sign that the link is done.
     _control: Channel,
     tender: JoinHandle<()>,
@@ -177,7 +192,9 @@ impl Link {
         bounds.send_payload_max = cap(hello.payload_bytes_max);
         bounds.receive_payload_max = cap(ours.payload_bytes_max);
         let (bulk_tx, bulk_rx) = mpsc::channel(BULK_QUEUE_MAX);
-        let tender = tokio::spawn(tend(conn.clone(), bounds.clone(), bulk_tx, not_after, keep));
+        let (waiting, ended) = (Arc::new(watch::Sender::new(0)), Arc::new(Ended::default()));
+        let watched = (waiting.subscribe(), Arc::clone(&ended));
+        let tender = tokio::spawn(tend(conn.clone(), bounds.clone(), bulk_tx, not_after, watched, keep));
         Ok(Self {
             conn,
             peer,
@@ -188,6 +205,8 @@ impl Link {
             bulk_slots: Arc::new(Semaphore::new(settings.bulk_streams as usize)),
             bulk_sent: AtomicU32::new(0),
             bulk: Mutex::new(bulk_rx),
+            waiting,
+            ended,
             _control: control,
             tender,
         })
@@ -276,15 +295,12 @@ impl Link {
         self.bulk.lock().await.recv().await
     }
 
-    /// Sends a hint that may be lost; false if it cannot be sent now or is too long (about 1 200
-    /// bytes).
-    pub fn send_hint(&self, hint: Bytes) -> bool {
-        self.conn.send_datagram(hint).is_ok()
-    }
-
-    /// The next hint of the peer; `None` once the link is over. Cancel-safe.
-    pub async fn next_hint(&self) -> Option<Bytes> {
-        self.conn.read_datagram().await.ok()
+    /// Says that the caller waits for the peer until the guard is dropped. Meanwhile a peer that has died or
+    /// fallen silent is found within about three round trips and a second; the link is then closed with
+    /// [`CloseCode::Silent`]. Costs nothing while the peer answers anyway, and two small packets a round trip
+    /// at most while it does not.
+    pub fn probe(&self) -> ProbeGuard {
+        ProbeGuard::new(&self.waiting)
     }
 
     /// Path and load of the link now.
@@ -310,7 +326,7 @@ impl Link {
 
     /// Closes the link at once; what is not yet acknowledged is lost.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.conn.close(code.to_wire(), clip(reason));
+        self.ended.close(&self.conn, code, reason);
     }
 
     /// True once the link is over.
@@ -321,7 +337,12 @@ impl Link {
 
     /// Waits for the end of the link and says why it ended. Cancel-safe.
     pub async fn closed(&self) -> TransportError {
-        self.conn.closed().await.into()
+        match (self.conn.closed().await, self.ended.0.get()) {
+            (quinn::ConnectionError::LocallyClosed, Some((code, reason))) => {
+                TransportError::Closed { code: *code, reason: reason.clone() }
+            }
+            (error, _) => error.into(),
+        }
     }
 }
 
@@ -337,15 +358,17 @@ fn clip(reason: &str) -> &[u8] {
     &reason.as_bytes()[..reason.len().min(512)]
 }
 
-/// Looks after a link until it ends: reads bulk streams, samples the round-trip time, closes it when
-/// the peer's certificate ends.
+/// Looks after a link until it ends: reads bulk streams, samples the round-trip time, probes a peer that is
+/// waited for, closes the link when the peer's certificate ends.
 async fn tend(
     conn: Connection,
     bounds: Bounds,
     bulk: mpsc::Sender<Frame>,
     not_after: SystemTime,
+    (waiting, ended): (watch::Receiver<usize>, Arc<Ended>),
     keep: impl Send + 'static,
 ) {
+    let mut probing = std::pin::pin!(probe::watch_over(&conn, waiting, &ended));
     let mut readers = JoinSet::new();
     let mut sample = tokio::time::interval(RTT_SAMPLE_INTERVAL);
     sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -361,6 +384,9 @@ async fn tend(
                 Err(_) => break,
             },
             Some(_) = readers.join_next() => {}
+            () = &mut probing => break,
+            // Probes have done their work when they are acknowledged.
+            probe = conn.read_datagram() => if probe.is_err() { break },
             _ = sample.tick() => {
                 bounds.meter.observe_rtt(conn.rtt());
                 // TLS counts the last second as valid; so does this.

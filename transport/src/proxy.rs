@@ -74,6 +74,8 @@ fn count(counter: &AtomicU64) {
 #[derive(Debug)]
 struct Shared {
     faults: Mutex<(Faults, SocketAddr)>,
+    /// Times the proxy forgot its clients' addresses.
+    rebinds: AtomicU64,
     counters: Counters,
 }
 
@@ -107,6 +109,12 @@ impl ProxyHandle {
     /// Sends packets of all clients to another address from now on (a node that restarted elsewhere).
     pub fn set_target(&self, target: SocketAddr) {
         self.0.lock().1 = target;
+    }
+
+    /// Forgets under which port each client goes to the target, as a NAT does: the next packet of a client
+    /// leaves from a new one, and answers to the old one are lost.
+    pub fn rebind(&self) {
+        count(&self.0.rebinds);
     }
 
     /// What was done so far.
@@ -143,7 +151,11 @@ impl UdpProxy {
         let bind = |e: std::io::Error| TransportError::Bind { addr: listen, reason: e.to_string() };
         let front = Arc::new(UdpSocket::from_std(socket::udp(listen)?).map_err(bind)?);
         let addr = front.local_addr().map_err(bind)?;
-        let shared = Arc::new(Shared { faults: Mutex::new((faults, target)), counters: Counters::default() });
+        let shared = Arc::new(Shared {
+            faults: Mutex::new((faults, target)),
+            rebinds: AtomicU64::new(0),
+            counters: Counters::default(),
+        });
         let (answers_tx, answers) = mpsc::channel(ANSWERS_MAX);
         let relay = Relay {
             front,
@@ -152,6 +164,7 @@ impl UdpProxy {
             out: Impairment::new(seed),
             back: Impairment::new(seed ^ 0x5bd1_e995),
             clients: HashMap::new(),
+            rebinds: 0,
             queue: BinaryHeap::new(),
             queued: 0,
             answers_tx,
@@ -214,6 +227,8 @@ struct Relay {
     out: Impairment,
     back: Impairment,
     clients: HashMap<SocketAddr, Client>,
+    /// Those of the handle that have been carried out.
+    rebinds: u64,
     queue: BinaryHeap<Reverse<Packet>>,
     queued: u64,
     answers_tx: mpsc::Sender<(SocketAddr, Bytes)>,
@@ -254,6 +269,15 @@ impl Relay {
 
     /// Decides over one packet and queues its copies.
     fn take(&mut self, way: Way, client: SocketAddr, bytes: &[u8]) {
+        let rebinds = self.shared.rebinds.load(Ordering::Relaxed);
+        if rebinds != self.rebinds {
+            self.rebinds = rebinds;
+            self.clients.clear();
+        }
+        if way == Way::Back && !self.clients.contains_key(&client) {
+            // For a port that is no more.
+            return count(&self.shared.counters.lost);
+        }
         let (faults, now_us) = (self.shared.lock().0, self.now_us());
         let impairment = match way {
             Way::Out => &mut self.out,

@@ -2,16 +2,25 @@
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use tandem_proto::message::RefuseCode;
 
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
 };
 
-use crate::{close::CloseCode, connector::Connector, error::TransportError, link::Link};
+use crate::{
+    addresses::{self, DEAD_MAX},
+    close::CloseCode,
+    connector::Connector,
+    error::TransportError,
+    link::Link,
+    suspects::Suspects,
+};
 
 /// Waits between attempts. Each wait is drawn between a half and the whole of the nominal one, so
 /// that a fleet does not come back in step.
@@ -29,7 +38,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { base: Duration::from_millis(100), cap: Duration::from_secs(2), first_attempt: Duration::from_secs(1) }
+        Self { base: Duration::from_millis(100), cap: Duration::from_secs(1), first_attempt: Duration::from_secs(1) }
     }
 }
 
@@ -57,10 +66,20 @@ impl Backoff {
 /// Where to dial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// UDP address of the peer.
-    pub addr: SocketAddr,
+    /// Name of the node, by which a resolver is told to avoid it.
+    pub node: String,
+    /// UDP addresses of the peer, in the resolver's order.
+    pub addrs: Vec<SocketAddr>,
     /// Name its certificate must carry.
     pub server_name: String,
+}
+
+impl Target {
+    /// A node known by its server name, at one address.
+    #[must_use]
+    pub fn at(addr: SocketAddr, server_name: &str) -> Self {
+        Self { node: server_name.to_owned(), addrs: vec![addr], server_name: server_name.to_owned() }
+    }
 }
 
 /// What a [`Redial`] is doing.
@@ -97,28 +116,53 @@ struct Switch {
     cuts: u64,
 }
 
+/// Which node the link leads to, and which did not work lately.
+#[derive(Debug, Default)]
+struct Nodes {
+    current: Option<String>,
+    suspects: Suspects,
+}
+
+impl Nodes {
+    fn suspect_current(&mut self) {
+        if let Some(node) = &self.current {
+            self.suspects.add(node, Instant::now());
+        }
+    }
+}
+
+fn lock(nodes: &Mutex<Nodes>) -> MutexGuard<'_, Nodes> {
+    nodes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Dials again whenever there is no link. Stops, and lets go of the link, when dropped.
+///
+/// A node that shuts down, falls silent, refuses or is [suspected](Redial::suspect) is left for others for
+/// [`COOL_DOWN`](crate::suspects::COOL_DOWN): the resolver is asked at once for another one and told which to
+/// avoid. Where it knows no other it may name the same again.
 #[derive(Debug)]
 pub struct Redial {
     link: watch::Receiver<Option<Arc<Link>>>,
     state: watch::Receiver<DialState>,
     switch: watch::Sender<Switch>,
     demand: Arc<Notify>,
+    nodes: Arc<Mutex<Nodes>>,
     task: JoinHandle<()>,
 }
 
 impl Redial {
-    /// Starts dialing what `resolve` answers (asked before every attempt, so a node may move).
-    /// Needs a tokio runtime.
+    /// Starts dialing what `resolve` answers. It is asked before every attempt, so a node may move, and is
+    /// given the nodes to avoid, the one that failed last first. Needs a tokio runtime.
     pub fn start<R, F>(connector: Arc<Connector>, backoff: Backoff, resolve: R) -> Self
     where
-        R: Fn() -> F + Send + Sync + 'static,
+        R: Fn(Vec<String>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Target, TransportError>> + Send + 'static,
     {
         let (link_tx, link) = watch::channel(None);
         let (state_tx, state) = watch::channel(DialState::Dialing { failures: 0, error: None });
         let (switch, turns) = watch::channel(Switch::default());
         let demand = Arc::new(Notify::new());
+        let nodes = Arc::default();
         let supervisor = Supervisor {
             connector,
             backoff,
@@ -126,9 +170,11 @@ impl Redial {
             state: state_tx,
             switch: turns,
             demand: Arc::clone(&demand),
+            nodes: Arc::clone(&nodes),
+            dead: Vec::new(),
         };
         let task = tokio::spawn(supervisor.run(resolve));
-        Self { link, state, switch, demand, task }
+        Self { link, state, switch, demand, nodes, task }
     }
 
     /// The link of the moment, to be watched: `None` while there is none.
@@ -166,6 +212,22 @@ impl Redial {
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.switch.borrow().cut
+    }
+
+    /// The node at the other end of `link` does not work: closes the link, leaves the node for a cool-down
+    /// and asks the resolver for another one at once. A link that has been replaced meanwhile is only closed.
+    pub fn suspect(&self, link: &Link, reason: &str) {
+        if self.link.borrow().as_deref().is_some_and(|current| std::ptr::eq(current, link)) {
+            lock(&self.nodes).suspect_current();
+        }
+        link.close(CloseCode::TooSlow, reason);
+    }
+
+    /// True if the link leads to a node that did not work lately: the resolver knows no better one.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        let nodes = lock(&self.nodes);
+        nodes.current.as_ref().is_some_and(|node| nodes.suspects.has(node, Instant::now()))
     }
 
     /// Somebody needs the link now: ends a wait between attempts.
@@ -206,12 +268,15 @@ struct Supervisor {
     state: watch::Sender<DialState>,
     switch: watch::Receiver<Switch>,
     demand: Arc<Notify>,
+    nodes: Arc<Mutex<Nodes>>,
+    /// Addresses at which a link has died, the latest first.
+    dead: Vec<SocketAddr>,
 }
 
 impl Supervisor {
     async fn run<R, F>(mut self, resolve: R)
     where
-        R: Fn() -> F,
+        R: Fn(Vec<String>) -> F,
         F: Future<Output = Result<Target, TransportError>>,
     {
         let mut failures = 0;
@@ -228,10 +293,12 @@ impl Supervisor {
                 continue;
             }
             self.state.send_replace(DialState::Dialing { failures, error: last.take() });
+            let patience = self.backoff.attempt(failures);
+            let mut turns = self.switch.clone();
             let attempt = tokio::select! {
                 biased;
-                _ = self.switch.wait_for(|switch| switch.cuts != cuts) => continue,
-                attempt = dial(&self.connector, &resolve, self.backoff.attempt(failures)) => attempt,
+                _ = turns.wait_for(|switch| switch.cuts != cuts) => continue,
+                attempt = self.dial(&resolve, patience) => attempt,
             };
             let error = match attempt {
                 Err(error) => error,
@@ -248,7 +315,8 @@ impl Supervisor {
                 continue;
             }
             failures += 1;
-            let wait = self.backoff.wait(failures);
+            // A link that was good is replaced at once.
+            let wait = if failures == 1 { Duration::ZERO } else { self.backoff.wait(failures - 1) };
             tracing::debug!(%error, failures, ?wait, "no link");
             last = Some(error.clone());
             self.state.send_replace(DialState::Waiting { failures, error, wait });
@@ -260,9 +328,33 @@ impl Supervisor {
         }
     }
 
+    async fn dial<R, F>(&mut self, resolve: &R, patience: Duration) -> Result<Link, TransportError>
+    where
+        R: Fn(Vec<String>) -> F,
+        F: Future<Output = Result<Target, TransportError>>,
+    {
+        let ms = patience.as_millis() as u64;
+        let late = |what| TransportError::Timeout { what, ms };
+        let avoid = lock(&self.nodes).suspects.names(Instant::now());
+        let target = tokio::time::timeout(patience, resolve(avoid)).await;
+        let target = target.map_err(|_| late("the search for a node"))??;
+        let addrs = addresses::order(&target.addrs, &self.dead);
+        let dialed = tokio::time::timeout(patience, self.connector.connect_any(&addrs, &target.server_name)).await;
+        let dialed = dialed.unwrap_or_else(|_| Err(late("an attempt to connect")));
+        let mut nodes = lock(&self.nodes);
+        nodes.current = Some(target.node);
+        if dialed.is_err() {
+            nodes.suspect_current();
+            nodes.current = None;
+        }
+        dialed
+    }
+
     /// Publishes the link until it ends; says why it ended. `cuts` is what the switch had counted
     /// when the link was dialed.
     async fn hold(&mut self, link: Arc<Link>, cuts: u64) -> TransportError {
+        let addr = link.remote_address();
+        self.dead.retain(|dead| *dead != addr);
         self.link.send_replace(Some(Arc::clone(&link)));
         self.state.send_replace(DialState::Up);
         let error = tokio::select! {
@@ -273,33 +365,52 @@ impl Supervisor {
             }
             error = link.closed() => error,
         };
+        {
+            let mut nodes = lock(&self.nodes);
+            if blames_the_node(&error) {
+                nodes.suspect_current();
+            }
+            nodes.current = None;
+        }
+        if path_died(&error) {
+            self.dead.insert(0, addr);
+            self.dead.truncate(DEAD_MAX);
+            // What is stuck may be our own port, in a NAT or a firewall.
+            if let Err(error) = self.connector.rebind() {
+                tracing::debug!(%error, "the socket stays");
+            }
+        }
         self.link.send_replace(None);
         error
     }
 }
 
-async fn dial<R, F>(connector: &Connector, resolve: &R, patience: Duration) -> Result<Link, TransportError>
-where
-    R: Fn() -> F,
-    F: Future<Output = Result<Target, TransportError>>,
-{
-    let attempt = async {
-        let target = resolve().await?;
-        connector.connect(target.addr, &target.server_name).await
-    };
-    let ms = patience.as_millis() as u64;
-    let late = |_| Err(TransportError::Timeout { what: "an attempt to connect", ms });
-    tokio::time::timeout(patience, attempt).await.unwrap_or_else(late)
+/// Whether the end of a link says that its node does not work, so that another one is to be asked for.
+fn blames_the_node(error: &TransportError) -> bool {
+    match error {
+        TransportError::Closed { code, .. } => {
+            matches!(code, CloseCode::ShuttingDown | CloseCode::TooSlow | CloseCode::Silent | CloseCode::Busy)
+        }
+        TransportError::Lost { .. } => true,
+        TransportError::Refused { code, .. } => *code == RefuseCode::Busy,
+        _ => false,
+    }
+}
+
+/// Whether the path, or the address at its end, is of no use any more.
+fn path_died(error: &TransportError) -> bool {
+    matches!(error, TransportError::Lost { .. } | TransportError::Closed { code: CloseCode::Silent, .. })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls_fault::TlsFault;
 
     #[test]
     fn backoff_doubles_up_to_its_cap_and_never_overflows() {
         let backoff = Backoff::default();
-        let table = [(0, 100), (1, 100), (2, 200), (3, 400), (5, 1_600), (6, 2_000), (u32::MAX, 2_000)];
+        let table = [(0, 100), (1, 100), (2, 200), (3, 400), (4, 800), (5, 1_000), (u32::MAX, 1_000)];
         for (failures, ms) in table {
             assert_eq!(backoff.nominal(failures), Duration::from_millis(ms), "{failures}");
             let wait = backoff.wait(failures);
@@ -307,5 +418,24 @@ mod tests {
         }
         assert_eq!(backoff.attempt(0), Duration::from_secs(1));
         assert_eq!(backoff.attempt(4), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn the_end_of_a_link_blames_its_node_or_not() {
+        let closed = |code| TransportError::Closed { code, reason: String::new() };
+        let table = [
+            (closed(CloseCode::ShuttingDown), true, false),
+            (closed(CloseCode::Silent), true, true),
+            (closed(CloseCode::TooSlow), true, false),
+            (closed(CloseCode::Done), false, false),
+            (TransportError::Lost { reason: "reset by peer".into() }, true, true),
+            (TransportError::Refused { code: RefuseCode::Busy, reason: String::new() }, true, false),
+            // The certificate of a link has ended: the next one is made with another.
+            (TransportError::Unauthorised { fault: TlsFault::OwnOutOfDate, reason: "expired".into() }, false, false),
+            (TransportError::Cut, false, false),
+        ];
+        for (error, blamed, dead) in table {
+            assert_eq!((blames_the_node(&error), path_died(&error)), (blamed, dead), "{error}");
+        }
     }
 }

@@ -92,7 +92,7 @@ impl Server {
         hello: Hello,
         roles: &[Role],
     ) -> Result<Self, TransportError> {
-        let endpoint = socket::endpoint(addr, Some(quic_config(identity, &settings)?))?;
+        let endpoint = socket::server(addr, quic_config(identity, &settings)?, identity.reset_key())?;
         let shared = Arc::new(Shared {
             settings,
             roles: roles.to_vec(),

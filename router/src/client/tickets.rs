@@ -102,15 +102,21 @@ impl TicketSource {
         self.cache().forget(model);
     }
 
-    /// A ticket for `place`. With nodes to avoid, a cached one is used only if no router answers
-    /// and it names none of them.
+    /// The last ticket for `model`, however old.
+    #[must_use]
+    pub fn last(&self, model: &str) -> Option<Ticket> {
+        self.cache().get(model, 0).map(|cached| cached.ticket)
+    }
+
+    /// A ticket for `place`. One for a node to avoid is used only while no router answers: the node may be
+    /// back, and there is nobody to name another.
     pub async fn ticket(&self, place: &PlaceCommand, now_ms: u64) -> Result<CachedTicket, ClientError> {
         let cached = self.cache().get(&place.model, now_ms);
-        let usable = cached.filter(|cached| !place.avoid.contains(&cached.ticket.node));
-        if let Some(fresh) = usable.as_ref().filter(|cached| !cached.refresh_due) {
+        let avoided = |cached: &CachedTicket| place.avoid.contains(&cached.ticket.node);
+        if let Some(fresh) = cached.as_ref().filter(|cached| !cached.refresh_due && !avoided(cached)) {
             return Ok(fresh.clone());
         }
-        match (self.client.place(place).await, usable) {
+        match (self.client.place(place).await, cached) {
             (Ok(ticket), _) => {
                 self.cache().keep(&place.model, ticket.clone(), now_ms);
                 Ok(CachedTicket { ticket, stale: false, refresh_due: false })

@@ -72,7 +72,7 @@ pub struct PlaceCommand {
     pub region: String,
     /// Measured round trips, µs by node.
     pub latencies_us: BTreeMap<String, u32>,
-    /// Nodes that the device has just failed to reach.
+    /// Nodes that the device has just failed to reach, the latest first.
     pub avoid: Vec<String>,
 }
 

@@ -11,7 +11,7 @@ use rcgen::{
 };
 
 use super::{
-    Identity, IdentityError, PeerIdentity, Role,
+    Identity, IdentityError, PeerIdentity, ResetKey, Role,
     files::{create_private, read_text},
 };
 
@@ -23,11 +23,11 @@ pub const CA_KEY_FILE: &str = "ca.key";
 pub const DEV_TENANT: &str = "default";
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Development certificates are issued anew at every start, so this only bounds one run.
+/// Development certificates are issued anew at every start and, in a long run, at half of this.
 const DEV_VALIDITY: Duration = DAY.saturating_mul(30);
 const CA_VALIDITY: Duration = DAY.saturating_mul(3650);
-/// Clocks of two machines may differ by this much.
-const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
+/// Clocks of two machines may differ by this much, and one that was ahead may be set right.
+const CLOCK_SKEW: Duration = DAY;
 
 /// A certificate authority whose key lies in a folder of this machine. For development: whoever can
 /// read the folder can become any node.
@@ -76,7 +76,8 @@ impl DevCa {
         &self.ca_pem
     }
 
-    /// A fresh identity of the tenant `default`, valid for 30 days: issue one at every start.
+    /// A fresh identity of the tenant `default`, valid for 30 days: issue one at every start,
+    /// and when [`Identity::renewal_is_due`].
     ///
     /// # Errors
     /// [`IdentityError::BadName`].
@@ -84,13 +85,16 @@ impl DevCa {
         self.issue_for(&PeerIdentity::new(DEV_TENANT, role, name)?, DEV_VALIDITY)
     }
 
-    /// A fresh identity for `id`, valid from an hour ago (clock skew) until `validity` from now.
+    /// A fresh identity for `id`, valid from a day ago (clock skew) until `validity` from now.
     ///
     /// # Errors
     /// [`IdentityError::BadName`], [`IdentityError::Expired`] for a zero validity.
     pub fn issue_for(&self, id: &PeerIdentity, validity: Duration) -> Result<Identity, IdentityError> {
         let (cert_pem, key_pem) = self.sign(id, SystemTime::now() + validity)?;
-        Identity::from_pem(&cert_pem, &key_pem, &self.ca_pem)
+        let mut identity = Identity::from_pem(&cert_pem, &key_pem, &self.ca_pem)?;
+        // The node's own key is another one after every start.
+        identity.reset_key = ResetKey::derive(self.issuer.key().serialize_pem().as_bytes(), &id.to_string());
+        Ok(identity)
     }
 
     /// Certificate and key of `id`, PEM, not checked for usefulness.

@@ -96,3 +96,15 @@ fn names_that_could_be_misread_are_refused() {
     let id: PeerIdentity = "spiffe://tandem/acme/cloud/n-1".parse().unwrap();
     assert_eq!((id.role, id.dns_name().as_str()), (Role::Cloud, "n-1.tandem"));
 }
+
+#[test]
+fn a_certificate_is_renewed_at_half_of_its_time_and_after_a_clock_set_back() {
+    let (_dir, ca) = ca();
+    let identity = ca.issue_for(&PeerIdentity::new("acme", Role::Edge, "phone").unwrap(), 10 * 24 * HOUR).unwrap();
+    // Valid from a day ago: 11 days in all.
+    let table = [(0, false), (3, false), (5, true), (10, true), (31, true)];
+    for (days, due) in table {
+        assert_eq!(identity.renewal_is_due(SystemTime::now() + days * 24 * HOUR), due, "in {days} days");
+    }
+    assert!(identity.renewal_is_due(SystemTime::now() - 2 * 24 * HOUR), "not valid yet by a clock that was set back");
+}

@@ -21,6 +21,7 @@ pub(super) struct Parsed {
     pub(super) key: PrivateKeyDer<'static>,
     pub(super) roots: Arc<RootCertStore>,
     pub(super) id: PeerIdentity,
+    pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
 
@@ -65,9 +66,16 @@ pub(super) fn spiffe_id(cert: &CertificateDer<'_>) -> Result<PeerIdentity, Ident
     }
 }
 
+fn time(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn not_before(cert: &CertificateDer<'_>) -> Result<SystemTime, IdentityError> {
+    Ok(time(parse(cert)?.validity().not_before.timestamp()))
+}
+
 pub(crate) fn not_after(cert: &CertificateDer<'_>) -> Result<SystemTime, IdentityError> {
-    let seconds = parse(cert)?.validity().not_after.timestamp();
-    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    Ok(time(parse(cert)?.validity().not_after.timestamp()))
 }
 
 pub(super) fn check(cert_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Parsed, IdentityError> {
@@ -101,6 +109,6 @@ pub(super) fn check(cert_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Parse
         rustls::Error::InconsistentKeys(_) => IdentityError::KeyMismatch { name: name.clone() },
         other => IdentityError::Malformed { what: "the private key", reason: other.to_string() },
     })?;
-    let not_after = not_after(&chain[0])?;
-    Ok(Parsed { chain, key, roots, id, not_after })
+    let (not_before, not_after) = (not_before(&chain[0])?, not_after(&chain[0])?);
+    Ok(Parsed { chain, key, roots, id, not_before, not_after })
 }

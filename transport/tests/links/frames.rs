@@ -210,11 +210,3 @@ async fn nobody_reading_bulk_stops_the_sender_not_the_memory() {
     let mut cloud = within(pair.cloud.accept_session()).await.unwrap();
     assert_eq!(within(cloud.rx.next()).await.unwrap().unwrap().message, token(3));
 }
-
-#[tokio::test]
-async fn hints_arrive_on_a_quiet_link() {
-    let pair = pair(Settings::dev(), Settings::dev()).await;
-    assert!(pair.edge.send_hint(Bytes::from_static(b"alive")));
-    assert_eq!(within(pair.cloud.next_hint()).await.unwrap(), &b"alive"[..]);
-    assert!(!pair.edge.send_hint(pattern(60_000, 1)), "too long for a packet");
-}

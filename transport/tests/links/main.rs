@@ -5,4 +5,5 @@ mod frames;
 mod garbage;
 mod handshake;
 mod setup;
+mod silence;
 mod weather;

@@ -197,9 +197,9 @@ async fn the_proxy_can_be_pointed_at_another_node() {
 
 fn redial(bed: &Bed, target: &Arc<Mutex<SocketAddr>>) -> Redial {
     let (connector, target) = (Arc::new(bed.connector(Settings::dev())), Arc::clone(target));
-    Redial::start(connector, Backoff::default(), move || {
+    Redial::start(connector, Backoff::default(), move |_| {
         let addr = *target.lock().unwrap();
-        async move { Ok(Target { addr, server_name: "big.tandem".into() }) }
+        async move { Ok(Target::at(addr, "big.tandem")) }
     })
 }
 
@@ -307,9 +307,9 @@ async fn a_peer_that_is_not_there_is_dialed_with_growing_waits() {
     let target = Arc::new(Mutex::new(nobody.local_addr().unwrap()));
     let (connector, addr) = (Arc::new(bed.connector(Settings::dev())), Arc::clone(&target));
     let backoff = Backoff { first_attempt: Duration::from_millis(100), ..Backoff::default() };
-    let redial = Redial::start(connector, backoff, move || {
+    let redial = Redial::start(connector, backoff, move |_| {
         let addr = *addr.lock().unwrap();
-        async move { Ok(Target { addr, server_name: "big.tandem".into() }) }
+        async move { Ok(Target::at(addr, "big.tandem")) }
     });
     let mut state = redial.state();
     let third = |state: &DialState| matches!(state, DialState::Waiting { failures: 3, .. });
