@@ -14,6 +14,7 @@ use crate::args::{CloudArgs, Global};
 use crate::config::{self, Flags, PeerSettings};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::ready::Ready;
+use crate::renewal::keep_fresh;
 use crate::state::{self, StateDir};
 use crate::uplink::tls_pem;
 use crate::{logging, metrics_endpoint, pair, signals};
@@ -42,7 +43,8 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     logging::start(&settings.log)?;
     let shutdown = signals::shutdown(args.identity.lifeline)?;
     let state = StateDir::open(&path)?;
-    let identity = state.identity(settings.peers.identity.as_deref(), Role::Cloud, &settings.cloud.name)?;
+    let issuer = state.issuer(settings.peers.identity.as_deref(), Role::Cloud, &settings.cloud.name);
+    let identity = issuer.issue()?;
     // Edges and routers know the node by its certificate.
     settings.cloud.name.clone_from(&identity.id().name);
     let metrics = match settings.listen.metrics {
@@ -67,11 +69,18 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     let server =
         Server::bind_for(settings.listen.cloud, &identity, quic, hello, &[Role::Edge]).or_fail(Code::Listen)?;
     let listen = server.local_addr().or_fail(Code::Listen)?;
+    let renewal = server.renewal();
     let registering = if settings.peers.routers.is_empty() {
+        keep_fresh(issuer, identity.clone(), move |next| renewal.set_identity(next));
         None
     } else {
         let card = node_card(&identity, &settings.peers, &listen, &loaded.card, boot_epoch)?;
         let client = RouterClient::connect(&settings.peers.routers, &tls_pem(&identity)).or_fail(Code::Config)?;
+        let calls = client.clone();
+        keep_fresh(issuer, identity.clone(), move |next| {
+            renewal.set_identity(next).or_fail(Code::State)?;
+            calls.set_tls(&tls_pem(next)).or_fail(Code::State)
+        });
         Some(tokio::spawn(register(Registration::new(client, card), node.clone(), shutdown.clone())))
     };
     Ready {

@@ -23,6 +23,7 @@ use crate::config::{self, ApiSettings, Flags, Settings};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::metrics_endpoint::{self, bind};
 use crate::ready::Ready;
+use crate::renewal::Issuer;
 use crate::state::{self, Running, StateDir};
 use crate::{logging, pair, signals, uplink};
 
@@ -66,10 +67,11 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
     let shutdown = signals::shutdown(args.identity.lifeline)?;
     let listener = listen(settings.listen.api, &settings.api).await?;
     let state = StateDir::open(&path)?;
-    let identity = state.identity(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name)?;
     let key = settings.api.key.clone();
+    let issuer = state.issuer(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name);
+    let identity = issuer.issue()?;
     let edge = tokio::select! {
-        edge = start(settings, &identity, listener, shutdown.clone()) => edge?,
+        edge = start(settings, (&identity, issuer), listener, shutdown.clone()) => edge?,
         // Loading cannot be stopped, but it ends with the process.
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -129,7 +131,7 @@ impl Edge {
 /// Loads the model and serves on `listener` until `shutdown`.
 pub(crate) async fn start(
     mut settings: Settings,
-    identity: &Identity,
+    (identity, issuer): (&Identity, Issuer),
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Edge, Failure> {
@@ -152,8 +154,14 @@ pub(crate) async fn start(
     settings.edge.name.clone_from(&identity.id().name);
     let hello = Hello::new(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
     let bulk = BulkInbox::default();
-    let uplinks =
-        uplink::start(&settings.peers, &settings.edge.cloud_model, identity, &settings.link.quic(), &hello, &bulk)?;
+    let uplinks = uplink::start(
+        &settings.peers,
+        &settings.edge.cloud_model,
+        (identity, issuer),
+        &settings.link.quic(),
+        &hello,
+        &bulk,
+    )?;
     let links = uplinks.links();
     let parts = EdgeParts {
         model: loaded.model,

@@ -26,6 +26,7 @@ mod model;
 mod node_client;
 mod pair;
 mod ready;
+mod renewal;
 mod router;
 mod signals;
 mod sse;

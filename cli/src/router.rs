@@ -9,6 +9,7 @@ use crate::config::{self, Flags};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::metrics_endpoint::{self, bind};
 use crate::ready::Ready;
+use crate::renewal::keep_fresh;
 use crate::state::{self, StateDir};
 use crate::uplink::tls_pem;
 use crate::{logging, signals};
@@ -34,7 +35,8 @@ pub(crate) async fn run(global: &Global, args: &RouterArgs) -> Result<(), Failur
     let shutdown = signals::shutdown(args.identity.lifeline)?;
     let state = StateDir::open(&path)?;
     let name = args.identity.name.as_deref().unwrap_or(NAME);
-    let identity = state.identity(settings.peers.identity.as_deref(), Role::Router, name)?;
+    let issuer = state.issuer(settings.peers.identity.as_deref(), Role::Router, name);
+    let identity = issuer.issue()?;
     let metrics = match settings.listen.metrics {
         // Parts of an `up` share its settings, and would all want the one address.
         Some(addr) if !args.identity.lifeline => {
@@ -51,6 +53,8 @@ pub(crate) async fn run(global: &Global, args: &RouterArgs) -> Result<(), Failur
         placement: PlacementConfig::default(),
     };
     let serving = serve(listener, config, shutdown).await.or_fail(Code::State)?;
+    let renewal = serving.renewal();
+    keep_fresh(issuer, identity.clone(), move |next| renewal.set_tls(tls_pem(next)));
     let listen = serving.address().to_string();
     Ready {
         ready: true,

@@ -5,10 +5,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tandem_transport::{DevCa, Identity, PeerIdentity, Role};
+use tandem_transport::{Identity, Role};
 
 use crate::args::Global;
 use crate::failure::{Code, Failure, OrFail as _};
+use crate::renewal::Issuer;
 
 /// Folder of the development CA.
 const CA_DIR: &str = "ca";
@@ -90,17 +91,17 @@ impl StateDir {
         self.path.join(ROUTER_DIR)
     }
 
-    /// A fresh certificate from the folder's CA, which is made if there is none, or the identity in
-    /// `given`.
+    /// Where a process has its identity from: the folder's CA, which is made if there is none, or `given`.
+    pub(crate) fn issuer(&self, given: Option<&Path>, role: Role, name: &str) -> Issuer {
+        match given {
+            Some(dir) => Issuer::Folder { dir: dir.to_owned(), role },
+            None => Issuer::Dev { ca: self.path.join(CA_DIR), role, name: name.to_owned() },
+        }
+    }
+
+    /// An identity from there.
     pub(crate) fn identity(&self, given: Option<&Path>, role: Role, name: &str) -> Result<Identity, Failure> {
-        let Some(dir) = given else {
-            let ca = DevCa::open_or_create(self.path.join(CA_DIR)).or_fail(Code::State)?;
-            return ca.issue(role, name).or_fail(Code::State);
-        };
-        let identity = Identity::load(dir).or_fail(Code::State)?;
-        check_role(identity.id(), role)
-            .map_err(|problem| Failure::new(Code::State, format!("the identity in {} {problem}", dir.display())))?;
-        Ok(identity)
+        self.issuer(given, role, name).issue()
     }
 
     /// Claims the folder for one `up`.
@@ -122,10 +123,6 @@ impl StateDir {
             }
         }
     }
-}
-
-fn check_role(id: &PeerIdentity, role: Role) -> Result<(), String> {
-    if id.role == role { Ok(()) } else { Err(format!("is {id}; a {role} certificate is needed here")) }
 }
 
 impl UpLock {

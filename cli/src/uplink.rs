@@ -17,6 +17,7 @@ use tandem_transport::{
 use crate::config::PeerSettings;
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::pair::now_ms;
+use crate::renewal::{Issuer, keep_fresh};
 
 /// A router that takes longer is passed over where an earlier ticket is at hand: an answer may be waiting.
 const ROUTER_PATIENCE: Duration = Duration::from_millis(700);
@@ -30,11 +31,12 @@ pub(crate) fn tls_pem(identity: &Identity) -> TlsPem {
     }
 }
 
-/// Starts keeping up the link that `peers` asks for; none without a cloud or a router.
+/// Starts keeping up the link that `peers` asks for, under an `identity` that is renewed by its issuer; none
+/// without a cloud or a router.
 pub(crate) fn start(
     peers: &PeerSettings,
     cloud_model: &str,
-    identity: &Identity,
+    (identity, issuer): (&Identity, Issuer),
     quic: &QuicSettings,
     hello: &Hello,
     bulk: &BulkInbox,
@@ -46,7 +48,10 @@ pub(crate) fn start(
         let (server_name, address) = named_address(cloud)?;
         // Without tickets there is one owner of every session, so one epoch.
         epoch.saw(Epoch(1));
-        let redial = Redial::start(connector()?, Backoff::default(), move |_| {
+        let connector = connector()?;
+        let dials = Arc::clone(&connector);
+        keep_fresh(issuer, identity.clone(), move |next| dials.set_identity(next));
+        let redial = Redial::start(connector, Backoff::default(), move |_| {
             let (server_name, address) = (server_name.clone(), address.clone());
             async move { target(server_name.clone(), &address, server_name).await }
         });
@@ -56,12 +61,18 @@ pub(crate) fn start(
         return Ok(Uplinks::none());
     }
     let client = RouterClient::connect(&peers.routers, &tls_pem(identity)).or_fail(Code::Config)?;
+    let connector = connector()?;
+    let (dials, calls) = (Arc::clone(&connector), client.clone());
+    keep_fresh(issuer, identity.clone(), move |next| {
+        dials.set_identity(next).or_fail(Code::State)?;
+        calls.set_tls(&tls_pem(next)).or_fail(Code::State)
+    });
     let places = Arc::new(Places {
         source: TicketSource::new(client, TicketCache::default()),
         model: cloud_model.to_owned(),
         epoch: epoch.clone(),
     });
-    let redial = Redial::start(connector()?, Backoff::default(), move |avoid| {
+    let redial = Redial::start(connector, Backoff::default(), move |avoid| {
         let places = Arc::clone(&places);
         async move { places.next(avoid).await }
     });

@@ -130,7 +130,8 @@ pub(crate) fn refusal_to_wire(refusal: &Refusal) -> rpc::Refusal {
     let (code, models, excluded) = match refusal {
         Refusal::UnknownModel { known, .. } => (Code::UnknownModel, known.clone(), Vec::new()),
         Refusal::NoNode { excluded, .. } => (Code::NoNode, Vec::new(), excluded.clone()),
-        Refusal::Full { .. } => (Code::Full, Vec::new(), Vec::new()),
+        // The wire has one code for what may work later.
+        Refusal::Full { .. } | Refusal::Taken { .. } => (Code::Full, Vec::new(), Vec::new()),
         Refusal::Invalid { .. } => (Code::Invalid, Vec::new(), Vec::new()),
     };
     rpc::Refusal {

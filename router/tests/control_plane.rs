@@ -11,7 +11,7 @@ use tandem_router::{
     server::{ServerConfig, ServerError, Serving, serve},
     tls::TlsPem,
 };
-use tandem_transport::identity::{DevCa, Role};
+use tandem_transport::identity::{DevCa, PeerIdentity, Role};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -290,6 +290,59 @@ async fn one_of_several_routers_is_enough_and_the_last_ticket_outlives_all() {
     let unknown = PlaceCommand { model: "another".into(), ..elsewhere };
     let error = tickets.ticket(&unknown, late).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }) && error.is_temporary(), "{error:?}");
+}
+
+/// As after a month: the certificates that router and client started with have ended.
+#[tokio::test]
+async fn certificates_are_replaced_while_router_and_clients_run() {
+    let fleet = Fleet::new();
+    let brief = |role, name| {
+        let id = PeerIdentity::new("default", role, name).unwrap();
+        let identity = fleet.ca.issue_for(&id, Duration::from_secs(2)).unwrap();
+        TlsPem { certificate: identity.cert_pem().into(), key: identity.key_pem().into(), ca: fleet.ca.ca_pem().into() }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let shutdown = CancellationToken::new();
+    let tls = brief(Role::Router, "router");
+    let config = ServerConfig { tls, state_dir: None, placement: PlacementConfig::default() };
+    let router = Running { serving: serve(listener, config, shutdown.clone()).await.unwrap(), shutdown };
+    let cloud = RouterClient::connect(&[router.endpoint()], &brief(Role::Cloud, "cloud-a")).unwrap();
+    cloud.register(&card("cloud-a", 1), &idle()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let edge = fleet.client(Role::Edge, "phone", &[&router]);
+    let error = edge.status().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "an expired router was trusted: {error:?}");
+
+    let renewal = router.serving.renewal();
+    let broken = TlsPem { key: "no key".into(), ..fleet.tls(Role::Router, "router") };
+    assert!(renewal.set_tls(broken).is_err());
+    renewal.set_tls(fleet.tls(Role::Router, "router")).unwrap();
+    assert_eq!(edge.status().await.unwrap().nodes.len(), 1, "its state is the same");
+    assert!(cloud.set_tls(&TlsPem { certificate: "none".into(), ..fleet.tls(Role::Cloud, "cloud-a") }).is_err());
+    cloud.set_tls(&fleet.tls(Role::Cloud, "cloud-a")).unwrap();
+    assert!(cloud.heartbeat("cloud-a", 1, &idle()).await.unwrap().known);
+    router.stop().await;
+}
+
+/// Two processes under one name: the one that started earlier waits, and says why.
+#[tokio::test]
+async fn a_node_whose_name_is_taken_waits_for_it() {
+    let fleet = Fleet::new();
+    let router = fleet.router(None, PlacementConfig { stale_ms: 300, ..PlacementConfig::default() }).await.unwrap();
+    let client = fleet.client(Role::Cloud, "cloud-a", &[&router]);
+    client.register(&card("cloud-a", 7), &idle()).await.unwrap();
+    // Its clock was set back before it started again.
+    let registration = Registration::new(client, card("cloud-a", 6)).every(Duration::from_millis(20));
+    let mut state = registration.state();
+    let end = CancellationToken::new();
+    let task = tokio::spawn(registration.run(idle, end.clone()));
+    let away = state.wait_for(|state| matches!(state, RegistrationState::Away { .. })).await.unwrap().clone();
+    let RegistrationState::Away { why } = away else { unreachable!() };
+    assert!(why.contains("cloud-a") && why.contains("--name"), "{why}");
+    state.wait_for(|state| matches!(state, RegistrationState::Registered { .. })).await.unwrap();
+    end.cancel();
+    task.await.unwrap().unwrap();
+    router.stop().await;
 }
 
 #[tokio::test]

@@ -35,6 +35,6 @@ pub use link::{Link, LinkStats};
 pub use probe::ProbeGuard;
 pub use proxy::{Faults, ProxyHandle, UdpProxy};
 pub use redial::{Backoff, DialState, Redial, Target};
-pub use server::Server;
+pub use server::{Server, ServerRenewal};
 pub use settings::{Congestion, Settings};
 pub use tls_fault::TlsFault;

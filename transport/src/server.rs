@@ -136,14 +136,10 @@ impl Server {
         *lock(&self.shared.hello) = hello;
     }
 
-    /// Uses another certificate (renewal, rotation) for later handshakes.
-    ///
-    /// # Errors
-    /// [`TransportError::Identity`].
-    pub fn set_identity(&self, identity: &Identity) -> Result<(), TransportError> {
-        let config = quic_config(identity, &self.shared.settings)?;
-        self.endpoint.set_server_config(Some(config));
-        Ok(())
+    /// Changes the certificate of the running server.
+    #[must_use]
+    pub fn renewal(&self) -> ServerRenewal {
+        ServerRenewal { endpoint: self.endpoint.clone(), shared: Arc::clone(&self.shared) }
     }
 
     /// Closes the live links of every peer that `which` selects (revocation); returns how many.
@@ -159,6 +155,25 @@ impl Server {
         self.accepting.abort();
         self.endpoint.close(code.to_wire(), reason.as_bytes());
         self.endpoint.wait_idle().await;
+    }
+}
+
+/// Changes the certificate of a [`Server`]; goes on working, to no effect, when that is gone.
+#[derive(Debug, Clone)]
+pub struct ServerRenewal {
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+}
+
+impl ServerRenewal {
+    /// Uses another certificate (renewal, rotation) for later handshakes.
+    ///
+    /// # Errors
+    /// [`TransportError::Identity`].
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), TransportError> {
+        let config = quic_config(identity, &self.shared.settings)?;
+        self.endpoint.set_server_config(Some(config));
+        Ok(())
     }
 }
 

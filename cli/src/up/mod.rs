@@ -68,7 +68,8 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
     let state = StateDir::open(&path)?;
     let lock = state.lock()?;
     // Made before the children start, so that all of them find the same CA.
-    let identity = state.identity(None, Role::Edge, &settings.edge.name)?;
+    let issuer = state.issuer(None, Role::Edge, &settings.edge.name);
+    let identity = issuer.issue()?;
     settings.peers = config::PeerSettings::default();
     let key = settings.api.key.clone();
     settings.cloud.name = config::Settings::default().cloud.name;
@@ -87,7 +88,7 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
             settings.peers.routers = vec![fleet.router_address.clone()];
         }
         let answering = async {
-            let edge = edge::start(settings, &identity, listener, shutdown.clone()).await?;
+            let edge = edge::start(settings, (&identity, issuer), listener, shutdown.clone()).await?;
             if let Some(fleet) = &fleet {
                 fleet.watch(edge.links.clone());
                 wait_for_link(edge.links.clone()).await;

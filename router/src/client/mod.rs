@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -155,7 +155,8 @@ pub struct Heartbeat {
 #[derive(Debug)]
 struct Router {
     endpoint: Endpoint,
-    channel: Channel,
+    /// Replaced when the certificate is.
+    channel: RwLock<Channel>,
 }
 
 /// A client of one or several routers. Cheap to clone.
@@ -205,9 +206,21 @@ impl RouterClient {
         }
         let routers = endpoints.iter().map(|text| {
             let endpoint = text.parse::<Endpoint>().map_err(|problem| bad(text, problem))?;
-            Ok(Router { channel: endpoint.channel(tls)?, endpoint })
+            Ok(Router { channel: RwLock::new(endpoint.channel(tls)?), endpoint })
         });
         Ok(Self { routers: routers.collect::<Result<_, ClientError>>()?, current: Arc::default() })
+    }
+
+    /// Uses another certificate (renewal) for later calls. Calls under way end on the connections they have.
+    ///
+    /// # Errors
+    /// [`ClientError::Tls`]; the earlier certificate stays in use.
+    pub fn set_tls(&self, tls: &TlsPem) -> Result<(), ClientError> {
+        let channels = self.routers.iter().map(|router| router.endpoint.channel(tls));
+        for (router, channel) in self.routers.iter().zip(channels.collect::<Result<Vec<_>, _>>()?) {
+            *router.channel.write().unwrap_or_else(PoisonError::into_inner) = channel;
+        }
+        Ok(())
     }
 
     /// Runs `call` against the current router, then against each other one once.
@@ -219,7 +232,8 @@ impl RouterClient {
         let (mut tried, mut tls) = (Vec::new(), None);
         for at in (0..self.routers.len()).map(|step| (first + step) % self.routers.len()) {
             let router = &self.routers[at];
-            let client = ControlClient::new(router.channel.clone())
+            let channel = router.channel.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let client = ControlClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
             let status = match tokio::time::timeout(CALL_TIMEOUT, call(client)).await {

@@ -52,8 +52,10 @@ pub enum Command {
     Place(PlaceCommand),
     /// Forgets nodes and tickets whose time has passed.
     Expire,
-    /// Makes every later epoch larger than `floor`: after a restart from a snapshot.
-    RaiseEpoch {
+    /// The state was read from a snapshot. Every later epoch is larger than `floor`. The request's time is the
+    /// state's from here on, even if it lies before the snapshot's: what is stored keeps its age. A stored
+    /// registration holds its name against nobody until its node reports.
+    Restart {
         /// Largest epoch that may have been issued already.
         floor: Epoch,
     },
@@ -133,6 +135,12 @@ pub enum Refusal {
         /// Which one, and its bound.
         message: String,
     },
+    /// A newer start of the node is registered and reports.
+    #[error("{message}")]
+    Taken {
+        /// Which node, and what to do.
+        message: String,
+    },
     /// A field is wrong.
     #[error("{message}")]
     Invalid {
@@ -142,6 +150,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    pub(super) fn taken(node: &str) -> Self {
+        Self::Taken {
+            message: format!(
+                "a newer start of node `{node}` is registered and reports; stop one of the two, or give it another --name"
+            ),
+        }
+    }
+
     pub(super) fn full(what: &str, max: usize) -> Self {
         Self::Full { message: format!("the router's table of {what} is full ({max}); retry later or add a router") }
     }
@@ -191,7 +207,7 @@ pub enum Outcome {
         devices: usize,
     },
     /// The counter stands at least here now.
-    EpochRaised {
+    Restarted {
         /// Last epoch issued or skipped.
         #[serde(with = "super::epoch_as_number")]
         epoch: Epoch,

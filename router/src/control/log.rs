@@ -70,7 +70,7 @@ impl SingleNode {
     #[must_use]
     pub fn in_memory(config: PlacementConfig, now_ms: u64) -> Self {
         let mut state = ControlState::new(config);
-        raise(&mut state, now_ms, now_ms);
+        restart(&mut state, now_ms, now_ms);
         Self { inner: Mutex::new(Inner { state, epoch_reserved: u64::MAX, dirty: false }), store: None }
     }
 
@@ -88,7 +88,7 @@ impl SingleNode {
             Some(stored) => (ControlState::restore(config, &stored.state)?, stored.epoch_reserved),
             None => (ControlState::new(config), now_ms),
         };
-        raise(&mut state, floor, now_ms);
+        restart(&mut state, floor, now_ms);
         let inner = Inner { epoch_reserved: state.epoch().0, state, dirty: true };
         let this = Self { inner: Mutex::new(inner), store: Some(Arc::new(store)) };
         // A folder that cannot be written must show now, not at the first ticket.
@@ -117,8 +117,8 @@ impl SingleNode {
     }
 }
 
-fn raise(state: &mut ControlState, floor: u64, now_ms: u64) {
-    let command = Command::RaiseEpoch { floor: Epoch(floor) };
+fn restart(state: &mut ControlState, floor: u64, now_ms: u64) {
+    let command = Command::Restart { floor: Epoch(floor) };
     let index = state.applied() + 1;
     state.apply(index, Request { id: RequestId::default(), now_ms, command });
 }
@@ -135,7 +135,7 @@ impl CommandLog for SingleNode {
             Outcome::Drained { known } => (*known, *known),
             Outcome::Placed(_) => (true, inner.state.epoch().0 > inner.epoch_reserved),
             Outcome::Expired { nodes, devices } => (nodes + devices > 0, false),
-            Outcome::Heartbeat { .. } | Outcome::Refused(_) | Outcome::EpochRaised { .. } => (false, false),
+            Outcome::Heartbeat { .. } | Outcome::Refused(_) | Outcome::Restarted { .. } => (false, false),
         };
         inner.dirty |= changed;
         if durable {

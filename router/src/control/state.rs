@@ -26,6 +26,9 @@ pub struct Node {
     pub draining: bool,
     /// Time of its last heartbeat, ms on the state's clock.
     pub heartbeat_at_ms: u64,
+    /// True if it has registered or reported since the state was last read from a snapshot.
+    #[serde(default)]
+    pub heard: bool,
 }
 
 /// Who owns a device's sessions of one model.
@@ -153,9 +156,12 @@ impl ControlState {
     }
 
     /// Applies the command at `index` of the log; indices rise, and the log hands each over once. A
-    /// proposer's clock that steps back is ignored.
+    /// proposer's clock that steps back is ignored, except in [`Command::Restart`].
     pub fn apply(&mut self, index: u64, request: Request) -> Outcome {
         self.applied = self.applied.max(index);
+        if matches!(request.command, Command::Restart { .. }) {
+            self.restart_clock(request.now_ms);
+        }
         self.clock_ms = self.clock_ms.max(request.now_ms);
         let key = caller(&request.command).map(|name| (name.to_owned(), request.id));
         if let Some(known) = key.as_ref().and_then(|key| self.outcomes.get(key)) {
@@ -167,9 +173,12 @@ impl ControlState {
             Command::Drain { node, draining } => self.drain(&node, draining),
             Command::Place(place) => self.place(&place),
             Command::Expire => self.expire(),
-            Command::RaiseEpoch { floor } => {
+            Command::Restart { floor } => {
                 self.epoch = self.epoch.max(floor.0);
-                Outcome::EpochRaised { epoch: Epoch(self.epoch) }
+                for node in self.nodes.values_mut() {
+                    node.heard = false;
+                }
+                Outcome::Restarted { epoch: Epoch(self.epoch) }
             }
         };
         // What was refused may be possible on the next try.
@@ -177,6 +186,22 @@ impl ControlState {
             self.remember(key, outcome.clone());
         }
         outcome
+    }
+
+    /// Goes on from `now_ms`. Where that lies before what is stored, the clock was ahead then or is behind now:
+    /// nobody can say which, so everything stored keeps its age.
+    fn restart_clock(&mut self, now_ms: u64) {
+        let back_ms = self.clock_ms.saturating_sub(now_ms);
+        if back_ms == 0 {
+            return;
+        }
+        self.clock_ms = now_ms;
+        for node in self.nodes.values_mut() {
+            node.heartbeat_at_ms = node.heartbeat_at_ms.saturating_sub(back_ms);
+        }
+        for owner in self.devices.values_mut() {
+            owner.expires_at_ms = owner.expires_at_ms.saturating_sub(back_ms).min(now_ms.saturating_add(TICKET_MS));
+        }
     }
 
     fn remember(&mut self, key: DedupKey, outcome: Outcome) {
@@ -197,16 +222,16 @@ impl ControlState {
         let mut draining = false;
         if let Some(present) = self.nodes.get(&card.name) {
             let alive = self.clock_ms.saturating_sub(present.heartbeat_at_ms) <= self.config.stale_ms;
-            if alive && card.boot_epoch < present.card.boot_epoch {
-                // Two processes under one name: the older one must not take the newer one's place.
-                let problem = format!("is {}, a newer start of this node is registered", card.boot_epoch);
-                return Outcome::Refused(InvalidField { field: "boot_epoch", problem }.into());
+            if present.heard && alive && card.boot_epoch < present.card.boot_epoch {
+                // Two processes under one name: the older one must not take the newer one's place. Or the clock
+                // was set back between two starts; then this one is let in once the other is silent.
+                return Outcome::Refused(Refusal::taken(&card.name));
             }
             draining = present.draining && card.boot_epoch == present.card.boot_epoch;
         } else if self.nodes.len() >= NODES_MAX {
             return Outcome::Refused(Refusal::full("nodes", NODES_MAX));
         }
-        let node = Node { load, draining, heartbeat_at_ms: self.clock_ms, card };
+        let node = Node { load, draining, heartbeat_at_ms: self.clock_ms, heard: true, card };
         self.nodes.insert(node.card.name.clone(), node);
         Outcome::Registered
     }
@@ -219,6 +244,7 @@ impl ControlState {
             Ok(load) => {
                 node.load = load;
                 node.heartbeat_at_ms = self.clock_ms;
+                node.heard = true;
                 Outcome::Heartbeat { known: true, draining: node.draining }
             }
             Err(invalid) => Outcome::Refused(invalid.into()),
@@ -406,7 +432,7 @@ fn caller(command: &Command) -> Option<&str> {
         | Command::Heartbeat { .. }
         | Command::Drain { .. }
         | Command::Expire
-        | Command::RaiseEpoch { .. } => None,
+        | Command::Restart { .. } => None,
     }
 }
 

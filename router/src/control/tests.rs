@@ -141,7 +141,7 @@ fn an_older_start_of_a_node_cannot_push_the_newer_one_out() {
     let mut driver = Driver::new();
     driver.register(0, "a", 5);
     let refused = driver.register(1, "a", 4);
-    assert!(matches!(&refused, Outcome::Refused(Refusal::Invalid { message }) if message.contains("boot_epoch")));
+    assert!(matches!(&refused, Outcome::Refused(Refusal::Taken { message }) if message.contains("--name")));
     assert_eq!(driver.heartbeat(2, "a", 4, LoadReport::default()), UNKNOWN);
     assert_eq!(driver.heartbeat(3, "a", 5, LoadReport::default()), KNOWN);
     // Once it is silent, whoever comes is welcome: its clock may have been set back.
@@ -188,6 +188,43 @@ fn a_clock_that_steps_back_is_ignored() {
     driver.register(10_000, "a", 1);
     let ticket = driver.ticket(5_000, "phone");
     assert_eq!((ticket.expires_at_ms, driver.state.clock_ms()), (10_000 + TICKET_MS, 10_000));
+}
+
+/// The clock was an hour, or ten years, ahead when the snapshot was written, or is behind now.
+#[test]
+fn time_in_a_snapshot_blocks_nobody() {
+    for ahead_ms in [3_600_000, 10 * 365 * 86_400_000] {
+        let now = 1_800_000_000_000;
+        let mut driver = Driver::new();
+        driver.register(now + ahead_ms, "a", now + ahead_ms);
+        let before = driver.ticket(now + ahead_ms + 1, "phone");
+        let bytes = driver.state.snapshot().unwrap();
+        driver.state = ControlState::restore(PlacementConfig::default(), &bytes).unwrap();
+        driver.apply(now, Command::Restart { floor: before.epoch });
+        assert_eq!(driver.state.clock_ms(), now);
+        // What was owned is still owned, for as long as it was to be.
+        let after = driver.ticket(now + 1, "phone");
+        assert_eq!((after.epoch, after.expires_at_ms), (before.epoch, now + 1 + TICKET_MS));
+        // The node comes back with the earlier clock of its own start.
+        assert_eq!(driver.register(now + 2, "a", now + 2), Outcome::Registered, "{ahead_ms}");
+        assert!(driver.ticket(now + 3, "phone").epoch > before.epoch);
+        // And time goes on: a silent node is silent, a ticket ends.
+        let late = now + 3 + TICKET_MS;
+        assert!(!driver.state.status(now + 5_003).nodes[0].alive);
+        assert_eq!(driver.apply(late, Command::Expire), Outcome::Expired { nodes: 1, devices: 1 });
+    }
+}
+
+/// A registration that is only remembered holds its name against nobody; one that reports does.
+#[test]
+fn a_node_holds_its_name_once_it_has_reported_to_this_router() {
+    let mut driver = Driver::new();
+    driver.register(10, "a", 10);
+    driver.apply(11, Command::Restart { floor: Epoch(0) });
+    assert_eq!(driver.heartbeat(12, "a", 10, LoadReport::default()), KNOWN);
+    assert!(matches!(driver.register(13, "a", 9), Outcome::Refused(Refusal::Taken { .. })));
+    driver.apply(14, Command::Restart { floor: Epoch(0) });
+    assert_eq!(driver.register(15, "a", 9), Outcome::Registered);
 }
 
 #[test]

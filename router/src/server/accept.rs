@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -47,9 +47,36 @@ impl Drop for Place {
     }
 }
 
-/// The stream of accepted connections; ends with `shutdown`.
+/// A stream of accepted connections; ends with the shutdown, or when another one takes its place.
 #[derive(Debug)]
 pub(super) struct Incoming(mpsc::Receiver<Bounded>);
+
+/// Hands accepted connections to whoever serves them now.
+#[derive(Debug)]
+pub(super) struct Acceptor(Arc<Mutex<Option<mpsc::Sender<Bounded>>>>);
+
+impl Acceptor {
+    /// The connections accepted from now on. What an earlier stream holds stays its own.
+    pub(super) fn incoming(&self) -> Incoming {
+        let (accepted, incoming) = mpsc::channel(1);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+        Incoming(incoming)
+    }
+}
+
+/// Hands a connection over; none takes it only when nobody serves any more.
+async fn hand_over(to: &Mutex<Option<mpsc::Sender<Bounded>>>, mut connection: Bounded) {
+    loop {
+        let accepted = to.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(accepted) = accepted else { return };
+        match accepted.send(connection).await {
+            Ok(()) => return,
+            // Another one serves by now, or soon will.
+            Err(mpsc::error::SendError(back)) => connection = back,
+        }
+        tokio::task::yield_now().await;
+    }
+}
 
 impl Stream for Incoming {
     type Item = io::Result<Bounded>;
@@ -59,9 +86,10 @@ impl Stream for Incoming {
     }
 }
 
-/// Accepts from `listener`, at most `max` connections at a time.
-pub(super) fn bounded(listener: TcpListener, max: usize, shutdown: CancellationToken) -> Incoming {
-    let (accepted, incoming) = mpsc::channel(1);
+/// Accepts from `listener`, at most `max` connections at a time, until `shutdown`.
+pub(super) fn bounded(listener: TcpListener, max: usize, shutdown: CancellationToken) -> Acceptor {
+    let current = Arc::new(Mutex::new(None));
+    let to = Arc::clone(&current);
     tokio::spawn(async move {
         let accepting = async {
             let places = Arc::new(Semaphore::new(max));
@@ -72,9 +100,7 @@ pub(super) fn bounded(listener: TcpListener, max: usize, shutdown: CancellationT
                         if let Err(error) = stream.set_nodelay(true) {
                             tracing::debug!(%error, "nodelay");
                         }
-                        if accepted.send(Bounded { stream, _place: Place::new(permit) }).await.is_err() {
-                            return;
-                        }
+                        hand_over(&to, Bounded { stream, _place: Place::new(permit) }).await;
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accept");
@@ -87,8 +113,9 @@ pub(super) fn bounded(listener: TcpListener, max: usize, shutdown: CancellationT
             () = accepting => {}
             () = shutdown.cancelled() => {}
         }
+        *to.lock().unwrap_or_else(PoisonError::into_inner) = None;
     });
-    Incoming(incoming)
+    Acceptor(current)
 }
 
 impl Connected for Bounded {

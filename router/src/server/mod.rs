@@ -12,13 +12,13 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tandem_proto::rpc::control_server::ControlServer;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig, server::Router};
 
 use self::service::Service;
 use crate::{
@@ -82,6 +82,7 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Serving {
     address: SocketAddr,
+    tls: watch::Sender<TlsPem>,
     task: JoinHandle<Result<(), ServerError>>,
 }
 
@@ -92,15 +93,53 @@ impl Serving {
         self.address
     }
 
+    /// Changes the certificate of the running router.
+    #[must_use]
+    pub fn renewal(&self) -> Renewal {
+        Renewal(self.tls.clone())
+    }
+
     /// Waits for its end: after the shutdown token was cancelled, or an error.
     pub async fn join(self) -> Result<(), ServerError> {
         self.task.await.map_err(|_| ServerError::Stopped)?
     }
 }
 
-/// Milliseconds since the Unix epoch.
-pub(crate) fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+/// Changes the certificate of a running router.
+#[derive(Debug, Clone)]
+pub struct Renewal(watch::Sender<TlsPem>);
+
+impl Renewal {
+    /// Uses `tls` from now on: later connections get it, earlier ones are asked to end (HTTP/2 GOAWAY) and have
+    /// a moment for what is under way.
+    ///
+    /// # Errors
+    /// [`ServerError::Transport`]; the earlier certificate stays in use.
+    pub fn set_tls(&self, tls: TlsPem) -> Result<(), ServerError> {
+        builder(&tls)?;
+        self.0.send_replace(tls);
+        Ok(())
+    }
+}
+
+/// The router's time: the wall clock at its start, and from then on what has passed. A wall clock that is set
+/// while it runs makes nothing older or younger.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start_ms: u64,
+    since: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        let start_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        Self { start_ms, since: Instant::now() }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub(crate) fn now_ms(self) -> u64 {
+        self.start_ms.saturating_add(self.since.elapsed().as_millis() as u64)
+    }
 }
 
 /// Starts a router on `listener`. It has its state and answers as soon as this returns.
@@ -109,36 +148,74 @@ pub async fn serve(
     config: ServerConfig,
     shutdown: CancellationToken,
 ) -> Result<Serving, ServerError> {
-    let now_ms = wall_ms();
+    let clock = Clock::start();
+    let now_ms = clock.now_ms();
     let log = Arc::new(match &config.state_dir {
         Some(folder) => SingleNode::open(folder, config.placement, now_ms).await?,
         None => SingleNode::in_memory(config.placement, now_ms),
     });
     let address = listener.local_addr()?;
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(&config.tls.certificate, &config.tls.key))
-        .client_ca_root(Certificate::from_pem(&config.tls.ca))
-        .timeout(HANDSHAKE_TIMEOUT);
-    let service = ControlServer::new(Service::new(Arc::clone(&log), REQUESTS_MAX))
+    let service = ControlServer::new(Service::new(Arc::clone(&log), clock, REQUESTS_MAX))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let router = Server::builder()
+    // What is wrong with the key material shows now.
+    let first = builder(&config.tls)?.add_service(service.clone());
+    tracing::info!(%address, "router listens");
+    let acceptor = accept::bounded(listener, CONNECTIONS_MAX, shutdown.clone());
+    let (tls, renewed) = watch::channel(config.tls);
+    let task = tokio::spawn(async move {
+        let ticks = expire_until(Arc::clone(&log), clock, shutdown.clone());
+        let serving = serve_renewed(first, service, acceptor, renewed, shutdown);
+        let (served, ()) = tokio::join!(serving, ticks);
+        log.flush().await?;
+        Ok(served?)
+    });
+    Ok(Serving { address, tls, task })
+}
+
+/// A server with this key material.
+fn builder(tls: &TlsPem) -> Result<Server, tonic::transport::Error> {
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(&tls.certificate, &tls.key))
+        .client_ca_root(Certificate::from_pem(&tls.ca))
+        .timeout(HANDSHAKE_TIMEOUT);
+    Ok(Server::builder()
         .tls_config(tls)?
         .timeout(REQUEST_TIMEOUT)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE / 2))
-        .add_service(service);
-    tracing::info!(%address, "router listens");
-    let incoming = accept::bounded(listener, CONNECTIONS_MAX, shutdown.clone());
-    let serving = router.serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
-    let task = tokio::spawn(async move {
-        let ticks = expire_until(Arc::clone(&log), shutdown.clone());
-        let (served, ()) = tokio::join!(within_grace(serving, shutdown), ticks);
-        log.flush().await?;
-        Ok(served?)
-    });
-    Ok(Serving { address, task })
+        .http2_keepalive_timeout(Some(KEEPALIVE / 2)))
+}
+
+/// Serves until `shutdown`. A certificate is part of tonic's server, so each one has its own, which takes over
+/// the listener from the one before.
+async fn serve_renewed<L: CommandLog>(
+    mut router: Router,
+    service: ControlServer<Service<L>>,
+    acceptor: accept::Acceptor,
+    mut renewed: watch::Receiver<TlsPem>,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    loop {
+        let replaced = shutdown.child_token();
+        let serving = router.serve_with_incoming_shutdown(acceptor.incoming(), replaced.clone().cancelled_owned());
+        let mut serving = tokio::spawn(within_grace(serving, replaced.clone()));
+        router = loop {
+            tokio::select! {
+                served = &mut serving => {
+                    // A transport that ends by itself ends the router.
+                    shutdown.cancel();
+                    return served.unwrap_or(Ok(()));
+                }
+                Ok(()) = renewed.changed() => match builder(&renewed.borrow_and_update()) {
+                    Ok(mut server) => break server.add_service(service.clone()),
+                    Err(error) => tracing::error!(%error, "the new certificate is not used"),
+                },
+            }
+        };
+        // It ends by itself, within its grace, while the next one serves.
+        replaced.cancel();
+    }
 }
 
 /// Runs `serving`, but not longer than [`GRACE`] past the shutdown.
@@ -148,22 +225,18 @@ async fn within_grace<E>(serving: impl Future<Output = Result<(), E>>, shutdown:
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        served = serving => {
-            // A transport that ends by itself ends the router.
-            shutdown.cancel();
-            served
-        }
+        served = serving => served,
         () = too_late => Ok(()),
     }
 }
 
-async fn expire_until(log: Arc<SingleNode>, shutdown: CancellationToken) {
+async fn expire_until(log: Arc<SingleNode>, clock: Clock, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(EXPIRE_EVERY) => {}
         }
-        let now_ms = wall_ms();
+        let now_ms = clock.now_ms();
         let request = Request { id: RequestId::default(), now_ms, command: Command::Expire };
         let expired = log.propose(request).await;
         // Keeps owners over a restart; epochs are safe without it.

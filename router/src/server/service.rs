@@ -7,7 +7,7 @@ use tandem_transport::identity::{PeerIdentity, Role};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
-use super::wall_ms;
+use super::Clock;
 use crate::{
     control::{self, Command, Outcome, Refusal, RequestId, TICKET_MS, log::CommandLog},
     convert, metric_definitions as names,
@@ -21,6 +21,7 @@ type Reply<T> = Result<Response<T>, Status>;
 
 pub(super) struct Service<L> {
     log: Arc<L>,
+    clock: Clock,
     places: Semaphore,
 }
 
@@ -66,8 +67,8 @@ fn device_name(peer: &PeerIdentity, asked: &str) -> Result<String, Status> {
 }
 
 impl<L: CommandLog> Service<L> {
-    pub(super) fn new(log: Arc<L>, requests_max: usize) -> Self {
-        Self { log, places: Semaphore::new(requests_max) }
+    pub(super) fn new(log: Arc<L>, clock: Clock, requests_max: usize) -> Self {
+        Self { log, clock, places: Semaphore::new(requests_max) }
     }
 
     fn enter(&self) -> Result<SemaphorePermit<'_>, Status> {
@@ -75,7 +76,7 @@ impl<L: CommandLog> Service<L> {
     }
 
     async fn propose(&self, id: RequestId, command: Command) -> Result<(Outcome, u64), Status> {
-        let now_ms = wall_ms();
+        let now_ms = self.clock.now_ms();
         let outcome = self.log.propose(control::Request { id, now_ms, command }).await;
         let outcome = outcome.map_err(|error| {
             tracing::error!(%error, "command refused by the log");
@@ -149,7 +150,7 @@ impl<L: CommandLog> Service<L> {
 
     async fn status_inner(&self, request: Request<rpc::StatusRequest>) -> Reply<rpc::StatusReply> {
         peer(&request, Role::ALL)?;
-        let now_ms = wall_ms();
+        let now_ms = self.clock.now_ms();
         let read = self.log.read(|state| state.status(now_ms)).await;
         let status = read.map_err(|error| Status::unavailable(error.to_string()))?;
         let nodes = status.nodes.into_iter().map(|view| rpc::NodeStatus {

@@ -2,7 +2,7 @@ use super::*;
 use crate::{control::log::SingleNode, placement::PlacementConfig};
 
 fn service(requests_max: usize) -> Service<SingleNode> {
-    Service::new(Arc::new(SingleNode::in_memory(PlacementConfig::default(), 0)), requests_max)
+    Service::new(Arc::new(SingleNode::in_memory(PlacementConfig::default(), 0)), Clock::start(), requests_max)
 }
 
 #[tokio::test]
