@@ -75,7 +75,7 @@ fn check_role(id: &PeerIdentity, role: Role) -> Result<(), String> {
 
 /// Hands a new identity to `apply` whenever one is due, for as long as the process runs. What is under way
 /// goes on.
-pub(crate) fn keep_fresh<E: std::fmt::Display>(
+pub(crate) fn keep_fresh<E: std::fmt::Display + 'static>(
     issuer: Issuer,
     mut identity: Identity,
     apply: impl Fn(&Identity) -> Result<(), E> + Send + 'static,

@@ -205,6 +205,8 @@ impl Answer {
             if self.session.can_commit() {
                 continue;
             }
+            // A link that has died is found while the answer waits on it; otherwise nothing is sent to find out.
+            let _probe = self.awaited_link().map(Link::probe);
             tokio::select! {
                 () = self.events.closed() => return Err(Halt::Cancelled),
                 step = self.drafter.wait() => self.on_draft(step).await?,
@@ -217,6 +219,15 @@ impl Answer {
                 () = sleep_until(deadline) => self.on_deadline(),
             }
         }
+    }
+
+    /// The link, while the cloud owes this answer something.
+    fn awaited_link(&self) -> Option<&Link> {
+        let owes = self.session.in_flight() > 0
+            || self.session.is_waiting()
+            || self.session.is_streaming()
+            || self.fetch.is_some();
+        self.uplink.as_ref().filter(|_| owes).map(|uplink| &*uplink.link)
     }
 
     /// Sends every token that has become final.
