@@ -211,24 +211,26 @@ async fn idle_processes_take_less_than_a_hundredth_of_a_core() -> Result<()> {
     bail!("idle processes take these shares of a core: {shares:?}")
 }
 
-/// Unchanged OpenAI clients, streaming and not. They must be there in CI.
+/// Unchanged clients, each in its default form: plain, streamed, with a tool, with a schema. They must be
+/// there in CI.
 #[tokio::test(flavor = "multi_thread")]
 async fn real_clients() -> Result<()> {
+    const PYTHON: [&str; 4] = ["openai_client.py", "responses_client.py", "frameworks_client.py", "described_client.py"];
+    const NODE: [&str; 2] = ["openai_client.mjs", "responses_client.mjs"];
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
     let python = python(&scripts).await;
     let node = works("node", &["--input-type=module", "-e", "import 'openai'"], &scripts).await;
-    for (client, there) in [("openai_client.py", python.is_some()), ("openai_client.mjs", node)] {
-        let what = format!("{client} has nothing to run it; tests/clients/README.md says how to install the clients");
+    for (clients, there) in [(PYTHON.as_slice(), python.is_some()), (NODE.as_slice(), node)] {
+        let what = format!("{clients:?} have nothing to run them; tests/clients/README.md says how to install them");
         ensure!(there || !required("TANDEM_REQUIRE_CLIENTS"), "{what}");
         if !there {
             println!("SKIPPED: {what}");
         }
     }
     let up = Up::start(&[]).await?;
-    let mut clients = Vec::new();
-    clients.extend(python.map(|python| (python, "openai_client.py")));
-    clients.extend(node.then(|| (PathBuf::from("node"), "openai_client.mjs")));
-    for (program, script) in clients {
+    let python = python.iter().flat_map(|python| PYTHON.map(|script| (python.clone(), script)));
+    let node = NODE.into_iter().filter(|_| node).map(|script| (PathBuf::from("node"), script));
+    for (program, script) in python.chain(node) {
         let mut command = tokio::process::Command::new(&program);
         let Ended { code, stdout, stderr } = finish(command.arg(scripts.join(script)).arg(&up.api)).await?;
         let said = stdout + &stderr;
@@ -238,11 +240,14 @@ async fn real_clients() -> Result<()> {
     Ok(())
 }
 
-/// A Python that has the `openai` package: the one of tests/clients/README.md, or the system's.
+/// A Python that has the clients: the one of tests/clients/README.md, or the system's.
 async fn python(scripts: &Path) -> Option<PathBuf> {
+    const HAS_ALL: &str = "import importlib.util, sys
+names = ['openai', 'agents', 'anthropic', 'autogen_ext', 'haystack', 'huggingface_hub', 'strands', 'schemathesis']
+sys.exit(not all(importlib.util.find_spec(name) for name in names))";
     let own = scripts.join("../../target/clients/bin/python");
     for python in [own, PathBuf::from("python3")] {
-        if works(&python, &["-c", "import openai"], scripts).await {
+        if works(&python, &["-c", HAS_ALL], scripts).await {
             return Some(python);
         }
     }
