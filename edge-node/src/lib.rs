@@ -7,6 +7,7 @@ mod account;
 pub mod api;
 mod cloud_watch;
 pub mod diagnosis;
+mod embed;
 mod generate;
 pub mod metric_definitions;
 pub mod node;

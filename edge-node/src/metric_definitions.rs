@@ -19,11 +19,12 @@ pub const LABEL_ORIGIN: &str = "origin";
 pub const LABEL_DIRECTION: &str = "direction";
 
 /// Values of [`LABEL_ROUTE`] that are spelled out.
-pub const ROUTES: [&str; 16] = [
+pub const ROUTES: [&str; 17] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
+    "/v1/embeddings",
     "/tokenize",
     "/detokenize",
     "/v1/models",

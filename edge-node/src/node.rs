@@ -28,6 +28,7 @@ use crate::account::Account;
 use crate::cloud_watch::{self, PATIENCE};
 use crate::diagnosis::{self, CloudState, Diagnosis, LinkState};
 use crate::generate;
+use crate::embed;
 use crate::generate::draft::{EdgeChoice, choose};
 use crate::metric_definitions as names;
 use crate::pacing::Estimates;
@@ -282,6 +283,22 @@ impl EdgeNode {
         };
         inner.runner.submit(job, Box::new(on_done)).map_err(|e| GenerateError::Engine(e.to_string()))?;
         Ok(scores)
+    }
+
+    /// The embedding of a text's tokens, see [`Backend::embed`](crate::api::Backend::embed).
+    ///
+    /// # Errors
+    /// The node is busy, the text does not fit, or the model failed.
+    pub async fn embed(&self, tokens: Vec<u32>) -> Result<Vec<f32>, GenerateError> {
+        let inner = &self.0;
+        if tokens.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if tokens.len() > inner.context_tokens {
+            return Err(GenerateError::TooLong { prompt: tokens.len(), context: inner.context_tokens });
+        }
+        let _slot = Slot::take(inner)?;
+        embed::embed(&inner.runner, &inner.model, tokens).await
     }
 
     /// Tokenizer of the pair.

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
@@ -86,6 +87,14 @@ impl Backend for NodeBackend {
             Readiness::Ready => self.ready_node().score(prompt, alternatives),
             other => Err(GenerateError::Engine(other.to_string())),
         }
+    }
+
+    fn embed(&self, tokens: Vec<u32>) -> BoxFuture<'static, Result<Vec<f32>, GenerateError>> {
+        let node = match self.ready() {
+            Readiness::Ready => self.ready_node().clone(),
+            other => return Box::pin(async move { Err(GenerateError::Engine(other.to_string())) }),
+        };
+        Box::pin(async move { node.embed(tokens).await })
     }
 
     fn status(&self) -> NodeStatus {

@@ -155,6 +155,18 @@ impl<B: Backend> Weights<B> {
         s.backend.download(&s.h)
     }
 
+    /// Hidden rows after the final norm.
+    pub(crate) fn final_norm(
+        &self,
+        s: &mut Scratch<B>,
+        spec: &DecoderSpec,
+        hidden: &[f32],
+    ) -> Result<Vec<f32>, EngineError> {
+        s.backend.upload(hidden, spec.hidden_size, &mut s.h)?;
+        s.backend.rms_norm(&s.h, &self.norm, spec.norms.eps, &mut s.x)?;
+        s.backend.download(&s.x)
+    }
+
     /// Logits `[rows, vocab]` of hidden rows.
     pub(crate) fn head(&self, s: &mut Scratch<B>, spec: &DecoderSpec, hidden: &[f32]) -> Result<Vec<f32>, EngineError> {
         s.backend.upload(hidden, spec.hidden_size, &mut s.h)?;

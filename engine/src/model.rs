@@ -275,6 +275,19 @@ impl Model {
         Ok(Hidden { rows, width, data: out })
     }
 
+    /// A hidden state above the last layer after the final norm: what the head sees of it, up to a factor.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if it is not one row.
+    pub fn final_norm(&self, hidden: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let width = self.spec.hidden_size;
+        if hidden.len() != width {
+            return Err(EngineError::Shape(format!("a hidden row has {} numbers, {width} are needed", hidden.len())));
+        }
+        let spec = &self.spec;
+        on_engine!(&self.engine, r => r.step(|w, s| w.final_norm(s, spec, hidden)))
+    }
+
     /// Final norm and head over the rows `rows` of `hidden`.
     ///
     /// # Errors

@@ -291,6 +291,20 @@ def json_objects(client, args):
 
 
 @check
+def embeddings(client, args):
+    texts = [PROMPT, "Turn the lights off.", PROMPT]
+    # The package asks for base64.
+    answer = client.embeddings.create(model="tandem", input=texts)
+    first, other, again = [entry.embedding for entry in answer.data]
+    expect_equal(first, again, "the same text twice")
+    expect(first != other, "another text")
+    expect(abs(sum(value * value for value in first) - 1) < 1e-4, "length 1")
+    as_floats = client.embeddings.create(model="tandem", input=PROMPT, encoding_format="float").data[0].embedding
+    expect(all(abs(a - b) < 1e-6 for a, b in zip(first, as_floats, strict=True)), "both encodings")
+    expect(answer.usage.prompt_tokens > 0, answer.usage)
+
+
+@check
 def forced_tool_calls(client, args):
     tool = openai.pydantic_function_tool(Visit, name="plan_visit")
     named = {"type": "function", "function": {"name": "plan_visit"}}

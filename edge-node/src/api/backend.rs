@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
@@ -29,6 +30,10 @@ pub trait Backend: Send + Sync + 'static {
         prompt: Vec<u32>,
         alternatives: u32,
     ) -> Result<oneshot::Receiver<Result<Vec<Scored>, GenerateError>>, GenerateError>;
+
+    /// The embedding of a text's tokens by the device's model: the hidden state of the last token after the
+    /// final norm, of length 1.
+    fn embed(&self, tokens: Vec<u32>) -> BoxFuture<'static, Result<Vec<f32>, GenerateError>>;
 
     /// What the node is doing.
     fn status(&self) -> NodeStatus;

@@ -25,6 +25,7 @@ mod chat_fields;
 mod completion_fields;
 mod completion_writer;
 mod echo;
+mod embeddings;
 mod endpoints;
 mod error;
 mod fields;
@@ -110,6 +111,7 @@ pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(endpoints::chat))
         .route("/v1/completions", post(endpoints::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/responses", post(responses::create))

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use schemas::reference;
 
 /// The routes that are described: path, method, name of the operation, what it does, request, answer.
-const OPERATIONS: [(&str, &str, &str, &str, Option<&str>, &str); 19] = [
+const OPERATIONS: [(&str, &str, &str, &str, Option<&str>, &str); 20] = [
     ("/v1/chat/completions", "post", "chat", "Answers a conversation.", Some("ChatRequest"), "ChatAnswer"),
     ("/v1/completions", "post", "complete", "Goes on with texts.", Some("CompletionRequest"), "CompletionAnswer"),
     (
@@ -25,6 +25,7 @@ const OPERATIONS: [(&str, &str, &str, &str, Option<&str>, &str); 19] = [
     ("/v1/responses/{id}", "delete", "deleteResponse", "Forgets an answer.", None, "Deleted"),
     ("/v1/messages", "post", "createMessage", "Answers as Anthropic's API does.", Some("MessagesRequest"), "Message"),
     ("/v1/messages/count_tokens", "post", "countTokens", "Counts a prompt.", Some("CountTokensRequest"), "TokenCount"),
+    ("/v1/embeddings", "post", "embed", "Embeds texts.", Some("EmbeddingsRequest"), "Embeddings"),
     ("/tokenize", "post", "tokenize", "Tokens of a text or of a conversation.", Some("TokenizeRequest"), "Tokens"),
     ("/detokenize", "post", "detokenize", "The text of tokens.", Some("DetokenizeRequest"), "Text"),
     ("/v1/models", "get", "models", "The models and their modes.", None, "Models"),

@@ -5,6 +5,7 @@ use tandem_proto::limits::TOP_LOGPROBS_MAX;
 
 use crate::api::answer_fields::{CHOICES_MAX, MODEL_NAME_BYTES_MAX, STOP_BYTES_MAX, STOPS_MAX, TOKENS_MAX};
 use crate::api::completion_fields::{LOGPROBS_MAX, PROMPTS_MAX};
+use crate::api::embeddings::INPUTS_MAX;
 use crate::api::messages::{CALLS_MAX, MESSAGES_MAX, PARTS_MAX};
 use crate::api::tools::TOOLS_MAX;
 
@@ -244,6 +245,18 @@ fn requests() -> Vec<(&'static str, Value)> {
         ("MessagesRequest", request(anthropic(), &["model", "max_tokens", "messages"])),
         ("CountTokensRequest", request(anthropic(), &["model", "messages"])),
         (
+            "EmbeddingsRequest",
+            request(
+                [
+                    ("model", model()),
+                    ("input", texts(INPUTS_MAX)),
+                    ("encoding_format", one_of(&["float", "base64"])),
+                    ("dimensions", integer(1, i64::from(i32::MAX))),
+                ],
+                &["model", "input"],
+            ),
+        ),
+        (
             "TokenizeRequest",
             request(
                 [
@@ -290,6 +303,7 @@ fn answers() -> Vec<(&'static str, Value)> {
     let tokens = answer(json!({ "input_tokens": count(), "output_tokens": count() }));
     let error = answer(json!({ "message": strings, "type": strings, "param": text_or_null, "code": text_or_null }));
     let piece = answer(json!({ "id": count(), "piece": any(&[string(), many(count())]) }));
+    let embedding = any(&[many(json!({ "type": "number" })), string()]);
     vec![
         (
             "ChatAnswer",
@@ -318,6 +332,14 @@ fn answers() -> Vec<(&'static str, Value)> {
             })),
         ),
         ("TokenCount", answer(json!({ "input_tokens": count() }))),
+        (
+            "Embeddings",
+            answer(json!({
+                "object": one_of(&["list"]), "model": strings,
+                "data": many(answer(json!({ "object": one_of(&["embedding"]), "index": count(), "embedding": embedding }))),
+                "usage": answer(json!({ "prompt_tokens": count(), "total_tokens": count() })),
+            })),
+        ),
         (
             "Tokens",
             answer(json!({

@@ -1,15 +1,62 @@
-//! Tokens of texts and texts of tokens.
+//! Embeddings, tokens of texts and texts of tokens.
 
 use std::sync::Arc;
 
 use serde_json::json;
 
-use super::replay::Replay;
+use super::replay::{Ending, Replay};
 use super::*;
 use crate::api::Backend as _;
 
+const EMBEDDINGS: &str = "/v1/embeddings";
+
 fn node() -> Arc<Replay> {
     Arc::new(Replay::of("x"))
+}
+
+fn embed(extra: &Value) -> Value {
+    with(json!({ "model": "tandem", "input": "capital of Peru?" }), extra)
+}
+
+#[tokio::test]
+async fn embeddings_come_in_the_order_and_form_asked_for() {
+    let node = node();
+    let ids = node.tokenizer().encode_whole("capital of Peru?").unwrap();
+    let (last, count) = (*ids.last().unwrap() as f32, ids.len());
+    let body = post(app(&node), EMBEDDINGS, &embed(&json!({ "dimensions": 3, "user": "u" }))).await.json();
+    let one = json!({ "object": "embedding", "index": 0, "embedding": [last, count as f32, -0.5] });
+    let usage = json!({ "prompt_tokens": count, "total_tokens": count });
+    assert_eq!(body, json!({ "object": "list", "data": [one], "model": "tandem", "usage": usage }));
+
+    let several = post(app(&node), EMBEDDINGS, &embed(&json!({ "input": [ids, [3, 4]] }))).await.json();
+    assert_eq!(several["data"][0]["embedding"], one["embedding"]);
+    assert_eq!((&several["data"][1]["embedding"], &several["data"][1]["index"]), (&json!([4.0, 2.0, -0.5]), &json!(1)));
+    assert_eq!(several["usage"]["prompt_tokens"], json!(count + 2));
+    let base64 = post(app(&node), EMBEDDINGS, &embed(&json!({ "input": [4, 4], "encoding_format": "base64" }))).await;
+    // 4.0, 2.0 and -0.5 as little-endian floats.
+    assert_eq!(base64.json()["data"][0]["embedding"], "AACAQAAAAEAAAAC/");
+}
+
+#[tokio::test]
+async fn embeddings_that_cannot_be_are_refused_by_name() {
+    let table = [
+        (json!({ "input": [] }), (400, "invalid_value", "input")),
+        (json!({ "input": null }), (400, "missing_field", "input")),
+        (json!({ "input": [3, 99_999_999] }), (400, "invalid_value", "input[1]")),
+        (json!({ "input": "" }), (400, "empty_prompt", "input")),
+        (json!({ "dimensions": 2 }), (400, "unsupported_field", "dimensions")),
+        (json!({ "encoding_format": "int8" }), (400, "invalid_value", "encoding_format")),
+        (json!({ "model": "tandem:cloud" }), (400, "unsupported_field", "model")),
+        (json!({ "model": "ada" }), (404, "model_not_found", "model")),
+        (json!({ "typo": 1 }), (400, "unknown_field", "typo")),
+    ];
+    for (extra, (status, code, param)) in table {
+        let error = post(app(&node()), EMBEDDINGS, &embed(&extra)).await.error();
+        assert_eq!(error, (status, code.into(), Some(param.into())), "{extra}");
+    }
+    let mut replay = Replay::of("x");
+    replay.ending = Ending::Refused(crate::request::GenerateError::Busy { limit: 1, retry_after_ms: 5 });
+    assert_eq!(post(app(&Arc::new(replay)), EMBEDDINGS, &embed(&json!({}))).await.status, 429);
 }
 
 #[tokio::test]
