@@ -7,6 +7,7 @@ use crate::error::EngineError;
 use crate::kv::KvPool;
 use crate::load::{Checkpoint, RawTensor};
 use crate::names::Role;
+use crate::pulse::Pulse;
 use crate::rope::RopeTable;
 use crate::routing::{self, Choice};
 use crate::spec::{Attention, DecoderSpec, ExpertsSpec, FeedForward, Gate, HeadNorm, Reach};
@@ -132,11 +133,12 @@ impl<B: Backend> Weights<B> {
         s.backend.download(&s.h)
     }
 
-    /// Runs the layers `range` over `hidden` = `[rows, hidden_size]`, reading and writing `pool`.
+    /// Runs the layers `range` over `hidden` = `[rows, hidden_size]`, reading and writing `pool`. Each is a
+    /// step of `pulse`.
     pub(crate) fn layers(
         &self,
         s: &mut Scratch<B>,
-        spec: &DecoderSpec,
+        (spec, pulse): (&DecoderSpec, &Pulse),
         range: Range<usize>,
         pool: &mut KvPool,
         batch: &Batch,
@@ -151,6 +153,7 @@ impl<B: Backend> Weights<B> {
             let mut kv = LayerKv { pool, layer: i, tables: &batch.tables, places: &batch.places };
             debug_assert_eq!(kv.pool.layers().start, first);
             layer.forward(s, spec, reach, &mut kv)?;
+            pulse.beat();
         }
         s.backend.download(&s.h)
     }

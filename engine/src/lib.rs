@@ -4,8 +4,8 @@
 //! [`KvPool`]) → [`Model::head`]. A row's bits never depend on what else is in the batch, on how a
 //! prompt was cut, or on the number of threads.
 //!
-//! Non-goals: no async, no network, no policy, no clock but to measure (`bench`, and how long a job of
-//! `runner` took). KV is an argument, never hidden in a model.
+//! Non-goals: no async, no network, no policy, no clock but to measure (`bench`, how long a job of
+//! `runner` took, and when a model last got somewhere). KV is an argument, never hidden in a model.
 
 pub mod accept;
 mod backend;
@@ -22,6 +22,7 @@ pub mod memory;
 mod model;
 mod names;
 pub mod perplexity;
+mod pulse;
 mod rope;
 mod routing;
 pub mod runner;
@@ -37,6 +38,7 @@ pub use kernels::{instruction_set, numerics};
 pub use kv::{KvPool, POOL_BLOCKS_MAX, POOL_NUMBERS_MAX, Sequence};
 pub use load::{FormatShare, Inspection, ModelFiles, SplitPart, check_gguf, check_safetensors, inspect, split_part};
 pub use model::{Hidden, LoadOptions, Logits, Model, ROWS_MAX, Rows, trunk_layers};
+pub use pulse::{Pulse, STALL_MIN};
 pub use spec::DecoderSpec;
 
 /// Checks the tokenizer and the chat template in the bytes of a GGUF file, as a load would.

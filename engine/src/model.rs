@@ -14,6 +14,7 @@ use crate::error::EngineError;
 use crate::kernels::pool::THREADS_MAX;
 use crate::kv::{KvPool, Sequence};
 use crate::load::{Checkpoint, ModelFiles};
+use crate::pulse::Pulse;
 use crate::spec::DecoderSpec;
 
 /// Most rows of one call; a longer prompt is cut by the caller (bounds the buffers of a step).
@@ -148,6 +149,7 @@ pub struct Model {
     numerics: String,
     threads: usize,
     engine: Engine,
+    pulse: Pulse,
 }
 
 impl std::fmt::Debug for Model {
@@ -179,7 +181,7 @@ impl Model {
                 (Engine::Candle(Box::new(Loaded::load(Candle::new(), &file)?)), Candle::numerics(), Candle::threads())
             }
         };
-        Ok(Self { spec: file.spec, digest, layer_digests, numerics, threads, engine })
+        Ok(Self { spec: file.spec, digest, layer_digests, numerics, threads, engine, pulse: Pulse::default() })
     }
 
     /// What the decoder is made of.
@@ -212,6 +214,12 @@ impl Model {
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// When it last got somewhere.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Embeds tokens: the hidden state below layer 0.
@@ -259,8 +267,7 @@ impl Model {
             hidden.data
         } else {
             let spec = &self.spec;
-            let done =
-                on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, spec, range, pool, &batch, &hidden.data)));
+            let done = on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, (spec, &self.pulse), range, pool, &batch, &hidden.data)));
             match done {
                 Ok(data) => data,
                 Err(e) => {
@@ -305,6 +312,7 @@ impl Model {
         }
         let spec = &self.spec;
         let data = on_engine!(&self.engine, r => r.step(|w, s| w.head(s, spec, &chosen)))?;
+        self.pulse.beat();
         Ok(Logits { rows: rows.len(), vocab, data })
     }
 

@@ -2,10 +2,11 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use tandem_engine::runner::batch::BatchBounds;
 use tandem_engine::runner::{Job, JobDone, OnDone, Runner, RunnerError, RunnerOptions};
-use tandem_engine::{EngineError, KvPool, LoadOptions, Model, ModelFiles, ROWS_MAX, Rows};
+use tandem_engine::{EngineError, KvPool, LoadOptions, Model, ModelFiles, ROWS_MAX, Rows, STALL_MIN};
 use tandem_models::{EDGE, TRUNK_LAYERS};
 use tandem_proto::ids::SessionId;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
@@ -19,10 +20,12 @@ const FAILS: u8 = 201;
 type Output = (usize, Vec<f32>);
 type Answer<T> = Receiver<Result<T, RunnerError>>;
 
-static MODEL: LazyLock<Arc<Model>> = LazyLock::new(|| {
+static MODEL: LazyLock<Arc<Model>> = LazyLock::new(load);
+
+fn load() -> Arc<Model> {
     let files = ModelFiles::Embedded { config: EDGE.config, weights: EDGE.weights };
     Arc::new(Model::load(&files, &LoadOptions { threads: 2, ..LoadOptions::default() }).expect("loads"))
-});
+}
 
 const BATCH: BatchBounds = BatchBounds { rows_max: 256, sequences_max: 8, prefill_chunk: 128, prefill_reserve: 32 };
 const OPTIONS: RunnerOptions = RunnerOptions { split: TRUNK_LAYERS, kv_blocks: 64, queue_max: 16, batch: BATCH };
@@ -71,10 +74,14 @@ struct Engine {
 
 impl Engine {
     fn start(options: RunnerOptions) -> Self {
+        Self::start_on(MODEL.clone(), options)
+    }
+
+    fn start_on(model: Arc<Model>, options: RunnerOptions) -> Self {
         let (enter, entered) = channel();
         let (go, may_go) = channel::<()>();
         let runner = Runner::start(
-            MODEL.clone(),
+            model,
             options,
             Box::new(move |job, row| {
                 if job.key == key(FAILS) {
@@ -161,6 +168,25 @@ fn a_bad_job_fails_alone_in_its_pass() {
     // The whole context is none too many.
     let whole = Job { outputs_from: context, ..job(5, &vec![1; context], 0) };
     assert_eq!(engine.run(whole).expect("fits").outputs.len(), 1);
+}
+
+/// Whoever waits must be able to tell a thread that hangs from one that works or idles.
+#[test]
+fn a_thread_that_hangs_says_so_until_it_goes_on() {
+    // A model of its own: another engine's steps would count as its own.
+    let (engine, text) = (Engine::start_on(load(), OPTIONS), text(4));
+    assert_eq!(engine.runner.stalled(), None, "nothing to do");
+    let gate = engine.hold(job(GATE, &text[..1], 0));
+    let begun = Instant::now();
+    while engine.runner.stalled().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it hangs and does not say so");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(begun.elapsed() >= STALL_MIN, "a second without a step is no fault");
+    engine.go.send(()).expect("waits");
+    gate.recv().expect("answered").expect("the gate");
+    engine.run(job(1, &text, 0)).expect("goes on");
+    assert_eq!(engine.runner.stalled(), None);
 }
 
 /// More outputs than logits are held at a time.

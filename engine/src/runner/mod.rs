@@ -12,10 +12,10 @@ mod worker;
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::SamplingParams;
@@ -155,7 +155,7 @@ pub struct JobDone<T> {
 pub type OnDone<T> = Box<dyn FnOnce(Result<T, RunnerError>) + Send>;
 
 enum Command<T> {
-    Run(Box<Job>, OnDone<JobDone<T>>, Instant),
+    Run(Box<Job>, Arc<JobProgress>, OnDone<JobDone<T>>, Instant),
     Forget(SessionId),
     /// Look at what is to be forgotten although the queue was full.
     Wake,
@@ -170,6 +170,47 @@ enum Command<T> {
         tokens: usize,
         done: OnDone<usize>,
     },
+}
+
+/// How far a job is; other threads read it.
+#[derive(Debug, Default)]
+pub struct JobProgress {
+    /// Tokens that are still to be fed.
+    pub rows_left: AtomicUsize,
+    /// True while a pass feeds some of them.
+    pub in_pass: AtomicBool,
+}
+
+/// Jobs that have been submitted and not answered, whether or not the thread has seen them.
+#[derive(Debug)]
+struct Outstanding {
+    since: Instant,
+    jobs: AtomicUsize,
+    /// When the first of them was submitted, microseconds after `since`.
+    first_us: AtomicU64,
+}
+
+impl Outstanding {
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn add(&self) {
+        if self.jobs.load(Ordering::Relaxed) == 0 {
+            self.first_us.store(self.now_us(), Ordering::Relaxed);
+        }
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove(&self) {
+        self.jobs.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How long there has been work; none if there is none.
+    fn age(&self) -> Option<Duration> {
+        let age = || Duration::from_micros(self.now_us().saturating_sub(self.first_us.load(Ordering::Relaxed)));
+        (self.jobs.load(Ordering::Relaxed) > 0).then(age)
+    }
 }
 
 /// Gauges that other threads read.
@@ -236,6 +277,8 @@ pub struct Runner<T> {
     unwanted: Arc<Unwanted>,
     queue_max: usize,
     load: Arc<RunnerLoad>,
+    model: Arc<Model>,
+    outstanding: Arc<Outstanding>,
 }
 
 impl<T> Clone for Runner<T> {
@@ -245,6 +288,8 @@ impl<T> Clone for Runner<T> {
             unwanted: self.unwanted.clone(),
             queue_max: self.queue_max,
             load: self.load.clone(),
+            model: self.model.clone(),
+            outstanding: self.outstanding.clone(),
         }
     }
 }
@@ -265,12 +310,13 @@ impl<T: Send + 'static> Runner<T> {
         let load = Arc::new(RunnerLoad::default());
         load.kv_blocks_free.store(options.kv_blocks, Ordering::Relaxed);
         let pools = (trunk_pool, upper_pool);
-        let worker = worker::Worker::new(model, options, pools, choose, unwanted.clone(), load.clone());
+        let worker = worker::Worker::new(model.clone(), options, pools, choose, unwanted.clone(), load.clone());
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.run(&inbox))
             .map_err(|e| RunnerError::Stopped(e.to_string()))?;
-        Ok(Self { commands, unwanted, queue_max: options.queue_max, load })
+        let outstanding = Outstanding { since: Instant::now(), jobs: AtomicUsize::new(0), first_us: AtomicU64::new(0) };
+        Ok(Self { commands, unwanted, queue_max: options.queue_max, load, model, outstanding: Arc::new(outstanding) })
     }
 
     /// Gauges.
@@ -279,12 +325,35 @@ impl<T: Send + 'static> Runner<T> {
         &self.load
     }
 
-    /// Queues a job. `done` is called exactly once unless the thread dies.
+    /// How long the thread has got nowhere although there is work, if that is longer than the model's steps
+    /// usually take: it hangs.
+    #[must_use]
+    pub fn stalled(&self) -> Option<Duration> {
+        let pulse = self.model.pulse();
+        self.outstanding.age().map(|work| work.min(pulse.age())).filter(|age| *age >= pulse.patience())
+    }
+
+    /// Queues a job and says how far it is from then on. `done` is called exactly once unless the thread
+    /// dies.
     ///
     /// # Errors
     /// The queue is full or the thread is gone.
-    pub fn submit(&self, job: Job, done: OnDone<JobDone<T>>) -> Result<(), RunnerError> {
-        self.send(Command::Run(Box::new(job), done, Instant::now()))
+    pub fn submit(&self, job: Job, done: OnDone<JobDone<T>>) -> Result<Arc<JobProgress>, RunnerError> {
+        let rows_left = job.sequence.len().saturating_sub(job.feed_from);
+        let progress = Arc::new(JobProgress { rows_left: AtomicUsize::new(rows_left), ..JobProgress::default() });
+        self.outstanding.add();
+        let outstanding = self.outstanding.clone();
+        let done: OnDone<JobDone<T>> = Box::new(move |result| {
+            outstanding.remove();
+            done(result);
+        });
+        match self.send(Command::Run(Box::new(job), progress.clone(), done, Instant::now())) {
+            Ok(()) => Ok(progress),
+            Err(e) => {
+                self.outstanding.remove();
+                Err(e)
+            }
+        }
     }
 
     /// Drops a sequence's state (after its running job, if any), also when the queue is full: state that

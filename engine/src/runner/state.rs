@@ -1,11 +1,12 @@
 //! KV state of the sequences, and what a job has done so far.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::kv::{KvPool, Sequence};
 
 use super::batch::Take;
-use super::{Job, JobDone, OnDone, RunnerError};
+use super::{Job, JobDone, JobProgress, OnDone, RunnerError};
 
 pub(super) struct KvState {
     pub(super) trunk: Option<Sequence>,
@@ -28,6 +29,7 @@ impl KvState {
 
 pub(super) struct Pending<T> {
     pub(super) job: Box<Job>,
+    pub(super) progress: Arc<JobProgress>,
     pub(super) done: OnDone<JobDone<T>>,
     pub(super) kv: KvState,
     /// Next token to feed above the trunk.
@@ -47,6 +49,7 @@ pub(super) struct Pending<T> {
 impl<T> Pending<T> {
     pub(super) fn new(
         job: Box<Job>,
+        progress: Arc<JobProgress>,
         done: OnDone<JobDone<T>>,
         kv: KvState,
         (arrival, queued_at): (u64, Instant),
@@ -54,6 +57,7 @@ impl<T> Pending<T> {
         Self {
             cursor: job.feed_from,
             job,
+            progress,
             done,
             kv,
             outputs: Vec::new(),
@@ -127,7 +131,6 @@ pub(super) struct Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
@@ -155,7 +158,7 @@ mod tests {
         let (send, result) = channel();
         let done: OnDone<JobDone<()>> = Box::new(move |result| drop(send.send(result)));
         let submitted = Instant::now();
-        let mut pending = Pending::new(Box::new(job), done, KvState::new(None, &pool), (0, submitted));
+        let mut pending = Pending::new(Box::new(job), Arc::default(), done, KvState::new(None, &pool), (0, submitted));
         pending.started_at = Some(submitted + Duration::from_micros(5000));
         assert!(pending.finish().is_some());
         assert_eq!(result.recv().expect("told").expect("done").queue_us, 5000);

@@ -14,7 +14,9 @@ use crate::model::{HEAD_ROWS_MAX, Hidden, Model, Rows};
 
 use super::batch::{Take, Waiting, compose};
 use super::state::{KvState, Pending, Plan};
-use super::{Choose, Command, Job, JobDone, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions, Unwanted};
+use super::{
+    Choose, Command, Job, JobDone, JobProgress, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions, Unwanted,
+};
 
 pub(super) struct Worker<T> {
     model: Arc<Model>,
@@ -83,7 +85,7 @@ impl<T> Worker<T> {
 
     fn take(&mut self, command: Command<T>) {
         match command {
-            Command::Run(job, done, queued_at) => self.admit(job, done, queued_at),
+            Command::Run(job, progress, done, queued_at) => self.admit(job, progress, done, queued_at),
             Command::Forget(key) => self.forget(key),
             Command::Wake => {}
             Command::ExportTrunk { key, tokens, done } => done(self.export(key, tokens)),
@@ -98,7 +100,7 @@ impl<T> Worker<T> {
         }
     }
 
-    fn admit(&mut self, job: Box<Job>, done: OnDone<JobDone<T>>, queued_at: Instant) {
+    fn admit(&mut self, job: Box<Job>, progress: Arc<JobProgress>, done: OnDone<JobDone<T>>, queued_at: Instant) {
         let rows = job.sequence.len().saturating_sub(job.feed_from);
         let spec = self.model.spec();
         let width = spec.hidden_size;
@@ -133,7 +135,7 @@ impl<T> Worker<T> {
         }
         kv.truncate(job.feed_from);
         self.arrivals += 1;
-        self.pending.push(Pending::new(job, done, kv, (self.arrivals, queued_at)));
+        self.pending.push(Pending::new(job, progress, done, kv, (self.arrivals, queued_at)));
     }
 
     /// Runs one batch and answers the jobs it ends.
@@ -149,9 +151,13 @@ impl<T> Worker<T> {
             })
             .collect();
         let begun = Instant::now();
+        self.model.pulse().begin();
         let mut takes = compose(&waiting, &self.options.batch);
         takes.sort_by_key(|t| t.index);
         let plans = self.reserve(&takes);
+        for plan in &plans {
+            self.pending[plan.index].progress.in_pass.store(true, Ordering::Relaxed);
+        }
         if let Err(e) = self.forward(&plans) {
             // The pass failed as a whole: the state of its sequences is unknown and goes.
             for plan in plans.iter().rev() {
@@ -162,6 +168,10 @@ impl<T> Worker<T> {
         self.load.passes.fetch_add(1, Ordering::Relaxed);
         self.load.rows.fetch_add(plans.iter().map(|p| p.rows as u64).sum(), Ordering::Relaxed);
         self.load.busy_us.fetch_add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        for p in &self.pending {
+            p.progress.rows_left.store(p.rows_left(), Ordering::Relaxed);
+            p.progress.in_pass.store(false, Ordering::Relaxed);
+        }
         for index in (0..self.pending.len()).rev() {
             if let Some(e) = self.pending[index].failed.take() {
                 (self.pending.remove(index).done)(Err(e));
