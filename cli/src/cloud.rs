@@ -163,6 +163,7 @@ impl Reports {
             tokens_per_second: rate as u32,
             kv_blocks_used: count(load.kv_blocks.saturating_sub(load.kv_blocks_free)),
             kv_blocks_max: count(load.kv_blocks),
+            stalled_ms: load.stalled_ms,
             prefixes: Vec::new(),
         }
     }

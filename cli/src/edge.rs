@@ -27,8 +27,10 @@ use crate::renewal::Issuer;
 use crate::state::{self, Running, StateDir};
 use crate::{logging, pair, signals, uplink};
 
-/// Time that open requests may take to end after the shutdown was asked for.
-const GRACE: Duration = Duration::from_secs(1);
+/// Time that answers under way may take to end by themselves after the shutdown was asked for.
+const GRACE: Duration = Duration::from_secs(5);
+/// Time that clients may take after that to read why their answers ended.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The flags that `edge` and `up` share.
 pub(crate) fn api_flags(args: &ApiArgs) -> Flags {
@@ -147,7 +149,7 @@ pub(crate) async fn start(
         default_alias: settings.api.default_model,
     };
     // Up at once, so that clients hear "loading" and not "connection refused".
-    let serving = tokio::spawn(serve(listener, router_with(backend.clone(), options), shutdown));
+    let serving = tokio::spawn(serve(listener, router_with(backend.clone(), options), backend.clone(), shutdown));
     let loaded = pair::load_aside(&settings.edge.model, settings.engine.edge_threads).await?;
     settings.edge.model.clone_from(&loaded.card.name);
     // Routers and cloud nodes know the node by its certificate.
@@ -178,12 +180,20 @@ pub(crate) async fn start(
     Ok(Edge { backend, address, links, serving })
 }
 
-/// Serves until `shutdown`, and a little longer for what is under way.
-async fn serve(listener: TcpListener, routes: axum::Router, shutdown: CancellationToken) -> Result<(), Failure> {
+/// Serves until `shutdown`, and longer for what is under way: answers end by themselves, or with an error
+/// that says why.
+async fn serve(
+    listener: TcpListener,
+    routes: axum::Router,
+    backend: Arc<NodeBackend>,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
     let serving = axum::serve(listener, routes).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let too_late = async {
         shutdown.cancelled().await;
         tokio::time::sleep(GRACE).await;
+        backend.close();
+        tokio::time::sleep(FAREWELL).await;
     };
     tokio::select! {
         served = serving => served.or_fail(Code::Failed),

@@ -57,6 +57,8 @@ pub struct Load {
     pub kv_blocks_free: usize,
     /// Free KV blocks the new sequence needs.
     pub kv_blocks_wanted: usize,
+    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    pub stalled_ms: u32,
     /// True once the node is shutting down.
     pub draining: bool,
 }
@@ -64,6 +66,9 @@ pub struct Load {
 /// Why nobody is let in now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// The engine hangs.
+    #[error("the node's engine has got nowhere for {0} ms; go to another node")]
+    Stalled(u32),
     /// The node shuts down.
     #[error("the node is shutting down; ask the router for another one")]
     Draining,
@@ -91,6 +96,7 @@ impl Refusal {
     #[must_use]
     pub fn code(self) -> RefuseCode {
         match self {
+            Self::Stalled(_) => RefuseCode::Stalled,
             Self::Draining => RefuseCode::ShuttingDown,
             Self::Sessions(_) | Self::DeviceSessions(_) | Self::Queue(_) | Self::Memory { .. } => RefuseCode::Busy,
         }
@@ -100,7 +106,7 @@ impl Refusal {
     #[must_use]
     pub fn retry_after_ms(self) -> u32 {
         match self {
-            Self::Draining => 0,
+            Self::Draining | Self::Stalled(_) => 0,
             Self::Queue(_) => 200,
             Self::Sessions(_) | Self::DeviceSessions(_) | Self::Memory { .. } => 1000,
         }
@@ -112,6 +118,8 @@ pub fn admit(load: &Load, bounds: &Bounds) -> Result<(), Refusal> {
     let free = load.kv_blocks_free.saturating_sub(bounds.kv_blocks_reserve);
     if load.draining {
         Err(Refusal::Draining)
+    } else if load.stalled_ms > 0 {
+        Err(Refusal::Stalled(load.stalled_ms))
     } else if load.sessions >= bounds.sessions_max {
         Err(Refusal::Sessions(bounds.sessions_max))
     } else if load.sessions_of_device >= bounds.sessions_per_device_max {
@@ -142,6 +150,7 @@ mod tests {
         let table = [
             (quiet, Ok(())),
             (Load { draining: true, ..quiet }, Err(Refusal::Draining)),
+            (Load { stalled_ms: 1200, ..quiet }, Err(Refusal::Stalled(1200))),
             (Load { sessions: 9, ..quiet }, Ok(())),
             (Load { sessions: 10, ..quiet }, Err(Refusal::Sessions(10))),
             (Load { sessions_of_device: 2, ..quiet }, Err(Refusal::DeviceSessions(2))),
@@ -158,6 +167,7 @@ mod tests {
     #[test]
     fn who_is_refused_for_now_is_told_when_to_come_again() {
         assert_eq!(Refusal::Draining.code(), RefuseCode::ShuttingDown);
+        assert_eq!(Refusal::Stalled(1).code(), RefuseCode::Stalled);
         let for_now = [
             Refusal::Sessions(1),
             Refusal::DeviceSessions(1),

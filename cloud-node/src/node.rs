@@ -60,6 +60,8 @@ pub struct NodeLoad {
     pub passes: u64,
     /// Time in the model since the start, microseconds.
     pub busy_us: u64,
+    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    pub stalled_ms: u32,
     /// True once the node is shutting down.
     pub draining: bool,
 }
@@ -149,8 +151,14 @@ impl CloudNode {
             rows: load.rows.load(Ordering::Relaxed),
             passes: load.passes.load(Ordering::Relaxed),
             busy_us: load.busy_us.load(Ordering::Relaxed),
+            stalled_ms: self.stalled_ms(),
             draining: self.draining.load(Ordering::Relaxed),
         }
+    }
+
+    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    pub(crate) fn stalled_ms(&self) -> u32 {
+        self.runner.stalled().map_or(0, |age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX))
     }
 
     /// Lets a session of up to `tokens` tokens in beside the live ones, or not.
@@ -162,6 +170,7 @@ impl CloudNode {
             jobs: runner.jobs.load(Ordering::Relaxed),
             kv_blocks_free: runner.kv_blocks_free.load(Ordering::Relaxed),
             kv_blocks_wanted: tokens.div_ceil(KV_BLOCK_TOKENS),
+            stalled_ms: self.stalled_ms(),
             draining: self.draining.load(Ordering::Relaxed),
         };
         admit(&load, &self.settings.bounds)

@@ -95,8 +95,14 @@ impl Session {
         self.channel.tx.send(&message, payload).await.expect("the frame goes out");
     }
 
+    /// The next frame that is no report of progress.
     async fn next(&mut self) -> Message {
-        within(self.channel.rx.next()).await.expect("a whole frame").expect("the stream goes on").message
+        loop {
+            let frame = within(self.channel.rx.next()).await.expect("a whole frame").expect("the stream goes on");
+            if !matches!(frame.message, Message::Progress(_)) {
+                return frame.message;
+            }
+        }
     }
 
     async fn opened(&mut self) -> Opened {

@@ -261,5 +261,15 @@ pub fn tokenizers_differ(edge: &str, cloud: &str) -> Diagnosis {
     )
 }
 
+/// The connected node has failed an answer and is left alone for a while.
+#[must_use]
+pub fn node_fails(why: &str) -> Diagnosis {
+    Diagnosis::passing(
+        "cloud_node_fails",
+        format!("the cloud node is connected and does not do its work: {why}"),
+        "this edge tries it again by itself; look at that node's log and accelerator, or start it again",
+    )
+}
+
 #[cfg(test)]
 mod tests;

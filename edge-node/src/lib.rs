@@ -6,6 +6,7 @@
 mod account;
 pub mod api;
 mod cloud_watch;
+pub mod cool_down;
 pub mod diagnosis;
 mod embed;
 mod generate;

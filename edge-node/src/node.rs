@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::counter;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use tandem_router::policy::{Aim, Goal, GoalError, Paired, Policy, PolicyFileErro
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::account::Account;
 use crate::cloud_watch::{self, PATIENCE};
@@ -133,6 +134,10 @@ pub(crate) struct Inner {
     totals: Mutex<Totals>,
     answered: Mutex<VecDeque<Answered>>,
     active: AtomicUsize,
+    /// Where the clock of the sessions begins.
+    begun: Instant,
+    /// Cancelled when answers under way are to end.
+    pub(crate) closing: CancellationToken,
 }
 
 /// Handle to an edge node; cheap to clone.
@@ -203,6 +208,8 @@ impl EdgeNode {
             totals: Mutex::default(),
             answered: Mutex::default(),
             active: AtomicUsize::new(0),
+            begun: Instant::now(),
+            closing: CancellationToken::new(),
         });
         cloud_watch::start(&inner);
         Ok(Self(inner))
@@ -299,6 +306,11 @@ impl EdgeNode {
         }
         let _slot = Slot::take(inner)?;
         embed::embed(&inner.runner, &inner.model, tokens).await
+    }
+
+    /// Ends the answers under way: their clients are told why.
+    pub fn close(&self) {
+        self.0.closing.cancel();
     }
 
     /// Tokenizer of the pair.
@@ -483,6 +495,16 @@ impl Inner {
         self.aim.steering(policy, stands_in, threshold)
     }
 
+    /// A time on the clock of the sessions, microseconds.
+    pub(crate) fn clock_us(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.begun).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// When that clock says `us`; none for a time that never comes.
+    pub(crate) fn instant_of(&self, us: u64) -> Option<Instant> {
+        self.begun.checked_add(Duration::from_micros(us))
+    }
+
     pub(crate) fn estimates(&self) -> Estimates {
         *lock(&self.estimates)
     }
@@ -506,7 +528,12 @@ impl Inner {
         if state.state != LinkState::Connected {
             return state;
         }
-        let Some(link) = self.uplinks.current() else { return CloudState::of(LinkState::Connecting) };
+        let Some(link) = self.uplinks.current() else {
+            let why = self.uplinks.left_alone();
+            return why.map_or(CloudState::of(LinkState::Connecting), |why| {
+                CloudState::with(LinkState::Failed, diagnosis::node_fails(&why))
+            });
+        };
         let served = || link.peer_hello().models.iter().map(|card| card.name.clone()).collect::<Vec<_>>();
         let misfit = match self.cloud_card(&link) {
             None => Some(diagnosis::unknown_model(&self.settings.cloud_model, &served())),

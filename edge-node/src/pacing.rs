@@ -102,6 +102,16 @@ pub fn plan(c: &Conditions, strategy: ExactStrategy, written: usize) -> Plan {
     }
 }
 
+/// What must be saved on average before the cloud prefills a prompt of `auto` unasked, seconds.
+const AHEAD_S_MIN: f64 = 0.1;
+
+/// Whether the cloud is to prefill a prompt of `auto` beside the edge, before a token of it is in doubt: if
+/// it is likely to be asked, and would take long then. Short prompts leave nothing on the wire for that.
+#[must_use]
+pub fn opens_ahead(estimates: &Estimates, prompt_tokens: usize) -> bool {
+    estimates.asks * estimates.cloud_row_s() * prompt_tokens as f64 >= AHEAD_S_MIN
+}
+
 /// Running estimates of what [`Conditions`] needs, from observations.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimates {
@@ -110,6 +120,7 @@ pub struct Estimates {
     decode_s: f64,
     acceptance: f64,
     prefill_row_s: f64,
+    asks: f64,
 }
 
 /// Weight of a new observation.
@@ -118,7 +129,7 @@ const GAIN: f64 = 0.1;
 impl Default for Estimates {
     fn default() -> Self {
         // Priors; a few observations replace them.
-        Self { draft_s: 1e-3, verify_s: 2e-3, decode_s: 2e-3, acceptance: 0.85, prefill_row_s: 2e-4 }
+        Self { draft_s: 1e-3, verify_s: 2e-3, decode_s: 2e-3, acceptance: 0.85, prefill_row_s: 2e-4, asks: 0.5 }
     }
 }
 
@@ -168,6 +179,11 @@ impl Estimates {
         for i in 0..judged.min(accepted + 1) {
             Self::learn(&mut self.acceptance, f64::from(u8::from(i < accepted)));
         }
+    }
+
+    /// An `auto` answer has ended; `asked` says whether it needed the cloud.
+    pub fn saw_auto(&mut self, asked: bool) {
+        Self::learn(&mut self.asks, f64::from(u8::from(asked)));
     }
 
     /// Share of accepted drafts.
@@ -252,6 +268,28 @@ mod tests {
                 assert!(pipelined_s(&c) <= best * 1.01, "{c:?}: {} vs {best}", pipelined_s(&c));
             }
         }
+    }
+
+    #[test]
+    fn a_long_prompt_is_prefilled_ahead_where_the_cloud_is_likely_to_be_asked() {
+        // Share of answers that asked, seconds of a decode step of the cloud, tokens of the prompt.
+        let table = [
+            (0.5, 2e-3, 30, false),
+            (0.5, 2e-3, 400, false),
+            (0.5, 2e-3, 600, true),
+            (0.02, 2e-3, 2000, false),
+            (1.0, 2e-3, 300, true),
+            (0.5, 50e-3, 30, true),
+            (0.5, 50e-3, 8, false),
+            (0.0, 50e-3, 100_000, false),
+        ];
+        for (asks, decode_s, tokens, expected) in table {
+            let e = Estimates { asks, decode_s, ..Estimates::default() };
+            assert_eq!(opens_ahead(&e, tokens), expected, "{asks} {decode_s} {tokens}");
+        }
+        let mut e = Estimates::default();
+        (0..100).for_each(|_| e.saw_auto(false));
+        assert!(!opens_ahead(&e, 5000), "answers that never ask");
     }
 
     #[test]

@@ -231,6 +231,9 @@ pub enum GenerateError {
         /// Which models, and what to do.
         problem: String,
     },
+    /// The node is shut down while it answers.
+    #[error("the node is shutting down; ask again, or ask another node")]
+    Closing,
     /// The model failed.
     #[error("generation failed: {0}")]
     Engine(String),

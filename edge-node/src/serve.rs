@@ -58,6 +58,13 @@ impl NodeBackend {
         self.set(Readiness::Draining);
     }
 
+    /// Ends the answers under way: their clients are told why.
+    pub fn close(&self) {
+        if let Some(node) = self.node.get() {
+            node.close();
+        }
+    }
+
     /// The node, once it is loaded.
     #[must_use]
     pub fn node(&self) -> Option<&EdgeNode> {

@@ -40,9 +40,10 @@ pub struct EdgeSettings {
     pub exact: ExactStrategy,
     /// Most tokens drafted in `auto` while an answer of the cloud is awaited.
     pub speculate_tokens_max: usize,
-    /// `auto` goes on alone when the cloud has not answered for this long beyond four round trips.
+    /// `auto` goes on alone when the cloud has not come to its question for this long beyond four round trips;
+    /// while the cloud works on it, it waits.
     pub escalation_ms_max: u64,
-    /// `exact` and `cloud` wait this long for a lost cloud to come back before they go on alone.
+    /// `exact` and `cloud` go on alone when no cloud has given a sign for this long beyond three round trips.
     pub reconnect_ms_max: u64,
     /// Send the trunk's hidden states with drafts, so that the cloud need not run the trunk.
     pub send_hidden: Exchange,
@@ -69,7 +70,7 @@ impl Default for EdgeSettings {
             exact: ExactStrategy::Auto,
             speculate_tokens_max: 64,
             escalation_ms_max: 1500,
-            reconnect_ms_max: 3000,
+            reconnect_ms_max: 2000,
             send_hidden: Exchange::Auto,
             fetch_prompt: Exchange::Auto,
             answers_kept: 64,

@@ -30,8 +30,8 @@ use crate::{
     ids::Digest,
     limits::{HEADER_BYTES, META_BYTES_MAX, PAYLOAD_BYTES_MAX, SESSION_TOKENS_MAX},
     message::{
-        Close, Draft, End, Generate, Hello, KvAck, KvBlock, KvOffer, KvPull, KvWant, Open, Opened, Refuse, Token,
-        Verdict,
+        Close, Draft, End, Generate, Hello, KvAck, KvBlock, KvOffer, KvPull, KvWant, Open, Opened, Progress, Refuse,
+        Token, Verdict,
     },
 };
 
@@ -41,7 +41,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"TNDM");
 pub const FRAME_VERSION: u8 = 1;
 /// Counter of the message schema. Raise it with every change of a wire struct: the golden files
 /// under `tests/goldens/` are named after it and refuse a silent change.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 /// Alignment a meta buffer must have, bytes.
 pub const META_ALIGN: usize = 16;
 
@@ -240,6 +240,8 @@ messages! {
     Refuse = 9, payload 0;
     /// The session is over.
     Close = 10, payload 0;
+    /// How far the cloud is.
+    Progress = 11, payload 0;
     /// A side has KV blocks.
     KvOffer = 16, payload 0;
     /// The blocks of an offer that are wanted.

@@ -42,6 +42,9 @@ pub const GRAMMAR_BYTES_MAX: usize = 48 * 1024;
 /// Most alternatives reported per token.
 pub const TOP_LOGPROBS_MAX: usize = 20;
 
+/// How often a cloud says how far it is with what an edge waits for, milliseconds.
+pub const PROGRESS_MS: u64 = 250;
+
 /// Tokens of one KV block.
 pub const KV_BLOCK_TOKENS: usize = 32;
 /// Most block ids of one offer or want.

@@ -305,6 +305,8 @@ pub enum RefuseCode {
     BadState = 10,
     /// The grammar cannot be used; the message says what is wrong with it.
     BadGrammar = 11,
+    /// The node's engine hangs; go to another node.
+    Stalled = 12,
 }
 
 /// A refusal; ends the session it is sent on.
@@ -316,6 +318,20 @@ pub struct Refuse {
     pub message: String,
     /// When to try again, milliseconds; 0 for never.
     pub retry_after_ms: u32,
+}
+
+/// How far the cloud is with what the edge waits for: sent every [`PROGRESS_MS`](crate::limits::PROGRESS_MS)
+/// while there is such work, so that an edge can tell a long prefill from a node that hangs.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// Epoch of the session.
+    pub epoch: Epoch,
+    /// Tokens that the session's job still feeds to the model.
+    pub rows_left: u32,
+    /// True while the session's work is being done; false while it queues.
+    pub working: bool,
+    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    pub stalled_ms: u32,
 }
 
 /// The edge is done with the session; the cloud may drop its state.

@@ -79,6 +79,7 @@ pub(crate) fn load(load: Option<rpc::LoadReport>) -> Result<LoadReport, InvalidF
         tokens_per_second: load.tokens_per_second,
         kv_blocks_used: load.kv_blocks_used,
         kv_blocks_max: load.kv_blocks_max,
+        stalled_ms: load.stalled_ms,
         prefixes,
     }
     .checked()
@@ -92,6 +93,7 @@ pub(crate) fn load_to_wire(load: &LoadReport) -> rpc::LoadReport {
         tokens_per_second: load.tokens_per_second,
         kv_blocks_used: load.kv_blocks_used,
         kv_blocks_max: load.kv_blocks_max,
+        stalled_ms: load.stalled_ms,
         prefixes: digests_to_wire(&load.prefixes),
     }
 }

@@ -108,6 +108,11 @@ pub enum Exclusion {
         /// Age, ms.
         age_ms: u64,
     },
+    /// Its engine hangs.
+    Stalled {
+        /// For how long, ms.
+        ms: u32,
+    },
     /// It is being drained.
     Draining,
     /// All its sessions are taken.
@@ -122,6 +127,7 @@ impl fmt::Display for Exclusion {
         match self {
             Self::OtherModel => f.write_str("serves other models"),
             Self::Stale { age_ms } => write!(f, "no heartbeat for {age_ms} ms"),
+            Self::Stalled { ms } => write!(f, "its engine has got nowhere for {ms} ms"),
             Self::Draining => f.write_str("draining"),
             Self::Full { sessions } => write!(f, "full with {sessions} sessions"),
         }
@@ -178,6 +184,8 @@ fn exclusion(config: &PlacementConfig, node: &Candidate<'_>, query: &Query<'_>) 
         Some(Exclusion::OtherModel)
     } else if age_ms > config.stale_ms {
         Some(Exclusion::Stale { age_ms })
+    } else if node.load.stalled_ms > 0 {
+        Some(Exclusion::Stalled { ms: node.load.stalled_ms })
     } else if node.draining {
         Some(Exclusion::Draining)
     } else if node.load.full() && query.previous != Some(node.name) {

@@ -2,4 +2,6 @@
 
 pub mod answers;
 pub mod browser;
+#[cfg(target_os = "linux")]
+pub mod freeze;
 pub mod process;

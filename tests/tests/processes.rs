@@ -1,6 +1,7 @@
 //! A fleet of separate processes, and what happens when one of them is killed.
 
 use anyhow::{Context as _, Result, ensure};
+use tandem_tests::freeze::freeze;
 use tandem_tests::process::{Process, ask, run, status, until};
 use tandem_transport::{Faults, UdpProxy};
 use tempfile::TempDir;
@@ -183,5 +184,69 @@ async fn a_cloud_that_restarts_in_time_changes_no_token() -> Result<()> {
         ensure!(answer.tokens == undisturbed.tokens, "{mode}, restarted at token {k}: {answer:?}");
         ensure!(!answer.degraded(), "{mode}, restarted at token {k}: {answer:?}");
     }
+    Ok(())
+}
+
+/// The engine of the node stands still, its network side lives: another node takes over, in all modes, and
+/// nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_engine_hangs_is_left_for_another_one() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let router = fleet.part("router", &["--listen", ANY]).await?;
+    let at = router.field("listen")?;
+    let first = fleet.part("cloud", &["--listen", ANY, "--router", &at, "--name", "cloud-a"]).await?;
+    // The edge has time to reach the other node on a busy machine; the default is two seconds.
+    let patient = ["--set", "edge.reconnect_ms_max=60000"];
+    let edge_args: Vec<&str> = ["--listen", ANY, "--router", &at].into_iter().chain(patient).collect();
+    let edge = fleet.part("edge", &edge_args).await?;
+    let api = edge.field("url")?;
+    connected(&api, true).await?;
+    let exact = ask(&api, QUESTION, "exact", async |_| Ok(())).await?;
+    exact.check()?;
+    let _second = fleet.part("cloud", &["--listen", ANY, "--router", &at, "--name", "cloud-b"]).await?;
+    let _frozen = freeze(first.pid()?, "engine")?;
+    for mode in ["exact", "cloud", "auto"] {
+        let answer = ask(&api, QUESTION, mode, async |_| Ok(())).await?;
+        answer.check()?;
+        ensure!(!answer.degraded(), "{mode}: {answer:?}; the edge said: {}", edge.stderr());
+        ensure!(mode == "auto" || answer.text == exact.text, "{mode}: {answer:?}");
+    }
+    Ok(())
+}
+
+/// SIGTERM in the middle of an answer that takes far longer than the node waits: the stream says why it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_is_stopped_ends_its_streams() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let proxy = UdpProxy::start(ANY.parse()?, NOWHERE.parse()?, Faults::default(), 3)?;
+    let _cloud = fleet.cloud_behind(&proxy).await?;
+    let at = proxy.local_addr().to_string();
+    let mut edge = fleet.part("edge", &["--listen", ANY, "--cloud", &at]).await?;
+    let api = edge.field("url")?;
+    connected(&api, true).await?;
+    slow(&proxy, Some(SLOW / 6));
+    let body = serde_json::json!({
+        "model": "tandem:cloud", "stream": true, "messages": [{ "role": "user", "content": QUESTION }],
+    });
+    let mut response = reqwest::Client::new().post(format!("{api}/chat/completions")).json(&body).send().await?;
+    let mut text = String::new();
+    let stopping = loop {
+        let piece = response.chunk().await?.context("the stream ended before it was stopped")?;
+        text.push_str(std::str::from_utf8(&piece)?);
+        if text.contains("\"content\":\"") {
+            break edge.signal("TERM");
+        }
+    };
+    let reading = async {
+        while let Some(piece) = response.chunk().await? {
+            text.push_str(std::str::from_utf8(&piece)?);
+        }
+        anyhow::Ok(text)
+    };
+    let (status, text) = tokio::join!(stopping, reading);
+    ensure!(status?.code() == Some(0));
+    let text = text.context("the stream was cut")?;
+    ensure!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    ensure!(text.contains("\"finish_reason\":\"") || text.contains("shutting down"), "{text}");
     Ok(())
 }

@@ -9,6 +9,7 @@ use tandem_proto::session::cloud::{CloudSession, Target};
 use tandem_transport::link::Link;
 
 use super::Ending;
+use crate::admission::Refusal;
 use crate::metric_definitions as m;
 use crate::node::CloudNode;
 use crate::registry::{Claim, Seat};
@@ -30,6 +31,11 @@ pub(super) async fn enter(node: &CloudNode, link: &Link, open: &Open, payload: &
     if open.model != node.settings.model {
         let text = format!("no model `{}` here, there is `{}`", open.model, node.settings.model);
         return Err(refuse(RefuseCode::UnknownModel, text));
+    }
+    // One that comes back needs no leave, but finds nobody to work for it either.
+    if let stalled_ms @ 1.. = node.stalled_ms() {
+        let r = Refusal::Stalled(stalled_ms);
+        return Err(Ending::Refused(r.code(), r.to_string(), r.retry_after_ms()));
     }
     if !payload.len().is_multiple_of(4) {
         return Err(refuse(RefuseCode::Malformed, format!("{} bytes of token ids", payload.len())));

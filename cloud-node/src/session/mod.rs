@@ -5,18 +5,19 @@ mod entry;
 mod state;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::{counter, histogram};
 use tandem_engine::constraint::Followed;
-use tandem_engine::runner::{Job as EngineJob, JobDone, RunnerError};
+use tandem_engine::runner::{Job as EngineJob, JobDone, JobProgress, RunnerError};
 use tandem_engine::trunk;
 use tandem_proto::exchange::{ExchangeError, Outgoing};
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::{Epoch, SessionId};
-use tandem_proto::limits::HANDSHAKE_MS_MAX;
-use tandem_proto::message::{Open, Opened, Refuse, RefuseCode, SamplingParams};
+use tandem_proto::limits::{HANDSHAKE_MS_MAX, PROGRESS_MS};
+use tandem_proto::message::{Open, Opened, Progress, Refuse, RefuseCode, SamplingParams};
 use tandem_proto::session::cloud::{CloudSession, Job, JobTimes};
 use tandem_proto::session::{Decided, SessionError};
 use tandem_transport::bulk::BulkReceiver;
@@ -29,6 +30,9 @@ use self::entry::Entered;
 use self::state::{Pull, at, count_blocks, next_block};
 use crate::metric_definitions as m;
 use crate::node::CloudNode;
+
+/// See [`PROGRESS_MS`].
+const REPORT_EVERY: Duration = Duration::from_millis(PROGRESS_MS);
 
 /// Why a session's task ends.
 #[derive(Debug)]
@@ -100,22 +104,29 @@ async fn serve(
     let Message::Open(open) = first.message else {
         return Ending::Refused(RefuseCode::OutOfOrder, "a session begins with Open".into(), 0);
     };
-    let Entered { seat, session, trunk_layers } = match entry::enter(node, link, &open, &first.payload).await {
+    let entering = entry::enter(node, link, &open, &first.payload);
+    let Entered { seat, session, trunk_layers } = match reporting(node, &open, tx, entering).await.flatten() {
         Ok(entered) => entered,
         Err(e) => return e,
     };
     let stop = seat.stop();
     let answer = &session.tokens()[session.prompt_len()..];
     let constraint = tokio::select! {
-        constraint = node.grammars.follow(&open, answer) => constraint,
+        constraint = reporting(node, &open, tx, node.grammars.follow(&open, answer)) => constraint,
         () = stop.cancelled() => {
             seat.park(session);
             return Ending::Parked;
         }
     };
     let constraint = match constraint {
-        Ok(constraint) => constraint,
-        Err(e) => return Ending::Refused(RefuseCode::BadGrammar, e.to_string(), 0),
+        Ok(Ok(constraint)) => constraint,
+        Err(ending) => {
+            if matches!(ending, Ending::Parked) {
+                seat.park(session);
+            }
+            return ending;
+        }
+        Ok(Err(e)) => return Ending::Refused(RefuseCode::BadGrammar, e.to_string(), 0),
     };
     let mut task = SessionTask::new(node.clone(), link.clone(), &open, session, trunk_layers, constraint);
     let ending = tokio::select! {
@@ -131,7 +142,30 @@ async fn serve(
     ending
 }
 
-type Running = oneshot::Receiver<Result<JobDone<Decided>, RunnerError>>;
+/// Waits for `work` and tells the edge all the while that it goes on.
+async fn reporting<T>(
+    node: &CloudNode,
+    open: &Open,
+    tx: &mut FrameSender,
+    work: impl Future<Output = T>,
+) -> Result<T, Ending> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(REPORT_EVERY, &mut work).await {
+            return Ok(done);
+        }
+        let rows_left = open.prompt_tokens.saturating_add(open.committed_tokens);
+        let stalled_ms = node.stalled_ms();
+        let progress = Progress { epoch: open.epoch, rows_left, working: true, stalled_ms };
+        tx.send(&Message::Progress(progress), Bytes::new()).await?;
+    }
+}
+
+/// A job in the engine.
+struct Running {
+    result: oneshot::Receiver<Result<JobDone<Decided>, RunnerError>>,
+    progress: Arc<JobProgress>,
+}
 
 struct SessionTask {
     node: Arc<CloudNode>,
@@ -154,6 +188,8 @@ struct SessionTask {
     pull: Option<Pull>,
     exchanges: u32,
     times: JobTimes,
+    /// When the edge is told next how far its work is.
+    report_at: tokio::time::Instant,
 }
 
 impl SessionTask {
@@ -173,6 +209,7 @@ impl SessionTask {
             pull: None,
             exchanges: 0,
             times: JobTimes::default(),
+            report_at: tokio::time::Instant::now(),
             node,
             link,
             id: open.session,
@@ -221,6 +258,10 @@ impl SessionTask {
                 }
                 block = next_block(&mut self.bulk) => self.on_block(block, tx).await?,
                 () = at(self.pull.as_ref().map(|p| p.deadline)) => self.give_up_pull()?,
+                () = tokio::time::sleep_until(self.report_at), if self.running.is_some() || self.pull.is_some() => {
+                    self.report_at = tokio::time::Instant::now() + REPORT_EVERY;
+                    tx.send(&Message::Progress(self.progress()), Bytes::new()).await?;
+                }
             }
         }
     }
@@ -286,10 +327,24 @@ impl SessionTask {
             keep_trunk_hidden: self.prompt_state.is_some(),
             constraint: self.constraint.clone(),
         };
-        let (done, running) = oneshot::channel();
-        self.node.runner.submit(request, Box::new(move |r| drop(done.send(r))))?;
-        self.running = Some(running);
+        let (done, result) = oneshot::channel();
+        let progress = self.node.runner.submit(request, Box::new(move |r| drop(done.send(r))))?;
+        self.running = Some(Running { result, progress });
+        self.report_at = tokio::time::Instant::now() + REPORT_EVERY;
         Ok(())
+    }
+
+    /// How far the work is that the edge waits for.
+    fn progress(&self) -> Progress {
+        let job = self.running.as_ref().map(|running| &running.progress);
+        let rows_left = job.map_or(0, |job| job.rows_left.load(Ordering::Relaxed));
+        Progress {
+            epoch: self.epoch,
+            rows_left: u32::try_from(rows_left).unwrap_or(u32::MAX),
+            // A pull of trunk state is under way where there is no job.
+            working: job.is_none_or(|job| job.in_pass.load(Ordering::Relaxed)),
+            stalled_ms: self.node.stalled_ms(),
+        }
     }
 
     async fn on_done(&mut self, done: JobDone<Decided>, tx: &mut FrameSender) -> Result<Vec<Message>, Ending> {
@@ -309,7 +364,7 @@ impl SessionTask {
     /// Waits for the running job, so that the session's state is at rest.
     async fn settle(&mut self) {
         if let Some(running) = self.running.take()
-            && let Ok(Ok(done)) = running.await
+            && let Ok(Ok(done)) = running.result.await
         {
             // What the edge missed it will ask for again.
             let _ = self.session.complete(done.outputs, self.times);
@@ -319,7 +374,7 @@ impl SessionTask {
 
 async fn wait(running: &mut Option<Running>) -> Result<JobDone<Decided>, RunnerError> {
     match running {
-        Some(r) => r.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into()))),
+        Some(r) => (&mut r.result).await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into()))),
         None => std::future::pending().await,
     }
 }

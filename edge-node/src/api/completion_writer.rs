@@ -76,6 +76,8 @@ impl Writer for CompletionWriter {
 
     fn fail(&mut self, error: &ApiError, out: &mut Frames) {
         out.push_text(&error.body().to_string());
+        // Clients that wait for it must not take the end for a broken connection.
+        out.push_text(DONE);
     }
 
     fn whole(&mut self, choices: Vec<WholeChoice>, usage: Usage) -> Result<Vec<u8>, ApiError> {

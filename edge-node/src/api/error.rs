@@ -170,6 +170,7 @@ impl ApiError {
             GenerateError::NoCloud(_) => Self::bad_request("no_cloud", message).about("model"),
             GenerateError::Grammar(_) => Self::bad_request("invalid_grammar", message).about(params.grammar),
             GenerateError::ForeignCloud { .. } => Self::bad_request("tokenizers_differ", message).about("model"),
+            GenerateError::Closing => Self::not_ready(&Readiness::Draining),
             GenerateError::Engine(_) => Self::internal(message),
         }
     }

@@ -1,21 +1,20 @@
-//! While the cloud is away: how long the stricter modes hope for it, and when the edge goes on alone.
+//! While the cloud is away, or does not answer. When that is, is decided by the session
+//! (`tandem_proto::session::edge::clock`); what it means for the node, here.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tandem_proto::message::{Refuse, RefuseCode};
+use tandem_proto::session::edge::clock::Timeout;
 use tandem_transport::link::Link;
 
-use super::{Answer, Cloud};
+use super::Answer;
 use crate::request::Mode;
-
-/// Pause before a session that did not open is opened again.
-pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Whether a refusal is for now only: the session may be opened again.
 pub(super) fn is_for_now(refuse: &Refuse) -> bool {
     match refuse.code {
-        RefuseCode::ShuttingDown | RefuseCode::StaleEpoch => true,
+        RefuseCode::ShuttingDown | RefuseCode::StaleEpoch | RefuseCode::Stalled => true,
         RefuseCode::Busy => refuse.retry_after_ms > 0,
         _ => false,
     }
@@ -26,42 +25,39 @@ impl Answer {
         self.links.borrow().clone().filter(|l| !l.is_closed())
     }
 
-    /// True while no session is to be opened.
-    pub(super) fn is_paused(&self) -> bool {
-        self.retry_at.is_some_and(|t| t > Instant::now())
+    /// The session's clock.
+    pub(super) fn now(&self) -> u64 {
+        self.node.clock_us(Instant::now())
+    }
+
+    /// The link to open a session on, if there is one that this answer may use.
+    pub(super) fn usable_link(&self) -> Option<Arc<Link>> {
+        self.link().filter(|_| self.request.mode != Mode::Auto || !self.node.uplinks.rests())
     }
 
     /// Whether the cloud can decide a token: it is there, or a stricter mode still hopes for it.
     pub(super) fn cloud_decides(&self) -> bool {
-        let there = self.uplink.is_some() || (self.link().is_some() && !self.is_paused());
-        let hopes = self.opens_early() && self.grace_left().is_some();
-        self.cloud == Cloud::Wanted && (there || hopes)
+        self.session.cloud_decides(self.now(), self.usable_link().is_some())
     }
 
-    /// The cloud cannot be opened now: the stricter modes begin to wait, `auto` does not.
+    /// No session can be opened now: the stricter modes begin to wait, `auto` does not.
     pub(super) fn note_absence(&mut self) {
-        if self.opens_early() {
-            self.lost_at.get_or_insert_with(Instant::now);
-        } else if self.session.is_waiting() {
-            self.go_alone("the cloud is not reachable");
+        if self.session.unreachable(self.now()) {
+            self.degrade("the cloud is not reachable");
         }
     }
 
     /// True while the edge model must not write: the cloud streams, or may still come back.
     pub(super) fn holds_back(&self) -> bool {
-        let streaming = self.session.is_streaming() || self.fetch.is_some();
-        let waits =
-            self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_some();
-        streaming || waits
+        self.session.is_streaming() || self.fetch.is_some() || self.session.hopes(self.now())
     }
 
-    /// The edge's own drafts stand for what the cloud has not answered.
-    pub(super) fn go_alone(&mut self, why: &str) {
+    /// The cloud does not take this answer.
+    pub(super) fn refused(&mut self, why: &str) {
         if self.session.is_waiting() || self.request.mode != Mode::Auto {
             self.degrade(why);
         }
-        self.session.resolve_locally();
-        self.asked_at = None;
+        self.session.refused();
     }
 
     pub(super) fn degrade(&mut self, why: &str) {
@@ -69,37 +65,36 @@ impl Answer {
         self.summary.degraded_reason.get_or_insert_with(|| why.to_owned());
     }
 
-    /// How much longer a stricter mode waits for a lost cloud; none once that is over.
-    pub(super) fn grace_left(&self) -> Option<Duration> {
-        let most = Duration::from_millis(self.node.settings.reconnect_ms_max);
-        let lost = self.lost_at?;
-        most.checked_sub(lost.elapsed()).filter(|d| !d.is_zero())
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        if let Some(fetch) = &self.fetch {
-            return Some(fetch.deadline);
+    pub(super) fn deadline(&mut self) -> Option<Instant> {
+        if let Some(uplink) = &self.uplink {
+            self.session.set_rtt(uplink.link.stats().rtt_us);
         }
-        if self.uplink.is_none() && self.cloud == Cloud::Wanted {
-            let grace = if self.opens_early() { self.grace_left().map(|d| Instant::now() + d) } else { None };
-            return grace.into_iter().chain(self.retry_at).min();
-        }
-        let asked = self.asked_at.filter(|_| self.request.mode == Mode::Auto)?;
-        let rtt = self.uplink.as_ref().map_or(0, |u| u.link.stats().rtt_us);
-        Some(asked + Duration::from_millis(self.node.settings.escalation_ms_max) + Duration::from_micros(4 * rtt))
+        let at = self.session.poll_timeout(self.now())?;
+        self.node.instant_of(at)
     }
 
     pub(super) fn on_deadline(&mut self) {
-        if self.fetch.take().is_some() {
-            tracing::debug!("the prompt's state did not arrive in time; computing it here");
-        } else if self.uplink.is_none() {
-            // Else only the pause before the next attempt is over.
-            if self.grace_left().is_none() {
-                self.go_alone("the cloud did not come back in time");
+        match self.session.handle_timeout(self.now()) {
+            None | Some(Timeout::Retry) => {}
+            Some(Timeout::Alone) => self.degrade("the cloud did not come back in time"),
+            Some(Timeout::Unanswered) => {
+                self.degrade("the cloud did not answer in time");
+                self.node.uplinks.rest();
             }
-        } else {
-            self.go_alone("the cloud did not answer in time");
+            Some(Timeout::NoState) => {
+                tracing::debug!("the prompt's state did not arrive in time; computing it here");
+                self.fetch = None;
+            }
+            Some(Timeout::Silent) => self.on_node_failed("the cloud node does not answer"),
         }
+    }
+
+    /// The node does not serve this session: another one may.
+    pub(super) fn on_node_failed(&mut self, why: &str) {
+        if let Some(uplink) = &self.uplink {
+            self.node.uplinks.suspect(&uplink.link, why);
+        }
+        self.on_link_lost(why);
     }
 }
 
@@ -114,6 +109,7 @@ mod tests {
             (RefuseCode::Busy, 0, false),
             (RefuseCode::ShuttingDown, 0, true),
             (RefuseCode::StaleEpoch, 0, true),
+            (RefuseCode::Stalled, 0, true),
             (RefuseCode::Malformed, 1000, false),
             (RefuseCode::TooLong, 0, false),
             (RefuseCode::UnknownModel, 0, false),

@@ -1,7 +1,5 @@
 //! KV state of one answer: the prompt's, fetched from the cloud, and the trunk's, lent to it.
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
 use metrics::counter;
 use tandem_engine::trunk;
@@ -15,12 +13,8 @@ use super::{Answer, Halt};
 use crate::metric_definitions as m;
 use crate::node::Inner;
 
-/// How long the edge waits for the prompt's state before it computes it itself.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// The prompt's state on its way here.
 pub(super) struct PromptFetch {
-    pub(super) deadline: Instant,
     blocks: BulkReceiver,
     incoming: Option<Incoming>,
     /// Trunk state that has arrived, to be put in place after the layers above it have run.
@@ -30,7 +24,7 @@ pub(super) struct PromptFetch {
 impl PromptFetch {
     pub(super) fn new(node: &Inner, session: SessionId) -> Self {
         let blocks = node.bulk.register(session);
-        Self { deadline: Instant::now() + FETCH_TIMEOUT, blocks, incoming: None, state: None }
+        Self { blocks, incoming: None, state: None }
     }
 }
 
@@ -55,14 +49,15 @@ impl Answer {
         fetch.incoming = incoming;
         if fetch.incoming.is_none() {
             tracing::warn!("the cloud offered state of another prompt or model; computing it here");
-            self.fetch = None;
+            self.drop_fetch();
         }
         self.send(Message::KvWant(want), Bytes::new()).await;
     }
 
     pub(super) async fn on_block(&mut self, block: Option<(KvBlock, Bytes)>) -> Result<(), Halt> {
+        self.session.heard(self.now());
         let (Some((block, payload)), Some(fetch)) = (block, &mut self.fetch) else {
-            self.fetch = None;
+            self.drop_fetch();
             return Ok(());
         };
         let Some(incoming) = &mut fetch.incoming else { return Ok(()) };
@@ -82,7 +77,7 @@ impl Answer {
         self.send(Message::KvAck(ack), Bytes::new()).await;
         match blocks {
             Some(blocks) => self.use_prompt_state(&blocks)?,
-            None => self.fetch = None,
+            None => self.drop_fetch(),
         }
         Ok(())
     }
@@ -107,16 +102,15 @@ impl Answer {
         self.drafter.start(&self.session.tokens()[..prompt], Some(hidden))?;
         if let Some(fetch) = &mut self.fetch {
             fetch.state = Some(state);
-            // From here on nothing can be late.
-            fetch.deadline = Instant::now() + Duration::from_secs(3600);
         }
+        self.session.state_settled();
         Ok(())
     }
 
     /// Called when a step has ended: puts the fetched trunk state in place.
     pub(super) async fn finish_fetch(&mut self) {
         let Some(state) = self.fetch.as_mut().and_then(|f| f.state.take()) else { return };
-        self.fetch = None;
+        self.drop_fetch();
         let prompt = self.request.prompt.len();
         match self.drafter.import_trunk(state, prompt).await {
             Ok(_) => counter!(m::PROMPTS_FETCHED).increment(1),

@@ -1,18 +1,18 @@
 //! What the cloud says to one answer, and what becomes of the stream it says it on.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::message::{Refuse, RefuseCode};
 use tandem_proto::session::SessionError;
 use tandem_proto::session::edge::PathChange;
+use tandem_proto::session::edge::clock::RETRY_US;
 use tandem_transport::error::TransportError;
 
-use super::away::{RETRY_AFTER, is_for_now};
+use super::away::is_for_now;
 use super::uplink::Uplink;
-use super::{Answer, Cloud, Halt};
-use crate::request::Mode;
+use super::{Answer, Halt};
 
 /// The next frame of the stream, if there is one. Cancel-safe.
 pub(super) async fn next_frame(uplink: &mut Option<Uplink>) -> Result<Option<Frame>, TransportError> {
@@ -57,9 +57,19 @@ impl Answer {
     }
 
     async fn take(&mut self, frame: Frame) -> Result<PathChange, SessionError> {
+        let now = self.now();
+        if !matches!(frame.message, Message::Progress(_)) {
+            self.session.heard(now);
+        }
         match frame.message {
+            Message::Progress(p) => {
+                if self.session.on_progress(&p, now)? {
+                    self.on_node_failed(&format!("the cloud's engine has got nowhere for {} ms", p.stalled_ms));
+                }
+                Ok(PathChange::Kept)
+            }
             Message::Opened(o) => {
-                self.lost_at = None;
+                self.session.opened();
                 // Above a trunk of another depth our numbers mean nothing.
                 if o.trunk_layers as usize != self.node.settings.trunk_layers {
                     self.trunk_shared = false;
@@ -67,7 +77,7 @@ impl Answer {
                 }
                 // State that the cloud already has is not offered again.
                 if !self.trunk_shared || o.held_tokens > 0 {
-                    self.fetch = None;
+                    self.drop_fetch();
                 }
                 Ok(PathChange::Kept)
             }
@@ -76,6 +86,7 @@ impl Answer {
                 let rows = self.session.rows_in_question();
                 let seconds = (f64::from(v.compute_us) + f64::from(v.queue_us)) / 1e6;
                 let change = self.session.on_verdict(&v)?;
+                self.cloud_worked();
                 if change != PathChange::Stale {
                     self.node.learn(|e| {
                         e.saw_verdict(judged, v.accepted as usize);
@@ -89,19 +100,20 @@ impl Answer {
                 if let Some(last) = self.last_token_at.replace(now) {
                     self.node.learn(|e| e.saw_stream_gap(now.duration_since(last).as_secs_f64()));
                 }
+                self.cloud_worked();
                 self.session.on_token(&t)
             }
             Message::End(e) => self.session.on_end(&e),
             Message::Refuse(r) => {
-                if !is_for_now(&r) {
-                    self.cloud = Cloud::Refused;
-                }
                 let reason = format!("the cloud refused ({:?}): {}", r.code, r.message);
-                self.on_link_lost(&reason);
-                self.retry_at =
-                    Some(Instant::now() + RETRY_AFTER.max(Duration::from_millis(u64::from(r.retry_after_ms))));
-                if self.cloud == Cloud::Refused {
-                    self.go_alone(&reason);
+                if r.code == RefuseCode::Stalled {
+                    self.on_node_failed(&reason);
+                } else {
+                    let pause = RETRY_US.max(u64::from(r.retry_after_ms) * 1000);
+                    self.lose_session(&reason, Some(pause));
+                    if !is_for_now(&r) {
+                        self.refused(&reason);
+                    }
                 }
                 Ok(PathChange::Kept)
             }
@@ -148,28 +160,35 @@ impl Answer {
     pub(super) fn on_link_lost(&mut self, why: &str) {
         // Where only the stream has ended nothing else will wake us, and a cloud that ends every
         // stream must not be hammered.
-        if self.uplink.as_ref().is_some_and(|u| !u.link.is_closed()) {
-            self.retry_at = Some(Instant::now() + RETRY_AFTER);
-        }
-        self.drop_uplink();
-        // `auto` does not wait: its own drafts stand. The stricter modes hope for a while.
-        if self.request.mode == Mode::Auto {
-            self.go_alone(why);
-        }
+        let stands = self.uplink.as_ref().is_some_and(|u| !u.link.is_closed());
+        self.lose_session(why, stands.then_some(RETRY_US));
     }
 
-    pub(super) fn drop_uplink(&mut self) {
+    /// The session is gone and is opened again no sooner than `retry_after_us` from now.
+    pub(super) fn lose_session(&mut self, why: &str, retry_after_us: Option<u64>) {
         if let Some(uplink) = self.uplink.take() {
             let (up, down) = uplink.bytes();
             self.summary.bytes_up += up;
             self.summary.bytes_down += down;
         }
-        self.session.link_lost();
         self.fetch = None;
         self.pull = None;
         self.lent = None;
-        self.asked_at = None;
-        self.lost_at.get_or_insert_with(Instant::now);
+        if self.session.link_lost(self.now(), retry_after_us) {
+            self.degrade(why);
+        }
+    }
+
+    /// The prompt's state does not come, or has come.
+    pub(super) fn drop_fetch(&mut self) {
+        self.fetch = None;
+        self.session.state_settled();
+    }
+
+    fn cloud_worked(&self) {
+        if let Some(uplink) = &self.uplink {
+            self.node.uplinks.worked(&uplink.link);
+        }
     }
 
     pub(super) async fn close_uplink(&mut self, cancelled: bool) {

@@ -21,6 +21,7 @@ use tandem_proto::frame::Message;
 use tandem_proto::ids::SessionId;
 use tandem_proto::limits::UNVERIFIED_TOKENS_MAX;
 use tandem_proto::message::{Alternative, KvPull, SamplingParams};
+use tandem_proto::session::edge::clock::{Need, Patience, RETRY_US};
 use tandem_proto::session::edge::{Committed, Decider, EdgeSession, FrameRule};
 use tandem_router::policy::{Features, Steering};
 use tandem_transport::link::Link;
@@ -55,6 +56,8 @@ struct DraftNote {
 enum Halt {
     /// The client went away.
     Cancelled,
+    /// The node ends.
+    Closing,
     /// The edge's own model failed.
     Engine(RunnerError),
     /// The cloud cannot use the request's grammar.
@@ -67,17 +70,6 @@ impl From<RunnerError> for Halt {
     }
 }
 
-/// What the cloud is to this answer now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cloud {
-    /// Not used: `local`.
-    Unused,
-    /// To be used when it is there.
-    Wanted,
-    /// It refused this answer; the edge goes on alone.
-    Refused,
-}
-
 pub(crate) struct Answer {
     node: Arc<Inner>,
     request: GenerateRequest,
@@ -85,7 +77,6 @@ pub(crate) struct Answer {
     drafter: Drafter,
     sampling: Arc<SamplingParams>,
     steering: Steering,
-    cloud: Cloud,
     links: watch::Receiver<Option<Arc<Link>>>,
     uplink: Option<Uplink>,
     trunk_shared: bool,
@@ -94,11 +85,6 @@ pub(crate) struct Answer {
     fetched: bool,
     pull: Option<KvPull>,
     lent: Option<(Outgoing, Vec<Vec<f32>>)>,
-    asked_at: Option<Instant>,
-    /// Since when the cloud is away, until it has opened the session again.
-    lost_at: Option<Instant>,
-    /// No session is opened before.
-    retry_at: Option<Instant>,
     /// The edge's model cannot go on with this answer: only the cloud can.
     draft_error: Option<RunnerError>,
     links_open: bool,
@@ -121,13 +107,17 @@ pub(crate) async fn run(
     let begun = Instant::now();
     let mut answer = Answer::new(node, request, session, events);
     let result = answer.run().await;
-    let cancelled = matches!(result, Err(Halt::Cancelled));
+    let cancelled = matches!(result, Err(Halt::Cancelled | Halt::Closing));
+    if answer.request.mode == Mode::Auto {
+        answer.node.learn(|e| e.saw_auto(answer.summary.round_trips > 0 || answer.summary.degraded));
+    }
     answer.close_uplink(cancelled).await;
     let Answer { drafter, request, summary, trace, events, .. } = answer;
     let last = match result {
         Ok(finish) => Some(Event::Done(Done { finish, route: summary.clone() })),
         Err(Halt::Engine(e)) => Some(Event::Failed(GenerateError::Engine(e.to_string()))),
         Err(Halt::Grammar(problem)) => Some(Event::Failed(GenerateError::Grammar(problem))),
+        Err(Halt::Closing) => Some(Event::Failed(GenerateError::Closing)),
         Err(Halt::Cancelled) => None,
     };
     // The KV state goes before the next request takes the slot.
@@ -151,19 +141,28 @@ impl Answer {
             request.grammar.as_ref().map(|grammar| grammar.follow(&node.stop_tokens)),
             node.model.spec().hidden_size,
         );
-        let cloud = if request.mode == Mode::Local { Cloud::Unused } else { Cloud::Wanted };
+        let patience = Patience {
+            need: match request.mode {
+                Mode::Local => Need::Nothing,
+                Mode::Auto => Need::Advice,
+                Mode::Exact | Mode::Cloud => Need::Decisions,
+            },
+            question_us: node.settings.escalation_ms_max.saturating_mul(1000),
+            grace_us: node.settings.reconnect_ms_max.saturating_mul(1000),
+        };
+        let mut session = EdgeSession::new(id, &request.prompt, request.tokens_max, &node.stop_tokens, patience);
         let links = node.uplinks.links();
         let link = links.borrow().clone();
-        let down = link.as_ref().is_none_or(|l| l.is_closed());
+        if link.as_ref().is_none_or(|l| l.is_closed()) {
+            session.away_since(node.clock_us(node.uplinks.down_since().unwrap_or_else(Instant::now)));
+        }
         Self {
-            session: EdgeSession::new(id, &request.prompt, request.tokens_max, &node.stop_tokens),
+            session,
             steering: node.steering(request.threshold, link.as_deref()),
-            lost_at: down.then(|| node.uplinks.down_since().unwrap_or_else(Instant::now)),
             node,
             request,
             drafter,
             sampling,
-            cloud,
             links,
             uplink: None,
             trunk_shared: false,
@@ -172,8 +171,6 @@ impl Answer {
             fetched: false,
             pull: None,
             lent: None,
-            asked_at: None,
-            retry_at: None,
             draft_error: None,
             links_open: true,
             last_token_at: None,
@@ -185,6 +182,7 @@ impl Answer {
     }
 
     async fn run(&mut self) -> Result<FinishReason, Halt> {
+        let closing = self.node.closing.clone();
         loop {
             self.emit().await?;
             if self.session.is_finished() {
@@ -209,6 +207,7 @@ impl Answer {
             let _probe = self.awaited_link().map(Link::probe);
             tokio::select! {
                 () = self.events.closed() => return Err(Halt::Cancelled),
+                () = closing.cancelled() => return Err(Halt::Closing),
                 step = self.drafter.wait() => self.on_draft(step).await?,
                 frame = next_frame(&mut self.uplink) => self.on_frame(frame).await?,
                 block = exchange::next_block(&mut self.fetch) => self.on_block(block).await?,
@@ -257,9 +256,6 @@ impl Answer {
             Origin::Verified => self.summary.accepted += 1,
             Origin::Cloud => self.summary.cloud_tokens += 1,
         }
-        if origin != Origin::Edge {
-            self.asked_at = (self.session.in_flight() > 0).then(Instant::now);
-        }
         let note = c.info.as_ref();
         let reason = match (origin, note) {
             (_, None) => self.request.mode.name(),
@@ -293,25 +289,23 @@ impl Answer {
     }
 
     async fn connect(&mut self) {
-        if self.uplink.is_some() || self.cloud != Cloud::Wanted {
+        if self.uplink.is_some() {
             return;
         }
-        if !self.is_paused() {
-            self.retry_at = None;
-        }
-        let Some(link) = self.link().filter(|_| self.retry_at.is_none()) else {
+        let now = self.now();
+        let Some(link) = self.usable_link().filter(|_| self.session.may_open(now)) else {
             self.note_absence();
             return;
         };
         if let Some(problem) = self.node.mismatch(&link) {
             // The cloud came, or changed its model, after the answer had begun.
-            self.cloud = Cloud::Refused;
-            self.go_alone(&problem.line());
+            self.refused(&problem.line());
             return;
         }
         self.trunk_shared = self.node.shares_trunk(&link);
         let fetch = self.fetch_is_due(&link);
-        if !self.opens_early() && !self.session.is_waiting() && !fetch && self.draft_error.is_none() {
+        let wanted = self.opens_early() || self.session.is_waiting() || fetch || self.draft_error.is_some();
+        if !wanted && !self.opens_ahead() {
             return;
         }
         self.send_hidden = self.trunk_shared && self.node.hidden_pays(&link);
@@ -319,6 +313,7 @@ impl Answer {
             self.drafter.keep_hidden();
         }
         let (mut open, tokens) = self.session.open(
+            now,
             self.node.uplinks.epoch(),
             self.node.settings.cloud_model.clone(),
             self.request.request_id.clone(),
@@ -336,10 +331,17 @@ impl Answer {
             Ok(uplink) => self.uplink = Some(uplink),
             Err(e) => {
                 tracing::debug!("the cloud session did not open: {e}");
-                self.on_link_lost("the link to the cloud broke");
-                self.retry_at = Some(Instant::now() + away::RETRY_AFTER);
+                self.lose_session("the link to the cloud broke", Some(RETRY_US));
             }
         }
+    }
+
+    /// Whether the cloud is to prefill beside the edge although nothing has been asked yet.
+    fn opens_ahead(&self) -> bool {
+        let fresh = self.sent == 0 && self.session.pending() == 0 && self.drafter.fed() == 0;
+        self.request.mode == Mode::Auto
+            && fresh
+            && pacing::opens_ahead(&self.node.estimates(), self.request.prompt.len())
     }
 
     /// Whether the prompt's state is to come from the cloud: only for an edge that is going to draft.
@@ -383,7 +385,6 @@ impl Answer {
                 draft.hidden_rows = (to - from) as u32;
                 self.session.hidden_sent(to);
             }
-            self.asked_at.get_or_insert_with(Instant::now);
             if !self.send(Message::Draft(draft), hidden.unwrap_or_default()).await {
                 return;
             }
@@ -415,10 +416,6 @@ impl Answer {
 
     /// Starts the next draft, if one is due.
     fn draft(&mut self, plan: Plan) -> Result<(), Halt> {
-        // The grace may have ended while something else was handled.
-        if self.opens_early() && self.cloud == Cloud::Wanted && self.uplink.is_none() && self.grace_left().is_none() {
-            self.go_alone("the cloud is not reachable");
-        }
         if let Some(e) = &self.draft_error {
             return if self.cloud_decides() { Ok(()) } else { Err(Halt::Engine(e.clone())) };
         }
@@ -438,7 +435,7 @@ impl Answer {
             Ok(step) => self.on_step(step).await,
             Err(e) if self.cloud_decides() => {
                 tracing::warn!("the edge's model cannot go on with an answer, the cloud writes it: {e}");
-                self.fetch = None;
+                self.drop_fetch();
                 self.draft_error = Some(e);
                 Ok(())
             }

@@ -8,8 +8,8 @@ use crate::{
     },
     message::{
         ArchivedClose, ArchivedDraft, ArchivedEnd, ArchivedGenerate, ArchivedHello, ArchivedKvAck, ArchivedKvBlock,
-        ArchivedKvOffer, ArchivedKvPull, ArchivedKvWant, ArchivedOpen, ArchivedOpened, ArchivedRefuse, ArchivedToken,
-        ArchivedVerdict,
+        ArchivedKvOffer, ArchivedKvPull, ArchivedKvWant, ArchivedOpen, ArchivedOpened, ArchivedProgress,
+        ArchivedRefuse, ArchivedToken, ArchivedVerdict,
     },
 };
 
@@ -108,6 +108,7 @@ impl Bounded for ArchivedKvWant {
 impl Bounded for ArchivedOpened {}
 impl Bounded for ArchivedEnd {}
 impl Bounded for ArchivedClose {}
+impl Bounded for ArchivedProgress {}
 impl Bounded for ArchivedKvPull {}
 impl Bounded for ArchivedKvBlock {}
 impl Bounded for ArchivedKvAck {}

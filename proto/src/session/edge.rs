@@ -4,10 +4,13 @@
 //! Call order: [`EdgeSession::draft`] and [`EdgeSession::next_frame`] as the generation loop likes,
 //! [`EdgeSession::on_verdict`] / [`EdgeSession::on_token`] / [`EdgeSession::on_end`] for what the
 //! cloud says, [`EdgeSession::commit`] after each. [`EdgeSession::link_lost`] and
-//! [`EdgeSession::open`] may come at any time.
+//! [`EdgeSession::open`] may come at any time. How long it waits for what is in [`clock`].
+
+pub mod clock;
 
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 
+use self::clock::{CloudSide, Need, Patience};
 use super::{SessionError, StreamHash, check_epoch};
 use crate::ids::{Epoch, Round, SessionId};
 use crate::limits::{DRAFT_TOKENS_MAX, DRAFTS_IN_FLIGHT_MAX};
@@ -104,7 +107,13 @@ pub struct EdgeSession<I> {
     committed: usize,
     slots: VecDeque<Slot<I>>,
     round: Round,
-    connected: bool,
+    cloud: CloudSide,
+    patience: Patience,
+    rtt_us: u64,
+    /// Hope for the cloud has ended; until it opens a session again.
+    alone: bool,
+    /// The prompt's state is awaited.
+    fetching: bool,
     questions: VecDeque<Question>,
     sent_to: usize,
     asked_to: usize,
@@ -120,8 +129,17 @@ pub struct EdgeSession<I> {
 impl<I> EdgeSession<I> {
     /// A session over `prompt` (not empty) for an answer of at most `answer_max` tokens.
     #[must_use]
-    pub fn new(id: SessionId, prompt: &[u32], answer_max: usize, stop_tokens: &[u32]) -> Self {
+    pub fn new(id: SessionId, prompt: &[u32], answer_max: usize, stop_tokens: &[u32], patience: Patience) -> Self {
+        let cloud = match patience.need {
+            Need::Nothing => CloudSide::Unused,
+            Need::Advice | Need::Decisions => CloudSide::Waiting { lost_at: None, retry_at: None },
+        };
         Self {
+            cloud,
+            patience,
+            rtt_us: 0,
+            alone: false,
+            fetching: false,
             id,
             epoch: Epoch(0),
             prompt_len: prompt.len(),
@@ -131,7 +149,6 @@ impl<I> EdgeSession<I> {
             committed: prompt.len(),
             slots: VecDeque::new(),
             round: Round(0),
-            connected: false,
             questions: VecDeque::new(),
             sent_to: 0,
             asked_to: prompt.len(),
@@ -165,12 +182,6 @@ impl<I> EdgeSession<I> {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.finished
-    }
-
-    /// True while a cloud session is open.
-    #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.connected
     }
 
     /// Questions sent and not answered.
@@ -257,6 +268,7 @@ impl<I> EdgeSession<I> {
     #[allow(clippy::too_many_arguments)]
     pub fn open(
         &mut self,
+        now: u64,
         epoch: Epoch,
         model: String,
         request_id: String,
@@ -266,7 +278,13 @@ impl<I> EdgeSession<I> {
         top_logprobs: u32,
     ) -> (Open, Vec<u32>) {
         self.epoch = epoch;
-        self.connected = true;
+        let lost_at = match self.cloud {
+            CloudSide::Waiting { lost_at, .. } | CloudSide::Open { lost_at, .. } => lost_at,
+            CloudSide::Unused | CloudSide::Refused => None,
+        };
+        self.cloud =
+            CloudSide::Open { lost_at, since: None, heard_at: now, moved_at: now, rows_left: u32::MAX, behind: false };
+        self.fetching = want_prompt_state;
         self.new_round();
         self.sent_to = self.committed;
         self.asked_to = self.committed;
@@ -287,14 +305,6 @@ impl<I> EdgeSession<I> {
             grammar: None,
         };
         (open, self.tokens[..self.committed].to_vec())
-    }
-
-    /// The link or the node is gone; questions will be asked again after [`Self::open`].
-    pub fn link_lost(&mut self) {
-        self.connected = false;
-        self.new_round();
-        self.sent_to = 0;
-        self.asked_to = self.committed;
     }
 
     fn new_round(&mut self) {
@@ -326,7 +336,7 @@ impl<I> EdgeSession<I> {
     /// The next question as a frame, if one is due under `rule`. Hidden states are wanted for the
     /// positions of [`Draft::hidden_from`] on: the caller fills `hidden_rows` and the payload.
     pub fn next_frame(&mut self, rule: FrameRule) -> Option<Draft> {
-        if !self.connected || self.questions.len() >= DRAFTS_IN_FLIGHT_MAX || self.span.is_some() {
+        if !self.is_connected() || self.questions.len() >= DRAFTS_IN_FLIGHT_MAX || self.span.is_some() {
             return None;
         }
         let from = self.next_asked()?;
@@ -382,7 +392,7 @@ impl<I> EdgeSession<I> {
     /// Asks the cloud to decode the rest by itself, at most `tokens_max` tokens. The path beyond the
     /// final tokens is dropped.
     pub fn next_span(&mut self, tokens_max: usize) -> Option<Generate> {
-        if !self.connected || self.span.is_some() || self.finished {
+        if !self.is_connected() || self.span.is_some() || self.finished {
             return None;
         }
         if !self.slots.is_empty() || !self.questions.is_empty() {

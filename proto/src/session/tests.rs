@@ -9,11 +9,13 @@ use std::println;
 use bytes::Bytes;
 
 use super::cloud::{CloudSession, Job, JobTimes, Target};
+use super::edge::clock::{Need, Patience, Timeout};
 use super::edge::{Decider, EdgeSession, FrameRule, PathChange};
 use super::{Decided, SessionError};
 use crate::frame::Message;
 use crate::ids::{Epoch, Round, SessionId};
-use crate::message::{Draft, Generate, Open, SamplingParams, Verdict};
+use crate::limits::PROGRESS_MS;
+use crate::message::{Draft, Generate, Open, Opened, Progress, Refuse, RefuseCode, SamplingParams, Verdict};
 
 const EOS: u32 = 0;
 const CONTEXT: usize = 4096;
@@ -63,6 +65,30 @@ enum Mode {
     Cloud,
 }
 
+/// Microseconds of a tick of the world's clock.
+const TICK_US: u64 = 1_000;
+/// A frame takes less, ticks.
+const DELAY_MAX: u64 = 7;
+/// Most ticks that a round trip takes, told to the edge.
+const RTT: u64 = 2 * DELAY_MAX;
+/// The edge's patience, ticks.
+const QUESTION: u64 = 1_500;
+const GRACE: u64 = 2_000;
+/// How long a node that has failed is left alone, ticks.
+const COOL_DOWN: u64 = 2_000;
+/// A cloud says so when its engine has got nowhere for so long, ticks.
+const STALL: u64 = 1_000;
+
+/// What is wrong with the node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// Its engine hangs; the rest of it lives.
+    Hung,
+    /// It takes what is sent and says nothing.
+    Mute,
+}
+
 struct World {
     rng: Rng,
     mode: Mode,
@@ -81,16 +107,34 @@ struct World {
     hidden: bool,
     /// The cloud's end of the stream exists; what it says without one reaches nobody.
     linked: bool,
+    fault: Fault,
+    /// When the node is sound again.
+    mended_at: u64,
+    /// There is another node to go to.
+    second: bool,
+    /// No link before: the only node has just failed.
+    away_until: u64,
+    /// When the engine last ended a job or began one after a pause.
+    engine_at: u64,
+    report_at: u64,
+    /// The edge decided a token that was the cloud's.
+    degraded: bool,
+    /// When the last token came, or the last thing went wrong.
+    calm_since: u64,
 }
 
 impl World {
+    fn now(&self) -> u64 {
+        self.clock * TICK_US
+    }
     fn later(&mut self) -> u64 {
         // Frames of one stream arrive in order.
-        self.clock + 1 + self.rng.below(6)
+        self.clock + 1 + self.rng.below(DELAY_MAX - 1)
     }
     fn open(&mut self) {
         self.epoch += u64::from(self.rng.chance(50)) + u64::from(self.epoch == 0);
         let (open, tokens) = self.edge.open(
+            self.now(),
             Epoch(self.epoch),
             String::from("m"),
             String::from("r"),
@@ -102,52 +146,105 @@ impl World {
         let at = self.later();
         self.up.push_back((at, Message::Open(open), tokens, Bytes::new()));
     }
-    fn cut(&mut self) {
+    fn drop_stream(&mut self, retry_after_us: Option<u64>) {
         self.up.clear();
         self.down.clear();
         self.linked = false;
-        self.edge.link_lost();
+        self.degraded |= self.edge.link_lost(self.now(), retry_after_us);
+    }
+    fn cut(&mut self) {
+        self.drop_stream(None);
         if self.rng.chance(50) {
             self.cloud = None;
             self.job = None;
         }
     }
+    /// The edge leaves a node that has failed.
+    fn suspect(&mut self) {
+        self.drop_stream(None);
+        if self.second {
+            (self.cloud, self.job, self.fault) = (None, None, Fault::None);
+        } else {
+            self.away_until = self.clock + COOL_DOWN;
+        }
+    }
+    fn stalled_ms(&self) -> u32 {
+        let age = if self.job.is_some() { self.clock - self.engine_at } else { 0 };
+        if self.fault == Fault::Hung && age >= STALL { age as u32 } else { 0 }
+    }
     fn send_up(&mut self, m: Message, payload: Bytes) {
         let at = self.later();
         self.up.push_back((at, m, Vec::new(), payload));
     }
-    fn edge_turn(&mut self) -> Result<(), SessionError> {
+    fn say(&mut self, m: Message) {
+        let at = self.later();
+        self.down.push_back((at, m));
+    }
+    fn hear(&mut self) -> Result<(), SessionError> {
         while self.down.front().is_some_and(|(at, _)| *at <= self.clock) {
             let (_, m) = self.down.pop_front().unwrap();
+            let now = self.now();
+            if let Message::Progress(p) = &m {
+                if self.edge.on_progress(p, now)? {
+                    self.suspect();
+                }
+                continue;
+            }
+            self.edge.heard(now);
             match &m {
-                Message::Verdict(v) => self.edge.on_verdict(v)?,
-                Message::Token(t) => self.edge.on_token(t)?,
-                Message::End(e) => self.edge.on_end(e)?,
-                _ => PathChange::Kept,
-            };
+                Message::Verdict(v) => drop(self.edge.on_verdict(v)?),
+                Message::Token(t) => drop(self.edge.on_token(t)?),
+                Message::End(e) => drop(self.edge.on_end(e)?),
+                Message::Opened(_) => self.edge.opened(),
+                Message::Refuse(_) => self.suspect(),
+                other => panic!("{other:?}"),
+            }
         }
+        Ok(())
+    }
+    /// Each token is what its decider says after the ones before it.
+    fn commit(&mut self) {
         while let Some(c) = self.edge.commit() {
             assert_eq!(c.position, 3 + self.out.len(), "indices run 0..n once each");
+            let prefix = &self.edge.tokens()[..c.position];
             if c.decider == Decider::Edge {
-                assert_eq!(self.mode, Mode::Auto);
+                assert_eq!(c.token, drafter(prefix, self.agree));
+                self.degraded |= self.mode != Mode::Auto || unsure(prefix);
+            } else {
+                assert_eq!(c.token, target(prefix));
             }
             self.out.push(c.token);
+            self.calm_since = self.clock;
         }
-        if self.mode == Mode::Cloud {
-            if self.edge.is_connected() && !self.edge.is_streaming() && !self.edge.is_finished() {
-                let most = 1 + self.rng.below(20) as usize;
-                if let Some(g) = self.edge.next_span(most) {
-                    self.send_up(Message::Generate(g), Bytes::new());
-                }
+    }
+    fn edge_turn(&mut self) -> Result<(), SessionError> {
+        self.hear()?;
+        self.commit();
+        let now = self.now();
+        let reachable = self.clock >= self.away_until;
+        if self.edge.may_open(now) {
+            // A link takes its time to come up.
+            if !reachable {
+                self.degraded |= self.edge.unreachable(now);
+            } else if self.rng.chance(30) {
+                self.open();
             }
-            return Ok(());
         }
-        if self.edge.can_draft() && self.edge.pending() < self.window {
+        let streams = self.mode == Mode::Cloud;
+        if streams && self.edge.is_connected() && !self.edge.is_streaming() && !self.edge.is_finished() {
+            let most = 1 + self.rng.below(20) as usize;
+            if let Some(g) = self.edge.next_span(most) {
+                self.send_up(Message::Generate(g), Bytes::new());
+            }
+        }
+        let holds_back = self.edge.is_streaming() || self.edge.hopes(now);
+        if self.edge.can_draft() && self.edge.pending() < self.window && !holds_back {
             let prefix = self.edge.tokens();
-            let (token, ask) = (drafter(prefix, self.agree), self.mode == Mode::Exact || unsure(prefix));
-            self.edge.draft(token, ask, ());
+            let wanted = self.mode != Mode::Auto || unsure(prefix);
+            let ask = wanted && self.edge.cloud_decides(now, reachable);
+            self.edge.draft(drafter(prefix, self.agree), ask, ());
         }
-        while let Some(mut d) = self.edge.next_frame(self.rule) {
+        while let Some(mut d) = self.edge.next_frame(self.rule).filter(|_| !streams) {
             let end = d.start as usize + d.tokens.len();
             let rows: Vec<u8> = if self.hidden {
                 (d.hidden_from as usize..end).flat_map(|p| (p as u32).to_le_bytes()).collect()
@@ -160,29 +257,53 @@ impl World {
             }
             self.send_up(Message::Draft(d), rows.into());
         }
+        if self.edge.poll_timeout(now).is_some_and(|at| at <= now)
+            && self.edge.handle_timeout(now) == Some(Timeout::Silent)
+        {
+            self.suspect();
+        }
         Ok(())
     }
     fn cloud_turn(&mut self) -> Result<(), SessionError> {
+        if self.clock >= self.mended_at {
+            self.fault = Fault::None;
+        }
+        if self.fault == Fault::Mute {
+            return Ok(());
+        }
         while self.up.front().is_some_and(|(at, ..)| *at <= self.clock) {
             let (_, m, tokens, payload) = self.up.pop_front().unwrap();
             if let Message::Open(open) = &m {
+                self.linked = true;
+                if self.stalled_ms() > 0 {
+                    let (code, message) = (RefuseCode::Stalled, String::new());
+                    self.say(Message::Refuse(Refuse { code, message, retry_after_ms: 0 }));
+                    self.up.clear();
+                    break;
+                }
                 let mut fresh = CloudSession::open(open, tokens, TARGET)?;
                 if let Some(old) = self.cloud.take() {
                     fresh.adopt(&old);
                 }
                 self.cloud = Some(fresh);
-                self.linked = true;
                 self.job = None;
+                self.say(Message::Opened(Opened { epoch: open.epoch, held_tokens: 0, trunk_layers: 0 }));
             } else if let Some(cloud) = &mut self.cloud {
                 cloud.handle(&m, &payload)?;
             }
+        }
+        if self.job.is_some() && self.linked && self.clock >= self.report_at {
+            self.report_at = self.clock + PROGRESS_MS;
+            let (epoch, stalled_ms) = (Epoch(self.epoch), self.stalled_ms());
+            self.say(Message::Progress(Progress { epoch, rows_left: 1, working: true, stalled_ms }));
         }
         if self.rng.chance(30) {
             return Ok(());
         }
         let Some(cloud) = &mut self.cloud else { return Ok(()) };
         let mut out = cloud.answer_ready(JobTimes::default())?;
-        if let Some((job, sequence)) = self.job.take() {
+        if self.fault == Fault::Hung && self.job.is_some() {
+        } else if let Some((job, sequence)) = self.job.take() {
             let picks = (job.picks_from..=job.end())
                 .map(|p| Decided { id: target(&sequence[..p]), logprob: -1.0, alternatives: vec![] })
                 .collect();
@@ -197,12 +318,21 @@ impl World {
             let mut sequence = cloud.tokens()[..job.feed_from].to_vec();
             sequence.extend(&job.tokens);
             self.job = Some((job, sequence));
+            self.engine_at = self.clock;
+            self.report_at = self.clock + PROGRESS_MS;
         }
         for m in out.into_iter().filter(|_| self.linked) {
-            let at = self.clock + 1 + self.rng.below(6);
+            let at = self.clock + 1 + self.rng.below(DELAY_MAX - 1);
             self.down.push_back((at, m));
         }
         Ok(())
+    }
+    /// Ticks until something can happen; several at a time while all wait for a clock.
+    fn step(&self) -> u64 {
+        let busy = |at: Option<u64>| at.is_some_and(|at| at <= self.clock + 10);
+        let wire = busy(self.up.front().map(|f| f.0).filter(|_| self.fault != Fault::Mute))
+            || busy(self.down.front().map(|f| f.0));
+        if self.fault == Fault::None || wire || self.edge.is_finished() { 1 } else { 10 }
     }
 }
 
@@ -218,7 +348,19 @@ fn reference(mode: Mode, agree: u64, prompt: &[u32], most: usize) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
-fn run(seed: u64) {
+/// Longest time without a token after one, or after a fault, ticks.
+fn wait_max(mode: Mode) -> u64 {
+    // A silence is noticed after a second and three round trips, a hung engine with the report after that.
+    let noticed = STALL + PROGRESS_MS + 4 * RTT;
+    match mode {
+        Mode::Auto => noticed + 100,
+        // The grace counts from when the node failed; what is left of it at least, goes by once more.
+        Mode::Exact | Mode::Cloud => noticed + GRACE + 3 * RTT,
+    }
+}
+
+/// Runs one answer; returns whether the edge had to decide in the cloud's place.
+fn run(seed: u64) -> bool {
     let mut rng = Rng(seed);
     let mode = [Mode::Exact, Mode::Auto, Mode::Cloud][rng.below(3) as usize];
     let agree = [0, 50, 80, 95, 100][rng.below(5) as usize];
@@ -230,12 +372,18 @@ fn run(seed: u64) {
         bonus: mode == Mode::Exact && rng.chance(60),
     };
     let rule = if mode == Mode::Auto { FrameRule { chunk_min: 1, ..rule } } else { rule };
-    let faults = if rng.chance(50) { rng.below(8) } else { 0 };
+    let cuts = if rng.chance(50) { rng.below(8) } else { 0 };
+    // The node fails in one of four answers.
+    let mut faults_left = if rng.chance(25) { 1 + rng.below(3) } else { 0 };
     let window = 1 + rng.below(20) as usize;
     let hidden = rng.chance(50);
-    let edge = EdgeSession::new(SessionId([1; 16]), &prompt, most, &[EOS]);
+    let need = if mode == Mode::Auto { Need::Advice } else { Need::Decisions };
+    let patience = Patience { need, question_us: QUESTION * TICK_US, grace_us: GRACE * TICK_US };
+    let mut edge = EdgeSession::new(SessionId([1; 16]), &prompt, most, &[EOS], patience);
+    edge.set_rtt(RTT * TICK_US);
     let expected = reference(mode, agree, &prompt, most);
     let window = window.max(rule.chunk_min);
+    let second = rng.chance(50);
     let mut w = World {
         rng,
         mode,
@@ -252,40 +400,59 @@ fn run(seed: u64) {
         out: Vec::new(),
         hidden,
         linked: false,
+        fault: Fault::None,
+        mended_at: 0,
+        second,
+        away_until: 0,
+        engine_at: 0,
+        report_at: 0,
+        degraded: false,
+        calm_since: 0,
     };
     let mut cuts_left = 20;
     while !w.edge.is_finished() {
-        w.clock += 1;
-        assert!(w.clock < 20_000, "seed {seed}: no progress ({mode:?}, {} of {})", w.out.len(), expected.len());
-        if !w.edge.is_connected() && w.rng.chance(30) {
-            w.open();
-        }
-        if cuts_left > 0 && w.rng.chance(faults) {
+        w.clock += w.step();
+        let waited = w.clock - w.calm_since;
+        assert!(waited <= wait_max(mode), "seed {seed}: {waited} ms without a token ({mode:?}, {:?})", w.edge.cloud());
+        if cuts_left > 0 && w.rng.chance(cuts) {
             cuts_left -= 1;
+            w.calm_since = w.clock;
             w.cut();
+        }
+        if faults_left > 0 && w.fault == Fault::None && w.rng.chance(5) {
+            faults_left -= 1;
+            w.calm_since = w.clock;
+            w.fault = if w.rng.chance(50) { Fault::Hung } else { Fault::Mute };
+            w.mended_at = w.clock + w.rng.below(6_000);
         }
         if let Err(e) = w.edge_turn().and_then(|()| w.cloud_turn()) {
             panic!("seed {seed} ({mode:?}): {e}");
         }
     }
-    assert_eq!(w.out, expected, "seed {seed} ({mode:?})");
+    if !w.degraded {
+        assert_eq!(w.out, expected, "seed {seed} ({mode:?})");
+    }
+    w.degraded
 }
 
 #[test]
 fn answers_are_exact_whatever_the_link_does() {
     let first = std::env::var("TANDEM_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
     println!("seeds {first}..{}", first + 12_000);
-    for seed in first..first + 12_000 {
-        run(seed);
-    }
+    let degraded = (first..first + 12_000).filter(|seed| run(*seed)).count();
+    println!("{degraded} answers were degraded");
+    assert!(degraded < 12_000 / 4, "only an answer whose node fails may be degraded: {degraded}");
 }
+
+/// Patience that no test outlives.
+const PATIENT: Patience = Patience { need: Need::Decisions, question_us: u64::MAX / 4, grace_us: u64::MAX / 4 };
 
 fn opened() -> CloudSession {
     opened_at(TARGET)
 }
 fn opened_at(target: Target) -> CloudSession {
-    let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
-    let (open, tokens) = edge.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+    let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS], PATIENT);
+    let (open, tokens) = edge.open(0, Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
     CloudSession::open(&open, tokens, target).unwrap()
 }
 fn draft(epoch: u64, round: u32, start: u32, judge_from: u32, tokens: &[u32]) -> Message {
@@ -363,8 +530,8 @@ fn token_ids_past_the_vocabulary_are_refused() {
     let generate = Message::Generate(Generate { epoch: Epoch(3), round: Round(1), start: 4, tail, tokens_max: 4 });
     assert_eq!(c.handle(&generate, &none), outside);
     assert_eq!(c.handle(&draft(3, 1, 3, 3, &[1, past - 1]), &none), Ok(()));
-    let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, past], 10, &[EOS]);
-    let (open, tokens) = edge.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+    let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, past], 10, &[EOS], PATIENT);
+    let (open, tokens) = edge.open(0, Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
     assert_eq!(CloudSession::open(&open, tokens, TARGET).map(|_| ()), outside);
 }
 
@@ -399,8 +566,8 @@ fn hidden_states_that_do_not_stand_in_are_dropped() {
 #[test]
 fn a_verdict_that_lies_is_refused() {
     let make = || {
-        let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
-        e.open(Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+        let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS], PATIENT);
+        e.open(0, Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
         for t in [1, 2, 3] {
             e.draft(t, true, ());
         }
@@ -445,7 +612,7 @@ fn a_verdict_that_lies_is_refused() {
 
 #[test]
 fn without_the_cloud_the_edge_goes_on_and_can_come_back() {
-    let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS]);
+    let mut e = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS], PATIENT);
     e.draft(1, true, ());
     e.draft(2, false, ());
     assert!(!e.can_commit() && e.commit().is_none(), "an asked token waits");
@@ -453,7 +620,7 @@ fn without_the_cloud_the_edge_goes_on_and_can_come_back() {
     assert!(e.can_commit());
     assert_eq!(e.commit().map(|c| (c.token, c.decider)), Some((1, Decider::Edge)));
     assert_eq!(e.commit().map(|c| c.token), Some(2));
-    let (open, tokens) = e.open(Epoch(1), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
+    let (open, tokens) = e.open(0, Epoch(1), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
     assert_eq!((open.prompt_tokens, open.committed_tokens, tokens.len()), (3, 2, 5));
     e.draft(3, true, ());
     let f = e.next_frame(FrameRule { chunk_min: 1, chunk_max: 1, bonus: false }).unwrap();

@@ -169,6 +169,7 @@ pub(crate) fn message(frame: FrameType, r: &mut Rng) -> Message {
         }
         .into(),
         FrameType::Close => Close { epoch, cancelled: r.bool() }.into(),
+        FrameType::Progress => Progress { epoch, rows_left: r.u32(), working: r.bool(), stalled_ms: r.u32() }.into(),
         FrameType::KvOffer => {
             KvOffer { epoch, exchange, shape: shape(r), ids: r.many(1024, Rng::digest), tokens: r.u32() }.into()
         }

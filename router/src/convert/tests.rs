@@ -12,13 +12,14 @@ fn any_digest() -> impl Strategy<Value = Digest> {
 
 fn any_load() -> impl Strategy<Value = LoadReport> {
     let prefixes = prop::collection::vec(any_digest(), 0..20);
-    (any::<[u32; 5]>(), any::<u64>(), prefixes).prop_map(|(n, queued_tokens, prefixes)| LoadReport {
+    (any::<[u32; 6]>(), any::<u64>(), prefixes).prop_map(|(n, queued_tokens, prefixes)| LoadReport {
         sessions: n[0],
         sessions_max: n[1],
         queued_tokens,
         tokens_per_second: n[2],
         kv_blocks_used: n[3],
         kv_blocks_max: n[4],
+        stalled_ms: n[5],
         prefixes,
     })
 }

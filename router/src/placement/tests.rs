@@ -32,6 +32,7 @@ fn row(line: &str) -> Row {
         sessions_max: max.parse().expect("max"),
         queued_tokens: queued.parse().expect("queued"),
         tokens_per_second: rate.parse().expect("rate"),
+        stalled_ms: if flags.contains("stalled") { 1_500 } else { 0 },
         prefixes: held.checked_sub(1).map(hash).into_iter().collect(),
         ..LoadReport::default()
     };
@@ -151,9 +152,9 @@ fn table() {
         },
         Case {
             title: "what cannot take it is excluded with the reason",
-            rows: "drained - 0/8 0 0 0 100 drain\nfull - 8/8 0 0 0 100 -\nok - 7/8 0 0 0 5000 -\nother - 0/8 0 0 0 100 other\nstale - 0/8 0 0 0 5001 -",
+            rows: "drained - 0/8 0 0 0 100 drain\nfull - 8/8 0 0 0 100 -\nok - 7/8 0 0 0 5000 -\nhung - 0/8 0 0 0 100 stalled\nother - 0/8 0 0 0 100 other\nstale - 0/8 0 0 0 5001 -",
             asks: "big 0 - - - -",
-            expects: "ok [drained full other stale]",
+            expects: "ok [drained full hung other stale]",
         },
         Case {
             title: "a full node keeps the devices it has",

@@ -141,7 +141,8 @@ async fn an_error_in_the_middle_is_data() {
         replay.ending = ending;
         let reply = post(app(&Arc::new(replay)), CHAT, &chat(&json!({ "stream": true }))).await;
         assert_eq!(reply.status, 200);
-        let data = reply.data();
+        let mut data = reply.data();
+        assert_eq!(data.pop().as_deref(), Some("[DONE]"));
         let last: Value = serde_json::from_str(data.last().unwrap()).unwrap();
         assert_eq!(last["error"]["type"], "server_error");
         assert_eq!(last["error"]["code"], "generation_failed");
