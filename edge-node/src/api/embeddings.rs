@@ -35,8 +35,8 @@ pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) ->
     let limits = limits(api.backend.as_ref())?;
     let mut fields = Fields::from_body(&read_json(request).await?)?;
     fields.ignore(&["user"]);
-    let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
-    if model.len() > MODEL_NAME_BYTES_MAX {
+    let model = fields.string("model")?;
+    if model.as_ref().is_some_and(|name| name.len() > MODEL_NAME_BYTES_MAX) {
         return Err(ApiError::invalid("model", format!("`model` is longer than {MODEL_NAME_BYTES_MAX} bytes")));
     }
     let encoding = match fields.choice("encoding_format", &["float", "base64"])? {
@@ -46,7 +46,7 @@ pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) ->
     let dimensions = fields.integer("dimensions", 1..=i64::from(i32::MAX))?;
     let inputs = take_prompts(&mut fields, "input", INPUTS_MAX, &limits)?;
     fields.finish()?;
-    let target = resolve(&api, &model)?;
+    let target = resolve(&api, model.as_deref())?;
     if let Some(mode @ (Mode::Exact | Mode::Cloud)) = target.mode {
         let message = format!("`model`: embeddings are the device's own; mode `{}` has none", mode.name());
         return Err(ApiError::bad_request("unsupported_field", message).about("model"));
