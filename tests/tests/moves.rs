@@ -45,18 +45,17 @@ impl Fleet {
         until("the edge to reach a cloud", async || Ok(status(&api).await?["cloud_connected"] == true)).await
     }
 
-    /// The node that the edge is connected to, as its log says at each change.
+    /// The node that the edge is connected to: the one that has noted a link last.
     async fn current(&self) -> Result<String> {
         self.connected().await?;
-        let mut found = None;
-        until("the edge's log to name its cloud", async || {
-            let log = self.edge.stderr();
-            let line = log.lines().rfind(|line| line.contains("connected to a cloud node"));
-            found = line.and_then(|line| self.clouds.keys().find(|name| line.contains(name.as_str()))).cloned();
-            Ok(found.is_some())
-        })
-        .await?;
-        found.context("a node")
+        let mut latest = None;
+        for (name, cloud) in &self.clouds {
+            // Lines begin with the time.
+            if let Some(line) = cloud.stderr().lines().rfind(|line| line.contains("link opened")) {
+                latest = latest.max(Some((line.to_owned(), name.clone())));
+            }
+        }
+        Ok(latest.context("a node that has noted a link")?.1)
     }
 
     /// Ends `node` and starts another process of the name at the same address.
