@@ -291,10 +291,11 @@ async fn configured_cloud(settings: &Settings, path: &Path) -> Option<Check> {
 
 /// Dials the cloud as an edge does; gives what keeps it from taking part.
 async fn dial(settings: &Settings, path: &Path) -> Result<Option<String>, Failure> {
-    let identity = StateDir::open(path)?.identity(settings.peers.identity.as_deref(), Role::Edge, "doctor")?;
+    let issuer = StateDir::open(path)?.issuer(settings.peers.identity.as_deref(), Role::Edge, "doctor");
+    let identity = issuer.issue()?;
     let hello = Hello::new("doctor", pair::now_ms(), Vec::new());
     let (model, quic) = (&settings.edge.cloud_model, settings.link.quic());
-    let uplinks = uplink::start(&settings.peers, model, &identity, &quic, &hello, &BulkInbox::default())?;
+    let uplinks = uplink::start(&settings.peers, model, (&identity, issuer), &quic, &hello, &BulkInbox::default())?;
     let Some(mut dialing) = uplinks.dialing() else { return Ok(None) };
     let decided = |dial: &DialState| {
         let state = CloudState::of_dialing(dial, true).state;
