@@ -182,6 +182,7 @@ mod tests {
             name: "m".into(),
             digest: tandem_proto::ids::Digest::default(),
             tokenizer: tandem_proto::ids::Digest::default(),
+            tokenizer_marks: Vec::new(),
             layers: Vec::new(),
             numerics: String::new(),
             hidden_size: 1,

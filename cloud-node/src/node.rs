@@ -82,8 +82,8 @@ pub struct CloudNode {
 }
 
 fn decide(job: &Job, row: RowOutput<'_>) -> Result<Decided, EngineError> {
-    let (allowed, history) = (job.allowed(row.position)?, job.answer_before(row.position));
-    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, history, row.position as u32)?;
+    let (allowed, before) = (job.allowed(row.position)?, job.before(row.position));
+    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, before, row.position as u32)?;
     let alternatives =
         if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
     Ok(Decided { id: pick.token, logprob: pick.logprob, alternatives })

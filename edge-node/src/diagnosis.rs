@@ -251,12 +251,12 @@ pub fn unknown_model(model: &str, served: &[String]) -> Diagnosis {
 /// Code of [`tokenizers_differ`].
 pub const TOKENIZERS_DIFFER: &str = "tokenizers_differ";
 
-/// The cloud's model has another tokenizer.
+/// The cloud's model has another tokenizer; `first` says from which token on, as far as that is known.
 #[must_use]
-pub fn tokenizers_differ(edge: &str, cloud: &str) -> Diagnosis {
+pub fn tokenizers_differ(edge: &str, cloud: &str, first: &str) -> Diagnosis {
     Diagnosis::lasting(
         TOKENIZERS_DIFFER,
-        format!("the tokenizers of {edge} and {cloud} differ, so they cannot answer as one"),
+        format!("the tokenizers of {edge} and {cloud} differ{first}, so they cannot answer as one"),
         "pair models of one family, or use mode `local`",
     )
 }

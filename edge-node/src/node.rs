@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::runner::{Job, JobDone, Runner, RunnerError, RunnerOptions};
-use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::tokenizer::{Difference, Tokenizer};
 use tandem_engine::trunk::Trunk;
 use tandem_engine::{Model, memory};
 use tandem_proto::block::development_tenant_key;
@@ -228,6 +228,11 @@ impl EdgeNode {
         }
         if request.prompt.len() >= context {
             return Err(GenerateError::TooLong { prompt: request.prompt.len(), context });
+        }
+        let vocabulary = inner.model.spec().vocab_size;
+        if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= vocabulary) {
+            let text = inner.tokenizer.token(token).unwrap_or_default().to_owned();
+            return Err(GenerateError::UnknownToken { token, text, vocabulary });
         }
         if matches!(request.mode, Mode::Exact | Mode::Cloud) && !inner.uplinks.configured() {
             return Err(GenerateError::NoCloud(request.mode.name()));
@@ -516,8 +521,20 @@ impl Inner {
     /// Why the cloud's model cannot write with this one token by token, if it cannot: ids that mean
     /// other text must never be exchanged. A model that the peer does not announce is refused by it.
     pub(crate) fn mismatch(&self, link: &Link) -> Option<Diagnosis> {
-        let differs = self.cloud_card(link)?.tokenizer != self.tokenizer.digest();
-        differs.then(|| diagnosis::tokenizers_differ(&self.settings.model, &self.settings.cloud_model))
+        let card = self.cloud_card(link)?;
+        if card.tokenizer == self.tokenizer.digest() {
+            return None;
+        }
+        let name = |id: u32| match self.tokenizer.token(id) {
+            Some(text) => format!("token {id} (here `{text}`)"),
+            None => format!("token {id} (which is none here)"),
+        };
+        let first = match self.tokenizer.first_difference(&card.tokenizer_marks) {
+            Difference::Token(id) => format!(" first in {}", name(id)),
+            Difference::Within(from, to) => format!(" first between {} and {}", name(from), name(to)),
+            Difference::Unknown => String::new(),
+        };
+        Some(diagnosis::tokenizers_differ(&self.settings.model, &self.settings.cloud_model, &first))
     }
 
     /// How the cloud stands.

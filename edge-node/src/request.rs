@@ -214,6 +214,18 @@ pub enum GenerateError {
         /// The model's context length.
         context: usize,
     },
+    /// The model has no embedding for a token that its tokenizer makes of the prompt.
+    #[error(
+        "token {token} (`{text}`) of the prompt is past the model's {vocabulary} embeddings: its tokenizer was given tokens that its weights do not have; leave that text out"
+    )]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// As the vocabulary spells it.
+        text: String,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
     /// The prompt is empty.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,

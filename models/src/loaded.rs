@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tandem_engine::chat::ChatTemplate;
-use tandem_engine::tokenizer::{GenerationConfig, Tokenizer, gguf_stop_tokens};
+use tandem_engine::tokenizer::{GenerationConfig, Tokenizer, gguf_sampling, gguf_stop_tokens};
 use tandem_engine::{DecoderSpec, EngineError, LoadOptions, Model, inspect};
 use tandem_proto::message::{ModelCard, SamplingParams};
 
@@ -62,7 +62,7 @@ impl Text {
             tokenizer: Tokenizer::from_gguf(path)?,
             chat: ChatTemplate::from_gguf(path)?,
             stop_tokens: gguf_stop_tokens(path, spec)?,
-            sampling: SamplingParams::default(),
+            sampling: gguf_sampling(path)?,
         })
     }
 }
@@ -88,16 +88,19 @@ impl Found {
         let files = self.files();
         // A tokenizer that is missing is told before gigabytes of weights are read.
         let spec = inspect(&files)?.spec;
-        let text = match &self.place {
+        let mut text = match &self.place {
             Place::Embedded(files) => Text::embedded(files, &spec)?,
             Place::Folder(dir) => Text::folder(dir, &spec)?,
             Place::Gguf(path) => Text::gguf(path, &spec)?,
         };
+        // What ends an answer is no part of it, whatever the file says of the token.
+        text.tokenizer.hide(&text.stop_tokens);
         let model = Model::load(&files, &LoadOptions { threads, ..LoadOptions::default() })?;
         let card = ModelCard {
             name: self.name.clone(),
             digest: model.digest(),
             tokenizer: text.tokenizer.digest(),
+            tokenizer_marks: text.tokenizer.marks().to_vec(),
             layers: model.layer_digests().to_vec(),
             numerics: model.numerics().to_owned(),
             hidden_size: u32::try_from(spec.hidden_size).unwrap_or(u32::MAX),

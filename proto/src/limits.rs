@@ -27,6 +27,8 @@ pub const DRAFTS_IN_FLIGHT_MAX: usize = 64;
 pub const UNVERIFIED_TOKENS_MAX: usize = 1024;
 /// Most decoder layers a peer may announce.
 pub const LAYERS_MAX: usize = 256;
+/// Most numbers that a peer may tell of a model's vocabulary.
+pub const TOKENIZER_MARKS_MAX: usize = 384;
 /// Most models a peer may announce.
 pub const MODELS_MAX: usize = 16;
 /// Longest name (model, node, request id), bytes.

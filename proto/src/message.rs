@@ -82,6 +82,8 @@ pub struct ModelCard {
     pub digest: Digest,
     /// Digest of the tokenizer; token ids mean the same only if it is equal.
     pub tokenizer: Digest,
+    /// Sums over blocks of the vocabulary, by which a peer with another tokenizer finds out where it differs.
+    pub tokenizer_marks: Vec<u64>,
     /// Cumulative digests: entry `i` covers the embedding and layers `0..i` with the configuration
     /// that shapes them. The longest common prefix of two lists is the shared trunk.
     pub layers: Vec<Digest>,

@@ -121,6 +121,7 @@ async fn a_pair_with_two_tokenizers_answers_alone_and_says_why() -> Result<()> {
         ensure!(refused.body["error"]["code"] == "tokenizers_differ", "{mode}: {}", refused.body);
         let message = refused.body["error"]["message"].as_str().unwrap_or_default();
         ensure!(message.contains("tiny-llama-f16") && message.contains("demo-cloud"), "{message}");
+        ensure!(message.contains("differ first in token 0 (here `"), "{message}");
     }
     let ready: Value = reqwest::get(format!("{}ready", up.page)).await?.error_for_status()?.json().await?;
     ensure!(ready["modes"] == json!(["local"]), "{ready}");

@@ -22,13 +22,14 @@ const FRUITLESS_MAX: u32 = 4;
 /// Wait before the second attempt; doubles with each.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Small files that belong to a model in Hugging Face layout.
-const SMALL: [&str; 8] = [
+const SMALL: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors.index.json",
     "README.md",
 ];

@@ -88,13 +88,13 @@ struct Running {
 }
 
 impl Answers {
-    /// Begins every choice or none.
+    /// Begins every choice or none. `goes_on` says that the text of an answer goes on where its prompt ends.
     pub(crate) fn begin(
         backend: Arc<dyn Backend>,
         requests: Vec<GenerateRequest>,
         stops: &[String],
         spelt: Vec<u32>,
-        prompt_tokens: u64,
+        (prompt_tokens, goes_on): (u64, bool),
         meter: Meter,
     ) -> Result<Self, GenerateError> {
         meter.begin(prompt_tokens);
@@ -111,9 +111,14 @@ impl Answers {
             backend,
         };
         for request in requests {
+            let tokenizer = all.backend.tokenizer();
+            let decoder = match goes_on {
+                true => tokenizer.stream_after(&request.prompt).map_err(|e| GenerateError::Engine(e.to_string()))?,
+                false => tokenizer.stream(),
+            };
             all.choices.push(Running {
                 state: State::Open(all.backend.submit(request)?),
-                decoder: all.backend.tokenizer().stream(),
+                decoder,
                 assembler: Assembler::new(stops),
                 counted: RouteSummary::default(),
                 last_token: None,

@@ -166,6 +166,7 @@ impl ApiError {
         match error {
             GenerateError::Busy { retry_after_ms, .. } => Self::busy(message, *retry_after_ms),
             GenerateError::TooLong { .. } => Self::bad_request("context_length_exceeded", message).about(params.prompt),
+            GenerateError::UnknownToken { .. } => Self::bad_request("unknown_token", message).about(params.prompt),
             GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(params.prompt),
             GenerateError::NoCloud(_) => Self::bad_request("no_cloud", message).about("model"),
             GenerateError::Grammar(_) => Self::bad_request("invalid_grammar", message).about(params.grammar),

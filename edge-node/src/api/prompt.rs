@@ -52,8 +52,11 @@ pub(crate) async fn of_chat(
     told: Told,
     variables: Map<String, Value>,
 ) -> Result<ChatPrompt, ApiError> {
+    // Some templates know histories of calls and no descriptions of tools.
+    let template = backend.chat_template();
+    let shows_calls = told.in_template || template.takes_calls() && template.takes_results();
     let messages = match &told {
-        Told { in_template: false, .. } => untaught::without_calls(messages),
+        _ if !shows_calls => untaught::without_calls(messages),
         Told { past: Past { one_call_each: true, .. }, .. } => one_call_each(messages),
         _ => messages,
     };

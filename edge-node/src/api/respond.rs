@@ -84,7 +84,9 @@ pub(crate) async fn respond(
     let meter = Meter::new(plan.path, mode, plan.received);
     let spelt = plan.reading.as_ref().map(|reading| reading.special_tokens(backend.tokenizer()));
     let spelt = spelt.unwrap_or_default();
-    let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt_tokens, meter)
+    // A plain text is continued; a conversation's next turn is a text of its own.
+    let prompt = (prompt_tokens, plan.params.prompt == "prompt");
+    let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt, meter)
         .map_err(|error| ApiError::from_generation(&error, params))?;
 
     let mut headers = HeaderMap::new();

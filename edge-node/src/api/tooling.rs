@@ -40,7 +40,8 @@ impl Tooling {
         let template = backend.chat_template();
         let known = CallSyntax::of_template(template.source());
         let in_template = template.takes_tools();
-        let past = known.map_or(Past::default(), |s| s.past);
+        let mut past = known.map_or(Past::default(), |s| s.past);
+        past.arguments_as_text |= template.wants_arguments_as_text();
         let whole = known.filter(|s| s.is_of_whole_answers());
         let mut notice = None;
         let syntax = match tools.as_ref().map_or(&ToolChoice::None, |t| &t.choice) {

@@ -34,8 +34,8 @@ pub(crate) fn choose(job: &Job, row: RowOutput<'_>) -> Result<EdgeChoice, Engine
     if let Some(&next) = job.sequence.get(row.position) {
         return scored(job, &row, next);
     }
-    let (allowed, history) = (job.allowed(row.position)?, job.answer_before(row.position));
-    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, history, row.position as u32)?;
+    let (allowed, before) = (job.allowed(row.position)?, job.before(row.position));
+    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, before, row.position as u32)?;
     let alternatives =
         if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
     Ok(EdgeChoice {

@@ -401,7 +401,8 @@ fn a_mask_without_a_token_of_the_model_is_an_error() {
         SamplingParams { temperature: 1.0, ..SamplingParams::default() },
         SamplingParams { temperature: 1.0, top_k: 3, top_p: 0.5, min_p: 0.1, ..SamplingParams::default() },
     ] {
-        let pick = |logits: &[f32]| crate::sampling::pick(logits, Some(&mask), &params, &[], 0);
+        let pick =
+            |logits: &[f32]| crate::sampling::pick(logits, Some(&mask), &params, crate::sampling::Before::default(), 0);
         let refused = pick(&[0.5; 50]);
         let failed = matches!(&refused, Err(crate::EngineError::Constraint(ConstraintError::Failed(_))));
         assert!(failed, "{params:?}: {refused:?}");

@@ -329,6 +329,16 @@ impl<'a> Gguf<'a> {
         }
     }
 
+    /// A number of any type.
+    pub(crate) fn number(&self, key: &str) -> Option<f64> {
+        match self.meta.get(key)? {
+            Value::Unsigned(n) => Some(*n as f64),
+            Value::Signed(n) => Some(*n as f64),
+            Value::Float(n) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// An array of texts, all UTF-8.
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<&'a str>, EngineError> {
         match self.meta.get(key) {
@@ -367,6 +377,21 @@ impl<'a> Gguf<'a> {
         }
     }
 
+    /// The whole numbers of an array of any such type; none if the value is something else.
+    pub(crate) fn wholes(&self, key: &str) -> Option<Vec<u64>> {
+        let Some(Value::Numbers { ty, bytes }) = self.meta.get(key) else { return None };
+        let each = number_bytes(*ty)?;
+        let whole = |b: &[u8]| {
+            let mut wide = [0; 8];
+            wide[..each].copy_from_slice(b);
+            let n = u64::from_le_bytes(wide);
+            // Of signed types, none is negative.
+            let positive = n >> (8 * each - 1) == 0 || !matches!(ty, 1 | 3 | 5 | 11);
+            (positive && !matches!(ty, 6 | 12)).then_some(n)
+        };
+        bytes.chunks_exact(each).map(whole).collect()
+    }
+
     /// A token id, if the key is there and fits.
     pub(crate) fn token(&self, key: &str) -> Option<u32> {
         self.unsigned(key).and_then(|n| u32::try_from(n).ok())
@@ -376,7 +401,9 @@ impl<'a> Gguf<'a> {
         if !self.meta.contains_key(key) {
             return Err(EngineError::spec(key, "is missing"));
         }
-        let n = self.unsigned(key).and_then(|n| usize::try_from(n).ok());
+        // Converters write what may differ by layer as a list, also where it does not.
+        let same = || self.wholes(key).and_then(|list| list.first().copied().filter(|n| list.iter().all(|m| m == n)));
+        let n = self.unsigned(key).or_else(same).and_then(|n| usize::try_from(n).ok());
         n.filter(|n| (1..=max).contains(n))
             .ok_or_else(|| EngineError::spec(key, format!("is {:?}, not in 1..={max}", self.meta[key])))
     }

@@ -368,9 +368,11 @@ impl Checkpoint {
     fn may_lie_idle(&self, name: &str, used: &HashSet<String>) -> bool {
         match self.scheme {
             // Divisors are part of the spec, which has taken those for the model's context.
-            Scheme::Gguf if name.starts_with("rope_f") => {
-                self.spec.ropes.iter().any(|rope| matches!(rope.scaling, RopeScaling::Factors { .. }))
-            }
+            Scheme::Gguf if name.starts_with("rope_f") => self
+                .spec
+                .ropes
+                .iter()
+                .any(|rope| matches!(rope.scaling, RopeScaling::Factors { .. } | RopeScaling::Divided { .. })),
             // Files for more than one engine have it beside its halves.
             Scheme::Gguf => {
                 name.strip_suffix("attn_kv_b.weight").is_some_and(|at| used.contains(&format!("{at}attn_k_b.weight")))

@@ -24,6 +24,7 @@ use crate::constraint::{Followed, TokenMask};
 use crate::error::EngineError;
 use crate::kv::KvPool;
 use crate::model::{Model, ROWS_MAX};
+use crate::sampling::Before;
 use batch::BatchBounds;
 
 /// Why a job failed.
@@ -89,7 +90,7 @@ pub struct Job {
     pub hidden: Option<Vec<f32>>,
     /// Outputs are wanted for the positions `outputs_from ..= sequence.len()`.
     pub outputs_from: usize,
-    /// Tokens of the prompt (penalties look at what follows).
+    /// Tokens of the prompt: penalties and grammars tell them from the answer's.
     pub prompt_len: usize,
     /// Sampling parameters of the sequence.
     pub sampling: Arc<SamplingParams>,
@@ -105,9 +106,15 @@ pub struct Job {
 
 impl Job {
     /// Tokens of the answer before `position`.
-    #[must_use]
-    pub fn answer_before(&self, position: usize) -> &[u32] {
+    fn answer_before(&self, position: usize) -> &[u32] {
         self.sequence.get(self.prompt_len..position).unwrap_or(&[])
+    }
+
+    /// The tokens before `position`, as penalties tell them apart.
+    #[must_use]
+    pub fn before(&self, position: usize) -> Before<'_> {
+        let prompt = self.sequence.get(..self.prompt_len.min(position)).unwrap_or(&self.sequence);
+        Before { prompt, answer: self.answer_before(position) }
     }
 
     /// The tokens that the grammar leaves at `position`; none without a grammar.

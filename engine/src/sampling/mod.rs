@@ -30,8 +30,16 @@ pub struct Pick {
     pub logprob: f32,
 }
 
-/// Chooses the token at `position` (counted from the start of the sequence, prompt included).
-/// `history` are the tokens of the answer so far; the penalties look at them alone. `allowed` are the
+/// The tokens before a position.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before<'a> {
+    /// The prompt: the repetition penalty looks at it too (as HF, vLLM and llama.cpp do).
+    pub prompt: &'a [u32],
+    /// The answer so far: presence and frequency penalties look at it alone (as OpenAI says).
+    pub answer: &'a [u32],
+}
+
+/// Chooses the token at `position` (counted from the start of the sequence, prompt included). `allowed` are the
 /// tokens that a grammar leaves; none is chosen outside of it.
 ///
 /// # Errors
@@ -41,12 +49,12 @@ pub fn pick(
     logits: &[f32],
     allowed: Option<&TokenMask>,
     params: &SamplingParams,
-    history: &[u32],
+    before: Before<'_>,
     position: u32,
 ) -> Result<Pick, EngineError> {
     check_params(params)?;
     check_finite(logits)?;
-    let mut adjusted = adjust(logits, params, history);
+    let mut adjusted = adjust(logits, params, before);
     if let Some(mask) = allowed {
         mask.apply(adjusted.get_or_insert_with(|| logits.to_vec()));
     }
@@ -125,9 +133,10 @@ fn check_params(p: &SamplingParams) -> Result<(), EngineError> {
 }
 
 /// Logits after bias and penalties; `None` if none applies. Ids outside the vocabulary are ignored.
-fn adjust(logits: &[f32], p: &SamplingParams, history: &[u32]) -> Option<Vec<f32>> {
-    let penalised = p.presence_penalty != 0.0 || p.frequency_penalty != 0.0 || p.repetition_penalty != 1.0;
-    if p.logit_bias.is_empty() && (!penalised || history.is_empty()) {
+fn adjust(logits: &[f32], p: &SamplingParams, Before { prompt, answer }: Before<'_>) -> Option<Vec<f32>> {
+    let repeats = p.repetition_penalty != 1.0 && !(prompt.is_empty() && answer.is_empty());
+    let counts = (p.presence_penalty != 0.0 || p.frequency_penalty != 0.0) && !answer.is_empty();
+    if p.logit_bias.is_empty() && !repeats && !counts {
         return None;
     }
     let mut out = logits.to_vec();
@@ -136,14 +145,22 @@ fn adjust(logits: &[f32], p: &SamplingParams, history: &[u32]) -> Option<Vec<f32
             *v += bias;
         }
     }
-    if penalised {
-        let mut counts: HashMap<u32, u32> = HashMap::new();
-        for &token in history {
-            *counts.entry(token).or_default() += 1;
+    if repeats {
+        let mut seen = vec![false; out.len()];
+        for &token in prompt.iter().chain(answer) {
+            let Some(seen) = seen.get_mut(token as usize).filter(|seen| !**seen) else { continue };
+            *seen = true;
+            let v = &mut out[token as usize];
+            *v = if *v > 0.0 { *v / p.repetition_penalty } else { *v * p.repetition_penalty };
         }
-        for (token, count) in counts {
+    }
+    if counts {
+        let mut counted: HashMap<u32, u32> = HashMap::new();
+        for &token in answer {
+            *counted.entry(token).or_default() += 1;
+        }
+        for (token, count) in counted {
             if let Some(v) = out.get_mut(token as usize) {
-                *v = if *v > 0.0 { *v / p.repetition_penalty } else { *v * p.repetition_penalty };
                 *v -= p.presence_penalty + p.frequency_penalty * count as f32;
             }
         }

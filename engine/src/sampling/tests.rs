@@ -3,11 +3,11 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use tandem_proto::message::SamplingParams;
 
-use super::{Pick, argmax, gumbel, top_alternatives};
+use super::{Before, Pick, argmax, gumbel, top_alternatives};
 use crate::error::EngineError;
 
-fn pick(logits: &[f32], params: &SamplingParams, history: &[u32], position: u32) -> Result<Pick, EngineError> {
-    super::pick(logits, None, params, history, position)
+fn pick(logits: &[f32], params: &SamplingParams, answer: &[u32], position: u32) -> Result<Pick, EngineError> {
+    super::pick(logits, None, params, Before { prompt: &[], answer }, position)
 }
 
 fn sampled(seed: u64) -> SamplingParams {
@@ -97,6 +97,24 @@ fn penalties_lower_what_was_said() {
     assert_eq!(with(SamplingParams { frequency_penalty: 0.3, ..SamplingParams::default() }), 0);
     assert_eq!(with(SamplingParams { frequency_penalty: 0.2, ..SamplingParams::default() }), 1);
     assert_eq!(with(SamplingParams { repetition_penalty: 2.0, ..SamplingParams::default() }), 0);
+}
+
+/// As HF, vLLM and llama.cpp count it; the other two penalties as OpenAI says.
+#[test]
+fn the_repetition_penalty_counts_the_prompt() {
+    let logits = [1.0, 1.5, 0.9, -0.1];
+    let with = |prompt: &[u32], answer: &[u32], p: SamplingParams| {
+        super::pick(&logits, None, &p, Before { prompt, answer }, 3).expect("finite").token
+    };
+    let repetition = |penalty| SamplingParams { repetition_penalty: penalty, ..SamplingParams::default() };
+    assert_eq!(with(&[1, 1, 99], &[], repetition(2.0)), 0);
+    assert_eq!(with(&[1], &[0], repetition(2.0)), 2);
+    // Once, however often a token was there.
+    assert_eq!(with(&[1, 1, 1], &[1, 1], repetition(1.4)), 1);
+    assert_eq!(with(&[0, 1, 2], &[], repetition(100.0)), 1);
+    let presence = SamplingParams { presence_penalty: 2.0, frequency_penalty: 2.0, ..SamplingParams::default() };
+    assert_eq!(with(&[1, 1], &[], presence.clone()), 1);
+    assert_eq!(with(&[1, 1], &[1], presence), 0);
 }
 
 #[test]

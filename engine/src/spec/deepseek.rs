@@ -37,7 +37,8 @@ pub(super) fn v2(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
             return Err(EngineError::spec("topk_method", problem));
         }
     };
-    mixture(c, true, |e| {
+    let interleaved = c.flag_or("rope_interleave", true)?;
+    mixture(c, interleaved, |e| {
         if !grouped {
             (e.groups, e.groups_chosen) = (1, 1);
         }
@@ -49,10 +50,13 @@ pub(super) fn v2(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
 /// `deepseek2` in GGUF: V2, V3 and R1.
 pub(super) fn gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let rope_dim = m.count("rope.dimension_count", WIDTH_MAX)?;
+    // All heads share the latent.
+    m.has("attention.head_count_kv");
     // Files that keep the latent as one key head name the real widths apart.
     let width = |name: &str| {
         let apart = format!("attention.{name}_mla");
-        if m.has(&apart) { m.count(&apart, WIDTH_MAX) } else { m.count(&format!("attention.{name}"), WIDTH_MAX) }
+        let one = m.count(&format!("attention.{name}"), WIDTH_MAX)?;
+        m.count_or(&apart, one, WIDTH_MAX)
     };
     let key = width("key_length")?;
     let Some(nope_dim) = key.checked_sub(rope_dim).filter(|&n| n > 0) else {
@@ -68,23 +72,23 @@ pub(super) fn gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
         eps: m.positive("attention.layer_norm_rms_epsilon")?,
     };
     let mut spec = m.plain(Family::Deepseek, attention, true)?;
-    if let RopeScaling::Yarn { factor, magnitude, .. } = &mut spec.ropes[0].scaling {
+    if let RopeScaling::Yarn { factor, magnitude, .. } = spec.ropes[0].scaling.last_mut() {
+        if m.positive_or("rope.scaling.attn_factor", 1.0)? != 1.0 {
+            return Err(EngineError::spec("deepseek2.rope.scaling.attn_factor", "beside YaRN is not supported"));
+        }
         // DeepSeek corrects the temperature of the scores instead of the rotation.
         *magnitude = 1.0;
         let m = m.positive_or("rope.scaling.yarn_log_multiplier", 0.0)?.mul_add(libm::logf(*factor), 1.0);
         spec.rules.scale *= m * m;
     }
-    let dense_layers = m.count_or("leading_dense_block_count", 0, LAYERS_MAX)?;
+    let dense_layers = m.count_if("leading_dense_block_count", LAYERS_MAX)?.unwrap_or(0);
     if dense_layers < spec.layers {
-        let mut e = m.experts()?;
-        e.shared_width = e.width * m.count_or("expert_shared_count", 0, EXPERTS_MAX)?;
-        if m.count_or("expert_gating_func", 1, 2)? == 2 {
-            (e.gate, e.group_worth) = (Gate::Sigmoid, GroupWorth::TwoBest);
-        }
+        let mut e = m.experts(false)?;
+        e.shared_width = e.width * m.count_if("expert_shared_count", EXPERTS_MAX)?.unwrap_or(0);
         e.correction = m.has_tensor(&format!("blk.{dense_layers}.exp_probs_b.bias"));
-        e.normalise = m.flag_or("expert_weights_norm", false)?;
-        e.scale = m.positive_or("expert_weights_scale", 1.0)?;
         spec.feed_forward[dense_layers..].fill(FeedForward::Experts(e));
+    } else {
+        m.experts_idle();
     }
     Ok(spec)
 }
@@ -111,6 +115,11 @@ fn mixture(
             if i.is_multiple_of(every) {
                 *f = FeedForward::Experts(e);
             }
+        }
+    } else {
+        // What is said of experts is said of none.
+        for idle in ["n_routed_experts", "n_shared_experts", "n_group", "topk_group", "routed_scaling_factor"] {
+            c.has(idle);
         }
     }
     Ok(spec)

@@ -1,27 +1,47 @@
 //! Typed access to the fields of a `config.json`; every error names its field.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::error::EngineError;
 
-/// Typed access to the fields of a JSON object.
+/// Typed access to the fields of a JSON object; it remembers which were asked for.
 pub(super) struct Fields<'a> {
-    pub(super) value: &'a Value,
+    value: &'a Value,
+    read: RefCell<HashSet<String>>,
 }
 
-impl Fields<'_> {
-    pub(super) fn get(&self, name: &str) -> Result<&Value, EngineError> {
-        self.value.get(name).ok_or_else(|| EngineError::spec(name, "is missing"))
+impl<'a> Fields<'a> {
+    pub(super) fn new(value: &'a Value) -> Self {
+        Self { value, read: RefCell::default() }
     }
 
-    pub(super) fn text(&self, name: &str) -> Result<&str, EngineError> {
+    /// The field as it is.
+    pub(super) fn raw(&self, name: &str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(name.to_owned());
+        self.value.get(name)
+    }
+
+    /// The fields that nobody has asked for.
+    pub(super) fn unread(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let fields = self.value.as_object().into_iter().flatten();
+        fields.map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !self.read.borrow().contains(*name))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Result<&'a Value, EngineError> {
+        self.raw(name).ok_or_else(|| EngineError::spec(name, "is missing"))
+    }
+
+    pub(super) fn text(&self, name: &str) -> Result<&'a str, EngineError> {
         self.get(name)?.as_str().ok_or_else(|| EngineError::spec(name, "is not a string"))
     }
 
     pub(super) fn expect(&self, name: &str, only: &str) -> Result<(), EngineError> {
-        match self.value.get(name).and_then(Value::as_str) {
-            Some(v) if v == only => Ok(()),
-            None if self.value.get(name).is_none() => Ok(()),
+        match self.raw(name) {
+            None => Ok(()),
+            Some(v) if v.as_str() == Some(only) => Ok(()),
             _ => Err(EngineError::spec(name, format!("only `{only}` is supported"))),
         }
     }
@@ -31,7 +51,7 @@ impl Fields<'_> {
     }
 
     pub(super) fn flag_or(&self, name: &str, default: bool) -> Result<bool, EngineError> {
-        match self.value.get(name) {
+        match self.raw(name) {
             None | Some(Value::Null) => Ok(default),
             Some(v) => v.as_bool().ok_or_else(|| EngineError::spec(name, "is not true or false")),
         }
@@ -43,7 +63,7 @@ impl Fields<'_> {
     }
 
     pub(super) fn count_or(&self, name: &str, default: usize, min: usize, max: usize) -> Result<usize, EngineError> {
-        let n = match self.value.get(name) {
+        let n = match self.raw(name) {
             None | Some(Value::Null) => default as u64,
             Some(v) => v.as_u64().ok_or_else(|| EngineError::spec(name, "is not a whole number"))?,
         };
@@ -70,14 +90,19 @@ impl Fields<'_> {
 
     /// Whether the field is there and not null.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.value.get(name).is_some_and(|v| !v.is_null())
+        self.raw(name).is_some_and(|v| !v.is_null())
+    }
+
+    /// Whether the field is the number 0.
+    pub(super) fn is_zero(&self, name: &str) -> bool {
+        self.raw(name).and_then(Value::as_f64) == Some(0.0)
     }
 
     /// The object in a field, if it is there and not null.
-    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'_>>, EngineError> {
-        match self.value.get(name) {
+    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>, EngineError> {
+        match self.raw(name) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) if value.is_object() => Ok(Some(Fields { value })),
+            Some(value) if value.is_object() => Ok(Some(Fields::new(value))),
             Some(_) => Err(EngineError::spec(name, "is not an object")),
         }
     }
@@ -91,23 +116,28 @@ impl Fields<'_> {
             .ok_or_else(|| EngineError::spec(name, "holds something that is not a positive number"))
     }
 
-    /// A token id, a list of them, or none.
+    /// A token id, a list of them, or none. Negative ones, which some files have for none, are left out.
     pub(super) fn tokens(&self, name: &str) -> Result<Vec<u32>, EngineError> {
-        self.numbers(name, "is not a token id")
+        let given = match self.raw(name) {
+            Some(Value::Array(list)) => list.iter().collect(),
+            Some(v) if !v.is_null() => vec![v],
+            _ => Vec::new(),
+        };
+        let there = given.into_iter().filter(|v| !v.as_i64().is_some_and(|n| n < 0));
+        there.map(|v| whole(v).ok_or_else(|| EngineError::spec(name, "is not a token id"))).collect()
     }
 
     /// The numbers of some layers; none if the field is missing.
     pub(super) fn layers(&self, name: &str) -> Result<Vec<u32>, EngineError> {
-        self.numbers(name, "is not a list of layers")
-    }
-
-    fn numbers(&self, name: &str, problem: &str) -> Result<Vec<u32>, EngineError> {
-        let id =
-            |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| EngineError::spec(name, problem));
-        match self.value.get(name) {
+        let wrong = || EngineError::spec(name, "is not a list of layers");
+        match self.raw(name) {
             None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(id).collect(),
-            Some(v) => Ok(vec![id(v)?]),
+            Some(Value::Array(list)) => list.iter().map(|v| whole(v).ok_or_else(wrong)).collect(),
+            Some(_) => Err(wrong()),
         }
     }
+}
+
+fn whole(v: &Value) -> Option<u32> {
+    v.as_u64().and_then(|n| u32::try_from(n).ok())
 }

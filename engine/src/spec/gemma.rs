@@ -2,11 +2,13 @@
 
 use super::fields::Fields;
 use super::gguf::Metadata;
-use super::{Activation, Attention, DecoderSpec, Family, HeadNorm, LAYERS_MAX, Reach, Rope, RopeScaling, hf};
+use super::{Activation, Attention, DecoderSpec, Family, HeadNorm, LAYERS_MAX, Rope, RopeScaling, hf};
 use crate::error::EngineError;
 
 /// Every how many layers Gemma 3 sees everything.
 const GEMMA3_PATTERN: usize = 6;
+/// Width of windows where a configuration does not say it.
+const WINDOW: usize = 4096;
 /// Base of Gemma 3's local ropes.
 const LOCAL_THETA: f32 = 10_000.0;
 /// Layers of the models that scale scores by the width per head instead of the head's own.
@@ -16,8 +18,17 @@ const GEMMA3_27B_LAYERS: usize = 62;
 /// Gemma 2: soft caps, every other layer with a window.
 pub(super) fn gemma2(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = common(c)?;
-    hf::windows(c, &mut spec, |i| i % 2 == 0)?;
+    windows(c, &mut spec, |i| i % 2 == 0)?;
     Ok(spec)
+}
+
+/// The family's windows: a file without the field means the usual width, one with null means none.
+fn windows(c: &Fields<'_>, spec: &mut DecoderSpec, default: impl Fn(usize) -> bool) -> Result<(), EngineError> {
+    hf::windows(c, spec, &default)?;
+    if c.raw("sliding_window").is_none() {
+        spec.reach.iter_mut().enumerate().filter(|(i, _)| default(*i)).for_each(|(_, r)| r.window = Some(WINDOW));
+    }
+    Ok(())
 }
 
 /// Gemma 3 (text): norms on heads; local layers with a window and a rope of their own.
@@ -25,7 +36,7 @@ pub(super) fn gemma3(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     c.refuse_true("use_bidirectional_attention")?;
     let mut spec = common(c)?;
     spec.rules.head_norm = HeadNorm::PerHead;
-    let local = match c.object("rope_parameters")? {
+    let (theta, scaling) = match c.object("rope_parameters")? {
         // Newer files keep a rope per kind of layer.
         Some(p) if p.has("full_attention") => {
             let Some(full) = p.object("full_attention")? else {
@@ -34,18 +45,22 @@ pub(super) fn gemma3(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
             spec.ropes[0].theta = full.positive_or("rope_theta", 1e6)?;
             spec.ropes[0].scaling = hf::scaling(&full, c, spec.context_tokens)?;
             match p.object("sliding_attention")? {
-                Some(local) => local.positive_or("rope_theta", LOCAL_THETA)?,
-                None => LOCAL_THETA,
+                Some(local) => {
+                    let scaling = hf::scaling(&local, c, spec.context_tokens)?;
+                    (local.positive_or("rope_theta", LOCAL_THETA)?, scaling)
+                }
+                None => (LOCAL_THETA, RopeScaling::None),
             }
         }
-        _ => {
-            spec.ropes[0].theta = c.positive_or("rope_theta", 1e6)?;
-            c.positive_or("rope_local_base_freq", LOCAL_THETA)?
+        flat => {
+            let inner = flat.map(|p| p.positive_if("rope_theta")).transpose()?.flatten();
+            spec.ropes[0].theta = c.positive_if("rope_theta")?.or(inner).unwrap_or(1e6);
+            (c.positive_or("rope_local_base_freq", LOCAL_THETA)?, RopeScaling::None)
         }
     };
     let pattern = c.count_or("sliding_window_pattern", GEMMA3_PATTERN, 1, LAYERS_MAX)?;
-    hf::windows(c, &mut spec, |i| (i + 1) % pattern != 0)?;
-    local_rope(&mut spec, local);
+    windows(c, &mut spec, |i| (i + 1) % pattern != 0)?;
+    local_rope(&mut spec, theta, scaling);
     Ok(spec)
 }
 
@@ -71,9 +86,9 @@ fn gemma(spec: &mut DecoderSpec) {
 }
 
 /// Gives the layers with a window a rope of their own.
-fn local_rope(spec: &mut DecoderSpec, theta: f32) {
+fn local_rope(spec: &mut DecoderSpec, theta: f32, scaling: RopeScaling) {
     let interleaved = spec.ropes[0].interleaved;
-    spec.ropes.push(Rope { theta, interleaved, scaling: RopeScaling::None });
+    spec.ropes.push(Rope { theta, interleaved, scaling });
     for r in &mut spec.reach {
         r.rope = usize::from(r.window.is_some());
     }
@@ -83,18 +98,15 @@ pub(super) fn gemma2_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> 
     let mut spec = common_gguf(m, GEMMA2_27B_LAYERS)?;
     spec.rules.softcap = Some(m.positive_or("attn_logit_softcapping", 50.0)?);
     spec.logit_softcap = Some(m.positive_or("final_logit_softcapping", 30.0)?);
-    windows_gguf(m, &mut spec, 2)?;
+    m.windows(&mut spec, 2)?;
     Ok(spec)
 }
 
 pub(super) fn gemma3_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = common_gguf(m, GEMMA3_27B_LAYERS)?;
     spec.rules.head_norm = HeadNorm::PerHead;
-    if m.has("final_logit_softcapping") {
-        spec.logit_softcap = Some(m.positive("final_logit_softcapping")?);
-    }
-    windows_gguf(m, &mut spec, GEMMA3_PATTERN)?;
-    local_rope(&mut spec, m.positive_or("rope.freq_base_swa", LOCAL_THETA)?);
+    m.windows(&mut spec, GEMMA3_PATTERN)?;
+    local_rope(&mut spec, m.positive_or("rope.freq_base_swa", LOCAL_THETA)?, RopeScaling::None);
     Ok(spec)
 }
 
@@ -109,14 +121,4 @@ fn common_gguf(m: &Metadata<'_>, wide_layers: usize) -> Result<DecoderSpec, Engi
     }
     gemma(&mut spec);
     Ok(spec)
-}
-
-fn windows_gguf(m: &Metadata<'_>, spec: &mut DecoderSpec, pattern: usize) -> Result<(), EngineError> {
-    let window = m.count("attention.sliding_window", super::CONTEXT_MAX)?;
-    for (i, r) in spec.reach.iter_mut().enumerate() {
-        if (i + 1) % pattern != 0 {
-            *r = Reach { window: Some(window), ..*r };
-        }
-    }
-    Ok(())
 }

@@ -6,23 +6,25 @@ use super::fields::Fields;
 use super::rope::yarn_magnitude;
 use super::{
     Attention, Basics, CONTEXT_MAX, DecoderSpec, Family, LAYERS_MAX, Rope, RopeScaling, VOCAB_MAX, WIDTH_MAX, deepseek,
-    gemma, llama, minicpm, moe, qwen,
+    gemma, llama, minicpm, moe, qwen, shaping,
 };
 use crate::error::EngineError;
 
 type Parser = fn(&Fields<'_>) -> Result<DecoderSpec, EngineError>;
+
+const GEMMA3: &str = "gemma3_text";
 
 /// `model_type` and who reads it.
 const FAMILIES: &[(&str, Parser)] = &[
     ("deepseek_v2", deepseek::v2),
     ("deepseek_v3", deepseek::v3),
     ("gemma2", gemma::gemma2),
-    ("gemma3_text", gemma::gemma3),
+    (GEMMA3, gemma::gemma3),
     ("gpt_oss", moe::gpt_oss),
     ("llama", llama::llama),
     ("minicpm", minicpm::minicpm),
     ("minicpm3", minicpm::minicpm3),
-    ("mistral", llama::mistral),
+    ("mistral", llama::llama),
     ("mixtral", moe::mixtral),
     ("olmoe", moe::olmoe),
     ("qwen2", qwen::qwen2),
@@ -34,7 +36,7 @@ const FAMILIES: &[(&str, Parser)] = &[
 pub(super) fn from_hf(config: &[u8]) -> Result<DecoderSpec, EngineError> {
     let value: Value = serde_json::from_slice(config)
         .map_err(|e| EngineError::Json { file: "config.json", problem: e.to_string() })?;
-    let c = Fields { value: &value };
+    let c = Fields::new(&value);
     let kind = c.text("model_type")?;
     let Some((_, parse)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
         let known: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
@@ -42,7 +44,22 @@ pub(super) fn from_hf(config: &[u8]) -> Result<DecoderSpec, EngineError> {
         return Err(EngineError::spec("model_type", problem));
     };
     check_quantization(&c)?;
-    parse(&c)?.checked()
+    let mut spec = parse(&c)?;
+    shorten(&c, &mut spec)?;
+    let spec = spec.checked()?;
+    shaping::check(&c, &spec)?;
+    Ok(spec)
+}
+
+/// Attention that is sparse for long texts only is computed densely, so texts end where it would begin.
+fn shorten(c: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), EngineError> {
+    // MiniCPM 4.1, and Qwen2.5 for a million tokens.
+    for (field, from) in [("sparse_config", "dense_len"), ("dual_chunk_attention_config", "chunk_size")] {
+        if let Some(sparse) = c.object(field)? {
+            spec.context_tokens = spec.context_tokens.min(sparse.count(from, usize::MAX)?);
+        }
+    }
+    Ok(())
 }
 
 /// Weights may be FP8 in blocks of 128 × 128 (DeepSeek-V3).
@@ -56,7 +73,7 @@ fn check_quantization(c: &Fields<'_>) -> Result<(), EngineError> {
         "mxfp4" => return Ok(()),
         _ => return Err(EngineError::spec(field, format!("`{method}` is not supported; supported: fp8, mxfp4"))),
     }
-    match q.value.get("weight_block_size").and_then(Value::as_array) {
+    match q.raw("weight_block_size").and_then(Value::as_array) {
         Some(size) if size.iter().all(|v| v.as_u64() == Some(128)) && size.len() == 2 => Ok(()),
         size => {
             Err(EngineError::spec(field, format!("weight_block_size {size:?} is not supported; supported: [128, 128]")))
@@ -75,13 +92,13 @@ pub(super) fn plain(
     interleaved: bool,
 ) -> Result<DecoderSpec, EngineError> {
     let layers = c.count("num_hidden_layers", LAYERS_MAX)?;
-    let context_tokens = c.count("max_position_embeddings", CONTEXT_MAX)?;
+    let context_tokens = c.count("max_position_embeddings", usize::MAX)?;
     Ok(DecoderSpec::plain(Basics {
         family,
         layers,
         hidden_size: c.count("hidden_size", WIDTH_MAX)?,
         vocab_size: c.count("vocab_size", VOCAB_MAX)?,
-        context_tokens,
+        context_tokens: context_tokens.min(CONTEXT_MAX),
         eps: c.positive("rms_norm_eps")?,
         attention,
         rope: Rope { theta: rope_theta(c)?, interleaved, scaling: rope_scaling(c, context_tokens)? },
@@ -103,14 +120,19 @@ pub(super) fn grouped(c: &Fields<'_>) -> Result<Attention, EngineError> {
     })
 }
 
-/// Gives layers the window of `sliding_window`: those that `layer_types` names, or that `default` says.
+/// Gives layers the window of `sliding_window`, if there is one: those that `layer_types` names, or that
+/// `default` says.
 pub(super) fn windows(
     c: &Fields<'_>,
     spec: &mut DecoderSpec,
     default: impl Fn(usize) -> bool,
 ) -> Result<(), EngineError> {
-    let window = Some(c.count("sliding_window", CONTEXT_MAX)?);
-    let types = match c.value.get("layer_types") {
+    let window = match c.raw("sliding_window") {
+        None | Some(Value::Null) => None,
+        Some(off) if off.as_i64().is_some_and(|n| n <= 0) => None,
+        Some(_) => Some(c.count("sliding_window", usize::MAX)?.min(CONTEXT_MAX)),
+    };
+    let types = match c.raw("layer_types") {
         None | Some(Value::Null) => None,
         Some(Value::Array(list)) if list.len() == spec.layers => Some(list),
         Some(_) => return Err(EngineError::spec("layer_types", format!("is not a list of {} kinds", spec.layers))),
@@ -130,21 +152,37 @@ pub(super) fn windows(
 /// Base of the rotary frequencies: at the top, or where newer configurations keep it; 10 000 if
 /// the file has neither.
 fn rope_theta(c: &Fields<'_>) -> Result<f32, EngineError> {
-    match c.object("rope_parameters")? {
-        Some(p) if !c.has("rope_theta") && p.has("rope_theta") => p.positive("rope_theta"),
-        _ => c.positive_or("rope_theta", 10_000.0),
+    let mut theta = c.positive_if("rope_theta")?;
+    for name in ROPE_OBJECTS {
+        let Some(inner) = c.object(name)?.map(|p| p.positive_if("rope_theta")).transpose()?.flatten() else { continue };
+        if theta.is_some_and(|theta| theta != inner) {
+            return Err(EngineError::spec("rope_theta", format!("is not the {inner} that `{name}` has")));
+        }
+        theta = Some(inner);
     }
+    Ok(theta.unwrap_or(10_000.0))
 }
+
+/// Where a configuration describes its rope; newer ones use the second name.
+const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 /// Scaling of the model's (only) rope.
 fn rope_scaling(c: &Fields<'_>, context: usize) -> Result<RopeScaling, EngineError> {
     check_whole(c)?;
-    for name in ["rope_scaling", "rope_parameters"] {
-        if let Some(s) = c.object(name)? {
-            return scaling(&s, c, context);
+    let mut found = None;
+    for name in ROPE_OBJECTS {
+        let Some(s) = c.object(name)? else { continue };
+        if name == "rope_parameters" && c.text("model_type")? == GEMMA3 && s.has("full_attention") {
+            // A rope per kind of layer, which that family reads by itself.
+            continue;
         }
+        let here = scaling(&s, c, context)?;
+        if found.as_ref().is_some_and(|there| *there != here) {
+            return Err(EngineError::spec(name, "says something else than `rope_scaling`"));
+        }
+        found = Some(here);
     }
-    Ok(RopeScaling::None)
+    Ok(found.unwrap_or(RopeScaling::None))
 }
 
 /// Refuses heads that are rotated in part only.
@@ -158,7 +196,13 @@ fn check_whole(f: &Fields<'_>) -> Result<(), EngineError> {
 /// The scaling that an object describes; `c` is the whole configuration.
 pub(super) fn scaling(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<RopeScaling, EngineError> {
     check_whole(s)?;
-    let kind = s.value.get("rope_type").or_else(|| s.value.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let scaling = scaling_of(s, c, context)?;
+    shaping::check_rope(s)?;
+    Ok(scaling)
+}
+
+fn scaling_of(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<RopeScaling, EngineError> {
+    let kind = s.raw("rope_type").or_else(|| s.raw("type")).and_then(Value::as_str).unwrap_or("default");
     let original = || match c.has("original_max_position_embeddings") {
         true => c.positive("original_max_position_embeddings"),
         false => s.positive_or("original_max_position_embeddings", context as f32),
@@ -174,8 +218,9 @@ pub(super) fn scaling(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<
         }),
         "yarn" => {
             let factor = s.positive("factor")?;
-            let all = s.positive_if("mscale_all_dim").ok().flatten();
-            let inferred = match (s.positive_if("mscale").ok().flatten(), all) {
+            // Zero says nothing.
+            let part = |name: &str| Ok::<_, EngineError>(if s.is_zero(name) { None } else { s.positive_if(name)? });
+            let inferred = match (part("mscale")?, part("mscale_all_dim")?) {
                 (Some(m), Some(all)) => yarn_magnitude(factor, m) / yarn_magnitude(factor, all),
                 _ => yarn_magnitude(factor, 1.0),
             };
@@ -194,7 +239,10 @@ pub(super) fn scaling(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<
             let original = original()?;
             let stretch = s.positive_or("factor", context as f32 / original)?;
             let inferred = if stretch <= 1.0 { 1.0 } else { (1.0 + libm::logf(stretch) / libm::logf(original)).sqrt() };
-            let name = if context as f32 > original { "long_factor" } else { "short_factor" };
+            let long = context as f32 > original;
+            let (name, idle) = if long { ("long_factor", "short_factor") } else { ("short_factor", "long_factor") };
+            // Of texts of another length.
+            s.has(idle);
             Ok(RopeScaling::Factors {
                 divisors: s.positives(name)?,
                 magnitude: s.positive_or("attention_factor", inferred)?,
@@ -209,9 +257,9 @@ pub(super) fn scaling(s: &Fields<'_>, c: &Fields<'_>, context: usize) -> Result<
 
 /// Factor on the scores of latent attention under YaRN with `mscale_all_dim` (DeepSeek).
 pub(super) fn yarn_score_factor(c: &Fields<'_>) -> Result<f32, EngineError> {
-    for name in ["rope_scaling", "rope_parameters"] {
+    for name in ROPE_OBJECTS {
         let Some(s) = c.object(name)? else { continue };
-        let m = match s.value.get("mscale_all_dim").and_then(Value::as_f64) {
+        let m = match s.raw("mscale_all_dim").and_then(Value::as_f64) {
             Some(m) if m > 0.0 && s.has("factor") => yarn_magnitude(s.positive("factor")?, m as f32),
             _ => 1.0,
         };

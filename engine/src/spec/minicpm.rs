@@ -45,17 +45,24 @@ fn scales(c: &Fields<'_>, spec: &DecoderSpec) -> Result<Scales, EngineError> {
 
 pub(super) fn minicpm_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = m.plain(Family::Llama, m.grouped()?, true)?;
-    let usual = usual(&spec);
-    spec.scales = Scales {
+    m.windows(&mut spec, usize::MAX)?;
+    spec.scales = scales_gguf(m, &spec)?;
+    Ok(spec)
+}
+
+fn scales_gguf(m: &Metadata<'_>, spec: &DecoderSpec) -> Result<Scales, EngineError> {
+    let usual = usual(spec);
+    Ok(Scales {
         embedding: m.positive_or("embedding_scale", usual.embedding)?,
         residual: m.positive_or("residual_scale", usual.residual)?,
         // The file has the divisor.
         logits: 1.0 / m.positive_or("logit_scale", 1.0 / usual.logits)?,
-    };
-    Ok(spec)
+    })
 }
 
 pub(super) fn minicpm3_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
+    // All heads share the latent.
+    m.has("attention.head_count_kv");
     let heads = m.count("attention.head_count", WIDTH_MAX)?;
     let rope_dim = m.count("rope.dimension_count", WIDTH_MAX)?;
     let key = m.count("attention.key_length", WIDTH_MAX)?;
@@ -73,7 +80,7 @@ pub(super) fn minicpm3_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError
         eps: m.positive("attention.layer_norm_rms_epsilon")?,
     };
     let mut spec = m.plain(Family::Deepseek, attention, false)?;
-    spec.scales = usual(&spec);
+    spec.scales = scales_gguf(m, &spec)?;
     Ok(spec)
 }
 

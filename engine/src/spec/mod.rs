@@ -12,6 +12,7 @@ mod minicpm;
 mod moe;
 mod qwen;
 mod rope;
+mod shaping;
 #[cfg(test)]
 mod tests;
 
@@ -398,7 +399,7 @@ impl DecoderSpec {
     }
 
     /// Checks relations between fields that no single field shows.
-    pub(crate) fn checked(self) -> Result<Self, EngineError> {
+    pub(crate) fn checked(mut self) -> Result<Self, EngineError> {
         if self.feed_forward.len() != self.layers || self.reach.len() != self.layers {
             return Err(EngineError::spec("num_hidden_layers", "differs from the number of layers described"));
         }
@@ -417,12 +418,10 @@ impl DecoderSpec {
                 format!("{kv_heads} does not divide num_attention_heads = {heads} into at most {HEADS_PER_GROUP_MAX}"),
             ));
         }
-        let vocab = self.vocab_size;
-        for (field, ids) in [("bos_token_id", self.bos_token.as_slice()), ("eos_token_id", &self.eos_tokens)] {
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-                return Err(EngineError::spec(field, format!("token {id} is outside the vocabulary of {vocab}")));
-            }
-        }
+        // Small models of a family keep the ids of the large vocabulary; no such token can come up.
+        let is_there = |id: &u32| (*id as usize) < self.vocab_size;
+        self.bos_token = self.bos_token.filter(is_there);
+        self.eos_tokens.retain(is_there);
         Ok(self)
     }
 

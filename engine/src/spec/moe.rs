@@ -3,8 +3,7 @@
 use super::fields::Fields;
 use super::gguf::Metadata;
 use super::{
-    Activation, CONTEXT_MAX, DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, FeedForward, Gate, HeadNorm, RopeScaling,
-    WIDTH_MAX, hf,
+    Activation, DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, FeedForward, Gate, HeadNorm, RopeScaling, WIDTH_MAX, hf,
 };
 use crate::error::EngineError;
 
@@ -15,18 +14,13 @@ const LIMIT: f32 = 7.0;
 /// Mixtral. A window, which later releases switched off, holds in every layer.
 pub(super) fn mixtral(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = all_experts(c, Family::Mixtral, "num_local_experts", true)?;
-    if c.has("sliding_window") {
-        hf::windows(c, &mut spec, |_| true)?;
-    }
+    hf::windows(c, &mut spec, |_| true)?;
     Ok(spec)
 }
 
 /// OLMoE: queries and keys are normed over their full width.
 pub(super) fn olmoe(c: &Fields<'_>) -> Result<DecoderSpec, EngineError> {
     c.refuse_true("attention_bias")?;
-    if c.has("clip_qkv") {
-        return Err(EngineError::spec("clip_qkv", "is not supported"));
-    }
     let experts = if c.has("num_experts") { "num_experts" } else { "num_local_experts" };
     let normalise = c.flag_or("norm_topk_prob", false)?;
     let mut spec = all_experts(c, Family::Llama, experts, normalise)?;
@@ -72,22 +66,18 @@ fn all_experts(c: &Fields<'_>, family: Family, count: &str, normalise: bool) -> 
 pub(super) fn olmoe_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = m.plain(Family::Llama, m.grouped()?, false)?;
     spec.rules.head_norm = HeadNorm::Whole;
-    let mut e = m.experts()?;
-    e.normalise = false;
+    let e = m.experts(false)?;
     spec.feed_forward = vec![FeedForward::Experts(e); spec.layers];
     Ok(spec)
 }
 
 pub(super) fn gpt_oss_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = m.plain(Family::GptOss, m.grouped()?, false)?;
-    spec.feed_forward = vec![FeedForward::Experts(m.experts()?); spec.layers];
-    let window = m.count("attention.sliding_window", CONTEXT_MAX)?;
-    for r in spec.reach.iter_mut().step_by(2) {
-        r.window = Some(window);
-    }
+    spec.feed_forward = vec![FeedForward::Experts(m.experts(true)?); spec.layers];
+    m.windows(&mut spec, 2)?;
     // GGUF cannot say `truncate: false`, which every release of the family has.
     for rope in &mut spec.ropes {
-        if let RopeScaling::Yarn { whole, .. } = &mut rope.scaling {
+        if let RopeScaling::Yarn { whole, .. } = rope.scaling.last_mut() {
             *whole = false;
         }
     }

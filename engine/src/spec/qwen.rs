@@ -43,6 +43,9 @@ fn dense(c: &Fields<'_>, family: Family, qkv_bias: bool, head_norm: HeadNorm) ->
     if c.flag_or("use_sliding_window", false)? {
         let full = c.count_or("max_window_layers", spec.layers, 0, LAYERS_MAX)?;
         hf::windows(c, &mut spec, |i| i >= full)?;
+    } else {
+        // Files that have switched it off still name its width.
+        c.has("sliding_window");
     }
     Ok(spec)
 }
@@ -73,20 +76,21 @@ fn mixture(
 
 pub(super) fn qwen2_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = m.plain(Family::Llama, m.grouped()?, false)?;
+    m.windows(&mut spec, usize::MAX)?;
     spec.rules.qkv_bias = m.has_tensor("blk.0.attn_q.bias");
     Ok(spec)
 }
 
 pub(super) fn qwen3_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = m.plain(Family::Llama, m.grouped()?, false)?;
+    m.windows(&mut spec, usize::MAX)?;
     spec.rules.head_norm = HeadNorm::PerHead;
     Ok(spec)
 }
 
 pub(super) fn qwen2_moe_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = qwen2_gguf(m)?;
-    let mut e = m.experts()?;
-    e.normalise = false;
+    let mut e = m.experts(false)?;
     e.shared_width = m.count("expert_shared_feed_forward_length", WIDTH_MAX)?;
     e.shared_gated = true;
     spec.feed_forward = vec![FeedForward::Experts(e); spec.layers];
@@ -95,6 +99,6 @@ pub(super) fn qwen2_moe_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineErro
 
 pub(super) fn qwen3_moe_gguf(m: &Metadata<'_>) -> Result<DecoderSpec, EngineError> {
     let mut spec = qwen3_gguf(m)?;
-    spec.feed_forward = vec![FeedForward::Experts(m.experts()?); spec.layers];
+    spec.feed_forward = vec![FeedForward::Experts(m.experts(true)?); spec.layers];
     Ok(spec)
 }

@@ -56,6 +56,13 @@ pub enum RopeScaling {
         /// Cosines and sines are multiplied by this.
         magnitude: f32,
     },
+    /// A divisor per frequency, and then stretched (GGUF files with factors beside YaRN).
+    Divided {
+        /// One per pair.
+        divisors: Vec<f32>,
+        /// What the divided frequencies go through.
+        then: Box<RopeScaling>,
+    },
 }
 
 impl RopeScaling {
@@ -63,17 +70,30 @@ impl RopeScaling {
     pub(crate) fn magnitude(&self) -> f64 {
         match self {
             Self::Yarn { magnitude, .. } | Self::Factors { magnitude, .. } => f64::from(*magnitude),
+            Self::Divided { then, .. } => then.magnitude(),
             Self::None | Self::Linear { .. } | Self::Llama3 { .. } => 1.0,
+        }
+    }
+
+    /// What comes after any divisors.
+    pub(super) fn last_mut(&mut self) -> &mut Self {
+        match self {
+            Self::Divided { then, .. } => then.last_mut(),
+            other => other,
         }
     }
 
     pub(super) fn check(&self, dim: usize) -> Result<(), EngineError> {
         match self {
-            Self::Factors { divisors, .. } if divisors.len() != dim / 2 => Err(EngineError::spec(
-                "rope_scaling",
-                format!("has {} factors, {} pairs are rotated", divisors.len(), dim / 2),
-            )),
-            Self::Factors { divisors, .. } if !divisors.iter().all(|d| d.is_finite() && *d > 0.0) => {
+            Self::Factors { divisors, .. } | Self::Divided { divisors, .. } if divisors.len() != dim / 2 => {
+                Err(EngineError::spec(
+                    "rope_scaling",
+                    format!("has {} factors, {} pairs are rotated", divisors.len(), dim / 2),
+                ))
+            }
+            Self::Factors { divisors, .. } | Self::Divided { divisors, .. }
+                if !divisors.iter().all(|d| d.is_finite() && *d > 0.0) =>
+            {
                 Err(EngineError::spec("rope_scaling", "holds a factor that is not positive"))
             }
             _ => Ok(()),
@@ -90,10 +110,15 @@ impl Rope {
     /// Radians per position of pair `i` of `dim / 2`.
     pub(crate) fn frequency(&self, i: usize, dim: usize) -> f64 {
         let theta = f64::from(self.theta);
-        let f = libm::pow(theta, -((2 * i) as f64) / dim as f64);
+        self.stretched(&self.scaling, libm::pow(theta, -((2 * i) as f64) / dim as f64), i, dim)
+    }
+
+    /// What `scaling` makes of the frequency `f` of pair `i`.
+    fn stretched(&self, scaling: &RopeScaling, f: f64, i: usize, dim: usize) -> f64 {
         let turn = 2.0 * std::f64::consts::PI;
-        match &self.scaling {
+        match scaling {
             RopeScaling::None => f,
+            RopeScaling::Divided { divisors, then } => self.stretched(then, f / f64::from(divisors[i]), i, dim),
             RopeScaling::Linear { factor } => f / f64::from(*factor),
             RopeScaling::Factors { divisors, .. } => f / f64::from(divisors[i]),
             &RopeScaling::Llama3 { factor, low, high, original } => {
@@ -112,7 +137,7 @@ impl Rope {
                 // The (fractional) pair that turns `turns` times over the original context.
                 let pair = |turns: f32| {
                     let n = libm::log(f64::from(original) / (f64::from(turns) * turn));
-                    dim as f64 * n / (2.0 * libm::log(theta))
+                    dim as f64 * n / (2.0 * libm::log(f64::from(self.theta)))
                 };
                 let (mut from, mut to) = (pair(fast), pair(slow));
                 if whole {

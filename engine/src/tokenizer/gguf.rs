@@ -13,13 +13,15 @@ use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, NormalizerWrapper, Tokenizer};
 
+use super::generation::is_control;
 use super::{Ends, broken, pre};
 use crate::error::EngineError;
 use crate::load::gguf::{Gguf, Value};
 
 /// Token types of the format.
 const UNKNOWN: i32 = 2;
-pub(super) const CONTROL: i32 = 3;
+const NORMAL: i32 = 1;
+const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
@@ -35,7 +37,7 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Builds the tokenizer that the metadata describes, and says what a text begins and ends with.
 pub(super) fn build(file: &Gguf<'_>) -> Result<(Tokenizer, Ends), EngineError> {
     let tokens = file.texts(TOKENS)?;
-    let types = types(file, tokens.len())?;
+    let types = types(file, &tokens)?;
     let (mut tokenizer, add_bos) = match file.text("tokenizer.ggml.model")? {
         "gpt2" => bpe(file, &tokens, &types)?,
         "llama" => (sentence_pieces(file, &tokens, &types)?, true),
@@ -74,22 +76,37 @@ fn flag(file: &Gguf<'_>, key: &str, default: bool) -> Result<bool, EngineError> 
     }
 }
 
-/// The type of every token; normal where the file does not say.
-fn types(file: &Gguf<'_>, tokens: usize) -> Result<Vec<i32>, EngineError> {
+/// The type of every token; normal where the file does not say. Files call control tokens normal at times:
+/// those that the file itself names as an end of something, and those that can be nothing else.
+fn types(file: &Gguf<'_>, tokens: &[&str]) -> Result<Vec<i32>, EngineError> {
     const KEY: &str = "tokenizer.ggml.token_type";
-    let types = file.integers(KEY)?;
+    let mut types = file.integers(KEY)?;
     match types.len() {
-        0 => Ok(vec![1; tokens]),
-        n if n == tokens => Ok(types),
-        n => Err(EngineError::spec(KEY, format!("has {n} entries for {tokens} tokens"))),
+        0 => types = vec![NORMAL; tokens.len()],
+        n if n < tokens.len() => {
+            return Err(EngineError::spec(KEY, format!("has {n} entries for {} tokens", tokens.len())));
+        }
+        _ => types.truncate(tokens.len()),
     }
+    let named: Vec<u32> = ["bos", "eos", "eot", "eom"]
+        .iter()
+        .filter_map(|end| file.token(&format!("tokenizer.ggml.{end}_token_id")))
+        .collect();
+    for (id, (ty, token)) in types.iter_mut().zip(tokens).enumerate() {
+        if *ty == NORMAL && (named.contains(&(id as u32)) || is_control(token)) {
+            *ty = CONTROL;
+        }
+    }
+    Ok(types)
 }
 
 /// Ids by token. Unused ones, which only pad the weights, are left out: two models of a family that
 /// pad differently have one tokenizer.
 fn vocabulary(tokens: &[&str], types: &[i32]) -> Result<Vocab, EngineError> {
     let mut vocab = Vocab::default();
-    for (id, token) in tokens.iter().enumerate().filter(|(id, _)| types[*id] != UNUSED) {
+    // Empty ones stand for nothing, and files have several.
+    let used = |id: usize, token: &str| types[id] != UNUSED && !token.is_empty();
+    for (id, token) in tokens.iter().enumerate().filter(|(id, token)| used(*id, token)) {
         if vocab.insert((*token).to_owned(), id as u32).is_some() {
             return Err(EngineError::spec(TOKENS, format!("`{token}` appears twice")));
         }
@@ -156,7 +173,7 @@ fn sentence_pieces(file: &Gguf<'_>, tokens: &[&str], types: &[i32]) -> Result<To
 /// Every way to put a piece together from two others; the pieces with the best scores first.
 fn merges(tokens: &[&str], types: &[i32], scores: &[f32], vocab: &Vocab) -> Vec<(String, String)> {
     let mut found: Vec<(f32, u32, u32)> = Vec::new();
-    for (id, piece) in tokens.iter().enumerate().filter(|(id, _)| types[*id] == 1) {
+    for (id, piece) in tokens.iter().enumerate().filter(|(id, _)| types[*id] == NORMAL) {
         let cuts = piece.char_indices().skip(1).map(|(at, _)| at).take(PIECE_CHARS_MAX);
         for (left, right) in cuts.map(|at| piece.split_at(at)) {
             if let (Some(&left), Some(&right)) = (vocab.get(left), vocab.get(right)) {

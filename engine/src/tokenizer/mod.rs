@@ -1,18 +1,23 @@
 //! Text to token ids and back: from a `tokenizer.json` or from GGUF metadata.
 
+mod config;
 mod generation;
 mod gguf;
+mod marks;
 mod pre;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tandem_proto::ids::Digest;
 use tokenizers::{DecoderWrapper, Model};
 
-pub use generation::{GenerationConfig, gguf_stop_tokens};
+use config::TokenizerConfig;
+pub use generation::{GenerationConfig, gguf_sampling, gguf_stop_tokens};
+pub use marks::Difference;
 pub use stream::StreamDecoder;
 
 use crate::error::EngineError;
@@ -30,6 +35,8 @@ pub struct Tokenizer {
     spelling: Spelling,
     /// What a text of its own begins and ends with; none where `tokenizer.json` says it.
     ends: Option<Ends>,
+    /// See [`Tokenizer::marks`].
+    marks: OnceLock<Vec<u64>>,
 }
 
 /// What the vocabulary has per token id. The texts are one string: an allocation for each takes several
@@ -110,12 +117,25 @@ impl Tokenizer {
         guarded(|| Self::new(tokenizers::Tokenizer::from_bytes(bytes).map_err(broken)?, None))
     }
 
-    /// From a folder in Hugging Face layout.
+    /// From a folder in Hugging Face layout. Where `tokenizer_config.json` says what a text begins and ends
+    /// with, that holds instead of what `tokenizer.json` says.
     ///
     /// # Errors
-    /// [`EngineError::Io`], [`EngineError::Tokenizer`].
+    /// [`EngineError::Io`], [`EngineError::Tokenizer`], [`EngineError::Json`].
     pub fn from_dir(dir: &Path) -> Result<Self, EngineError> {
-        Self::from_json(&read_small(&dir.join("tokenizer.json"))?)
+        let mut tokenizer = Self::from_json(&read_small(&dir.join("tokenizer.json"))?)?;
+        tokenizer.ends = TokenizerConfig::from_dir(dir)?.ends(&tokenizer);
+        Ok(tokenizer)
+    }
+
+    /// Hides these tokens in text, whatever their file says of them: those that end an answer are no part of
+    /// it.
+    pub fn hide(&mut self, ids: &[u32]) {
+        for id in ids {
+            if let Some(TokenEntry { hidden: Some(hidden), .. }) = self.tokens.entries.get_mut(*id as usize) {
+                *hidden = true;
+            }
+        }
     }
 
     /// From the metadata of a GGUF file.
@@ -131,7 +151,7 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(broken)?;
         let mut hash = blake3::Hasher::new();
-        hash.update(b"tandem tokenizer fingerprint 1");
+        hash.update(b"tandem tokenizer fingerprint 2");
         let added = inner.get_added_tokens_decoder();
         let mut tokens = Tokens::default();
         // One by one: the library hands out whole vocabularies only as copies.
@@ -147,8 +167,8 @@ impl Tokenizer {
             // An added token takes the place of one that is spelt the same.
             let Some(text) = text.filter(|text| inner.token_to_id(text) == Some(id)) else { continue };
             let hidden = added.get(&id).is_some_and(|t| t.special);
+            // Not whether it is hidden: the edge alone makes text of tokens, and files of one model differ in it.
             hash.update(&id.to_le_bytes());
-            hash.update(&[u8::from(hidden)]);
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
             while tokens.entries.len() < id as usize {
@@ -168,7 +188,7 @@ impl Tokenizer {
         tokens.texts.shrink_to_fit();
         tokens.entries.shrink_to_fit();
         let spelling = spelling(inner.get_decoder());
-        Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), spelling, ends })
+        Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), spelling, ends, marks: OnceLock::new() })
     }
 
     /// Token ids of a text. Special tokens written out in it become those tokens; none is added.
@@ -212,10 +232,19 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// A decoder for tokens that come one by one.
+    /// A decoder for tokens that come one by one, from the beginning of a text.
     #[must_use]
     pub fn stream(&self) -> StreamDecoder {
         StreamDecoder::default()
+    }
+
+    /// A decoder for tokens that go on where `before` ends: a space that the first of them begins with is
+    /// part of the text.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] if the tokenizer's own decoder fails.
+    pub fn stream_after(&self, before: &[u32]) -> Result<StreamDecoder, EngineError> {
+        StreamDecoder::after(self, before)
     }
 
     /// Digest of the vocabulary: ids mean the same text iff it is equal.

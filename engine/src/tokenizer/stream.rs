@@ -9,6 +9,9 @@ use crate::error::EngineError;
 /// Tokens a non-byte-level decoder looks back on; more than any character spans.
 const WINDOW_MAX: usize = 16;
 
+/// Tokens before a text that its decoder is shown.
+const CONTEXT: usize = 4;
+
 /// State of one text that is being decoded.
 #[derive(Clone, Debug, Default)]
 pub struct StreamDecoder {
@@ -24,6 +27,18 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
+    /// For tokens that follow `before`.
+    pub(super) fn after(tokenizer: &Tokenizer, before: &[u32]) -> Result<Self, EngineError> {
+        let mut decoder = Self { begun: true, ..Self::default() };
+        if tokenizer.spelling == Spelling::Other {
+            let shown = before.iter().rev().filter(|&&id| tokenizer.token(id).is_some() && !tokenizer.is_special(id));
+            decoder.window = shown.take(CONTEXT).copied().collect();
+            decoder.window.reverse();
+            decoder.emitted = tokenizer.decode_window(&decoder.window)?.trim_end_matches('\u{fffd}').len();
+        }
+        Ok(decoder)
+    }
+
     /// Text that `id` completes; empty while a character is unfinished, for a special token and for an id
     /// without a token: heads are wider than vocabularies, and a stray choice must not end an answer.
     ///

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use checkpoint::{Files, Golden};
+use serde_json::{Value, json};
 use tandem_engine::{BackendKind, Hidden, KvPool, LoadOptions, Model, ModelFiles, Rows, Sequence};
 
 /// Largest difference of any logit from the reference.
@@ -216,4 +217,93 @@ fn every_mechanism_shows_in_the_logits() {
             assert!(of_head || digest(&model) != as_is, "{}: {field} is not in the fingerprint", golden.case);
         }
     }
+}
+
+/// Fields that shape numbers in some family, with values that change what any model computes that uses them.
+fn shaping_fields() -> Vec<Value> {
+    let rope = |rope: Value| json!({ "rope_scaling": rope });
+    vec![
+        json!({ "sliding_window": 5, "use_sliding_window": true, "max_window_layers": 0, "layer_types": null }),
+        json!({ "layer_types": ["linear_attention", "linear_attention"] }),
+        json!({ "attention_bias": true }),
+        json!({ "mlp_bias": true }),
+        json!({ "qkv_bias": true }),
+        json!({ "use_bias": true }),
+        json!({ "use_qk_norm": true }),
+        json!({ "clip_qkv": 0.5 }),
+        json!({ "attn_logit_softcapping": 0.7 }),
+        json!({ "final_logit_softcapping": 0.7 }),
+        json!({ "attention_multiplier": 0.3 }),
+        json!({ "query_pre_attn_scalar": 7 }),
+        json!({ "embedding_multiplier": 3 }),
+        json!({ "residual_multiplier": 0.5 }),
+        json!({ "logits_scaling": 3 }),
+        json!({ "logit_scale": 0.25 }),
+        json!({ "scale_emb": 3 }),
+        json!({ "scale_depth": 3 }),
+        json!({ "dim_model_base": 7 }),
+        json!({ "partial_rotary_factor": 0.5 }),
+        json!({ "rotary_pct": 0.25 }),
+        json!({ "rope_theta": 77.0, "rope_parameters": null }),
+        json!({ "rms_norm_eps": 0.5 }),
+        rope(json!({ "rope_type": "linear", "factor": 9.0 })),
+        rope(json!({ "rope_type": "linear", "factor": 9.0, "attention_factor": 2.0 })),
+        rope(json!({ "rope_type": "default", "attention_factor": 2.0 })),
+        rope(json!({ "rope_type": "dynamic", "factor": 2.0 })),
+        rope(
+            json!({ "rope_type": "yarn", "factor": 9.0, "original_max_position_embeddings": 16, "attention_factor": 3.0 }),
+        ),
+        rope(json!({ "rope_type": "yarn", "factor": 9.0, "original_max_position_embeddings": 16, "of_next_year": 3 })),
+        rope(json!({ "full_attention": { "rope_type": "linear", "factor": 9.0 } })),
+        json!({ "no_rope_layers": [1, 0] }),
+        json!({ "position_embedding_type": "alibi" }),
+        json!({ "use_bidirectional_attention": true }),
+        json!({ "is_causal": false }),
+        json!({ "attention_chunk_size": 4 }),
+        json!({ "index_topk": 4 }),
+        json!({ "n_shared_experts": 3 }),
+        json!({ "shared_expert_intermediate_size": 17 }),
+        json!({ "num_experts": 6, "num_local_experts": 7, "n_routed_experts": 5 }),
+        json!({ "routed_scaling_factor": 3.5 }),
+        json!({ "first_k_dense_replace": 2, "decoder_sparse_step": 2 }),
+        json!({ "mlp_only_layers": [0] }),
+        json!({ "swiglu_limit": 0.1 }),
+    ]
+}
+
+/// A field that shapes numbers moves the logits of a family or is refused, never dropped.
+#[test]
+fn a_field_that_shapes_numbers_is_used_or_refused() {
+    let (mut used, mut refused, mut dropped) = (0, 0, Vec::new());
+    for golden in checkpoint::all() {
+        for mut fields in shaping_fields() {
+            // Where a family's files leave a bias out, it is there.
+            let there = [("gpt_oss", "attention_bias"), ("qwen2_moe", "qkv_bias")];
+            for (name, value) in fields.as_object_mut().expect("an object") {
+                if there.iter().any(|(kind, field)| golden.model_type() == *kind && name == field) {
+                    *value = false.into();
+                }
+            }
+            let mut config = golden.config.clone();
+            for (name, value) in fields.as_object().expect("an object") {
+                config[name] = value.clone();
+            }
+            let spec = tandem_engine::DecoderSpec::from_hf(config.to_string().as_bytes());
+            if config == golden.config {
+                continue;
+            }
+            let files = spec.ok().map(|_| Files::safetensors(&golden, &config));
+            let options = LoadOptions { threads: 2, backend: BackendKind::Cpu };
+            let Some(Ok(model)) = files.as_ref().map(|files| Model::load(&files.source, &options)) else {
+                refused += 1;
+                continue;
+            };
+            match largest_difference(&Text::new(&model).logits(&golden.ids), &golden.logits) {
+                moved if moved > TOLERANCE => used += 1,
+                moved => dropped.push(format!("{} {fields}: {moved}", golden.case)),
+            }
+        }
+    }
+    println!("{used} used, {refused} refused");
+    assert!(dropped.is_empty() && used > 0 && refused > 0, "{}", dropped.join("\n"));
 }

@@ -4,7 +4,7 @@ use super::FrameError;
 use crate::{
     limits::{
         DRAFT_TOKENS_MAX, GRAMMAR_BYTES_MAX, KV_OFFER_BLOCKS_MAX, LAYERS_MAX, LOGIT_BIAS_MAX, MODELS_MAX,
-        NAME_BYTES_MAX, SESSION_TOKENS_MAX, STOP_TOKENS_MAX, TEXT_BYTES_MAX, TOP_LOGPROBS_MAX,
+        NAME_BYTES_MAX, SESSION_TOKENS_MAX, STOP_TOKENS_MAX, TEXT_BYTES_MAX, TOKENIZER_MARKS_MAX, TOP_LOGPROBS_MAX,
     },
     message::{
         ArchivedClose, ArchivedDraft, ArchivedEnd, ArchivedGenerate, ArchivedHello, ArchivedKvAck, ArchivedKvBlock,
@@ -37,6 +37,7 @@ impl Bounded for ArchivedHello {
         self.models.iter().try_for_each(|model| {
             at_most("Hello.models.name", model.name.len(), NAME_BYTES_MAX)?;
             at_most("Hello.models.numerics", model.numerics.len(), NAME_BYTES_MAX)?;
+            at_most("Hello.models.tokenizer_marks", model.tokenizer_marks.len(), TOKENIZER_MARKS_MAX)?;
             // Entry 0 is the embedding alone, hence one more than layers.
             at_most("Hello.models.layers", model.layers.len(), LAYERS_MAX + 1)
         })

@@ -74,6 +74,7 @@ fn model(r: &mut Rng) -> ModelCard {
         name: r.text(64),
         digest: r.digest(),
         tokenizer: r.digest(),
+        tokenizer_marks: r.many(384, Rng::next),
         layers: r.many(24, Rng::digest),
         numerics: r.text(32),
         hidden_size: r.u32(),

@@ -19,7 +19,7 @@ fn every_number_format_loads() {
 }
 
 /// Logits of a prefill, a decode and two tokens at once.
-fn logits(path: &Path, backend: BackendKind) -> Vec<f32> {
+pub(super) fn logits(path: &Path, backend: BackendKind) -> Vec<f32> {
     let m = Model::load(&ModelFiles::Gguf(path.to_owned()), &LoadOptions { threads: 2, backend }).expect("loads");
     let mut pool = KvPool::new(&m, 0..2, 4).expect("pool");
     let mut seq = pool.sequence();
@@ -33,7 +33,7 @@ fn logits(path: &Path, backend: BackendKind) -> Vec<f32> {
 }
 
 /// The largest difference of `a` from `b`, and the largest of `b`.
-fn difference(a: &[f32], b: &[f32]) -> (f32, f32) {
+pub(super) fn difference(a: &[f32], b: &[f32]) -> (f32, f32) {
     assert_eq!(a.len(), b.len());
     let worst = a.iter().zip(b).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
     (worst, b.iter().fold(0f32, |size, v| size.max(v.abs())))

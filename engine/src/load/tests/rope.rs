@@ -3,7 +3,7 @@
 use super::{Random, VOCAB, Writer, llama, numbers};
 use crate::load::gguf::Gguf;
 use crate::load::{Checkpoint, check_gguf};
-use crate::spec::RopeScaling;
+use crate::spec::{Rope, RopeScaling};
 
 #[test]
 fn rope_scaling_is_read_as_llama_cpp_reads_it() {
@@ -54,14 +54,48 @@ fn rope_scaling_is_read_as_llama_cpp_reads_it() {
     }
     let missing = scaling(&|w| w.string("llama.rope.scaling.type", "longrope")).expect_err("no factors").to_string();
     assert!(missing.contains("rope_factors_short.weight"), "{missing}");
-    // YaRN has no use for them.
-    let idle = scaling(&|w| {
-        both(w);
-        w.string("llama.rope.scaling.type", "yarn");
-        float(w, "llama.rope.scaling.factor", 4.0);
+    // YaRN takes the divided frequencies; a factor on the rotation holds without it too.
+    let yarn = |factors: bool, freqs: bool| {
+        scaling(&|w| {
+            if factors {
+                both(w);
+            }
+            if freqs {
+                numbers(w, "rope_freqs.weight", &long);
+            }
+            w.string("llama.rope.scaling.type", "yarn");
+            float(w, "llama.rope.scaling.factor", 4.0);
+            float(w, "llama.rope.scaling.attn_factor", 0.5);
+        })
+        .expect("a spec")
+    };
+    let plain = yarn(false, false);
+    let RopeScaling::Yarn { factor: 4.0, magnitude, .. } = plain else { panic!("{plain:?}") };
+    assert!((magnitude - 0.5 * 0.1f32.mul_add(4f32.ln(), 1.0)).abs() < 1e-6, "{magnitude}");
+    assert_eq!(yarn(true, false), RopeScaling::Divided { divisors: short.clone(), then: Box::new(plain.clone()) });
+    assert_eq!(yarn(true, true), RopeScaling::Divided { divisors: long.clone(), then: Box::new(plain) });
+    let linear = scaling(&|w| {
+        numbers(w, "rope_freqs.weight", &short);
+        float(w, "llama.rope.scaling.factor", 10.0);
+        float(w, "llama.rope.scaling.attn_factor", 0.7);
     });
-    let idle = idle.expect_err("unused factors").to_string();
-    assert!(idle.contains("rope_factors_long.weight"), "{idle}");
+    assert_eq!(linear.expect("a spec"), RopeScaling::Factors { divisors: long, magnitude: 0.7 });
+    let alone = scaling(&|w| float(w, "llama.rope.scaling.attn_factor", 0.7)).expect("a spec");
+    assert_eq!(alone, RopeScaling::Factors { divisors: vec![1.0; 8], magnitude: 0.7 });
+}
+
+/// Divisors come first, then the ramp, whose ends they do not move.
+#[test]
+fn divided_frequencies_are_ramped() {
+    let yarn = RopeScaling::Yarn { factor: 4.0, fast: 32.0, slow: 1.0, original: 64.0, whole: true, magnitude: 0.5 };
+    let rope = |scaling| Rope { theta: 10_000.0, interleaved: false, scaling };
+    let plain = rope(yarn.clone());
+    let divided = rope(RopeScaling::Divided { divisors: vec![3.0; 8], then: Box::new(yarn) });
+    for i in 0..8 {
+        let (plain, divided) = (plain.frequency(i, 16), divided.frequency(i, 16));
+        assert!((plain / 3.0 - divided).abs() <= 1e-12 * plain, "{i}: {plain} {divided}");
+    }
+    assert_eq!(divided.scaling.magnitude(), 0.5);
 }
 
 /// As llama.cpp's converter writes it: factors without a type.
