@@ -97,7 +97,7 @@ def anthropic_errors(args):
     for error, change in [
         (anthropic.NotFoundError, {"model": "claude"}),
         (anthropic.BadRequestError, {"messages": []}),
-        (anthropic.BadRequestError, {"temperature": 9}),
+        (anthropic.BadRequestError, {"max_tokens": 0}),
     ]:
         try:
             client.messages.create(**{**ANTHROPIC, **change})
