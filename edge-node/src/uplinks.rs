@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tandem_proto::ids::Epoch;
-use tandem_transport::CloseCode;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tandem_transport::redial::{DialState, Redial};
@@ -189,7 +188,9 @@ impl Uplinks {
             tracing::warn!(node = link.peer_hello().node, "the cloud node is left alone for a while: {why}");
             *failed = Some(next);
         }
-        link.close(CloseCode::TooSlow, why);
+        if let Some(redial) = &self.redial {
+            redial.suspect(link, why);
+        }
         self.experience.changed.notify_one();
     }
 

@@ -73,8 +73,8 @@ where
     let epoch = TicketEpoch::default();
     epoch.saw(Epoch(1));
     let bulk = BulkInbox::default();
-    let mut links = redial.link();
     let uplinks = Uplinks::new(redial, epoch, bulk.clone());
+    let mut links = uplinks.links();
     let settings = EdgeSettings {
         trunk_layers: TRUNK_LAYERS,
         exact: ExactStrategy::Draft,

@@ -142,8 +142,8 @@ impl Cluster {
         let epoch = TicketEpoch::default();
         epoch.saw(Epoch(1));
         let bulk = BulkInbox::default();
-        let mut links = redial.link();
         let uplinks = Uplinks::new(redial, epoch, bulk.clone());
+        let mut links = uplinks.links();
         let edge = EdgeNode::start(
             options.edge.clone(),
             EdgeParts {
