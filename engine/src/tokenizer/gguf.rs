@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, NormalizerWrapper, Tokenizer};
 
 use super::generation::is_control;
-use super::{Ends, broken, pre};
+use super::{Ends, SPACE, broken, pre};
 use crate::error::EngineError;
 use crate::load::gguf::{Gguf, Value};
 
@@ -28,9 +28,6 @@ const UNUSED: i32 = 5;
 /// Longest piece of a SentencePiece vocabulary that merges are made for, characters (the tools that
 /// train them stop at 16; Gemma's longest is 31).
 const PIECE_CHARS_MAX: usize = 256;
-
-/// What SentencePiece writes for a space.
-pub(super) const SPACE: &str = "\u{2581}";
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 

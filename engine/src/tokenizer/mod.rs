@@ -1,5 +1,6 @@
 //! Text to token ids and back: from a `tokenizer.json` or from GGUF metadata.
 
+mod bound;
 mod config;
 mod generation;
 mod gguf;
@@ -15,6 +16,7 @@ use std::sync::OnceLock;
 use tandem_proto::ids::Digest;
 use tokenizers::{DecoderWrapper, Model};
 
+use bound::Bound;
 use config::TokenizerConfig;
 pub use generation::{GenerationConfig, gguf_sampling, gguf_stop_tokens};
 pub use marks::Difference;
@@ -37,6 +39,8 @@ pub struct Tokenizer {
     ends: Option<Ends>,
     /// See [`Tokenizer::marks`].
     marks: OnceLock<Vec<u64>>,
+    /// Made when it is first asked for; none within where there is none.
+    bound: OnceLock<Option<Bound>>,
 }
 
 /// What the vocabulary has per token id. The texts are one string: an allocation for each takes several
@@ -98,6 +102,9 @@ impl std::fmt::Debug for Tokenizer {
         f.debug_struct("Tokenizer").field("vocab", &self.vocab_size()).field("digest", &self.digest).finish()
     }
 }
+
+/// What SentencePiece writes for a space.
+pub(crate) const SPACE: &str = "\u{2581}";
 
 pub(crate) fn broken(problem: impl std::fmt::Display) -> EngineError {
     EngineError::Tokenizer(problem.to_string())
@@ -188,7 +195,15 @@ impl Tokenizer {
         tokens.texts.shrink_to_fit();
         tokens.entries.shrink_to_fit();
         let spelling = spelling(inner.get_decoder());
-        Ok(Self { inner, tokens, digest: Digest(*hash.finalize().as_bytes()), spelling, ends, marks: OnceLock::new() })
+        Ok(Self {
+            inner,
+            tokens,
+            digest: Digest(*hash.finalize().as_bytes()),
+            spelling,
+            ends,
+            marks: OnceLock::new(),
+            bound: OnceLock::new(),
+        })
     }
 
     /// Token ids of a text. Special tokens written out in it become those tokens; none is added.
@@ -209,6 +224,13 @@ impl Tokenizer {
             None => self.ids(text, true),
             Some(Ends { before, after }) => Ok([before, self.ids(text, false)?.as_slice(), after].concat()),
         }
+    }
+
+    /// A number of tokens that the text has at least, found without tokenizing it; 0 where this tokenizer
+    /// allows no such bound.
+    #[must_use]
+    pub fn tokens_min(&self, text: &str) -> usize {
+        self.bound.get_or_init(|| Bound::of(self)).as_ref().map_or(0, |bound| bound.tokens_min(text))
     }
 
     fn ids(&self, text: &str, around: bool) -> Result<Vec<u32>, EngineError> {
