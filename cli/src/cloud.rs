@@ -7,11 +7,11 @@ use tandem_cloud_node::node::{CloudNode, NodeLoad};
 use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::client::{Registration, RouterClient};
 use tandem_router::node::{LoadReport, ModelCard as RoutedModel, NodeCard};
-use tandem_transport::{Identity, Role, Server};
+use tandem_transport::{Identity, Role, Server, Settings as QuicSettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{CloudArgs, Global};
-use crate::config::{self, Flags, PeerSettings};
+use crate::config::{self, Flags, PeerSettings, Settings};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::ready::Ready;
 use crate::renewal::keep_fresh;
@@ -65,7 +65,7 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
     let node = CloudNode::start(loaded.model, loaded.tokenizer, loaded.card.clone(), settings.cloud.clone())
         .or_fail(Code::Config)?;
-    let quic = settings.link.quic();
+    let quic = quic(&settings);
     let server =
         Server::bind_for(settings.listen.cloud, &identity, quic, hello, &[Role::Edge]).or_fail(Code::Listen)?;
     let listen = server.local_addr().or_fail(Code::Listen)?;
@@ -99,6 +99,12 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
         Some(task) => task.await.or_fail(Code::Failed)?,
         None => Ok(()),
     }
+}
+
+/// The links' settings: a device may open as many streams as the node has sessions for it.
+fn quic(settings: &Settings) -> QuicSettings {
+    let sessions = u32::try_from(settings.cloud.bounds.sessions_per_device_max).unwrap_or(u32::MAX);
+    QuicSettings { sessions, ..settings.link.quic() }
 }
 
 /// Keeps the node registered. What no retry can mend ends the whole process: nobody would find it.
@@ -195,6 +201,17 @@ mod tests {
         peers.advertise = Some("cloud.example:4433".into());
         let card = node_card(&identity, &peers, &everywhere, &card, 1).unwrap();
         assert_eq!((card.address.as_str(), card.server_name.as_str()), ("cloud.example:4433", "cloud-7.tandem"));
+    }
+
+    /// With fewer streams than sessions, answers of a device that has its share waited for a stream until
+    /// they gave the cloud up.
+    #[test]
+    fn a_device_has_a_stream_for_each_of_its_sessions() {
+        let mut settings = Settings::default();
+        settings.cloud.bounds.sessions_per_device_max = 77;
+        assert_eq!(quic(&settings).sessions, 77);
+        let default = Settings::default();
+        assert!(quic(&default).sessions as usize >= default.edge.requests_max);
     }
 
     #[test]

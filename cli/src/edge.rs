@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_edge_node::api::{ApiOptions, check_bind, router_with};
+use tandem_edge_node::api::{ApiOptions, Hosts, Origins, check_bind, router_with};
+use tandem_edge_node::http;
 use tandem_edge_node::node::{EdgeNode, EdgeParts};
 use tandem_edge_node::request::Mode;
 use tandem_edge_node::serve::NodeBackend;
@@ -146,10 +147,13 @@ pub(crate) async fn start(
     let options = ApiOptions {
         api_key: settings.api.key,
         any_host: settings.api.insecure,
+        hosts: Hosts::parse(&settings.api.hosts).or_fail(Code::Config)?,
+        origins: Origins::parse(&settings.api.cors_origins).or_fail(Code::Config)?,
         default_alias: settings.api.default_model,
     };
     // Up at once, so that clients hear "loading" and not "connection refused".
-    let serving = tokio::spawn(serve(listener, router_with(backend.clone(), options), backend.clone(), shutdown));
+    let routes = router_with(backend.clone(), options);
+    let serving = tokio::spawn(serve(listener, routes, settings.api.connections_max, backend.clone(), shutdown));
     let loaded = pair::load_aside(&settings.edge.model, settings.engine.edge_threads).await?;
     settings.edge.model.clone_from(&loaded.card.name);
     // Routers and cloud nodes know the node by its certificate.
@@ -185,10 +189,11 @@ pub(crate) async fn start(
 async fn serve(
     listener: TcpListener,
     routes: axum::Router,
+    connections_max: usize,
     backend: Arc<NodeBackend>,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
-    let serving = axum::serve(listener, routes).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let serving = http::serve(listener, routes, connections_max, shutdown.clone());
     let too_late = async {
         shutdown.cancelled().await;
         tokio::time::sleep(GRACE).await;
@@ -196,7 +201,7 @@ async fn serve(
         tokio::time::sleep(FAREWELL).await;
     };
     tokio::select! {
-        served = serving => served.or_fail(Code::Failed),
+        () = serving => Ok(()),
         () = too_late => Ok(()),
     }
 }

@@ -9,6 +9,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tandem_edge_node::api::check_bind;
+use tandem_edge_node::http;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -57,12 +58,7 @@ pub(crate) async fn serve(
             }),
         )
         .route("/health", get(|| async { axum::Json(serde_json::json!({ "status": "ok" })) }));
-    tokio::spawn(async move {
-        let serving = axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned());
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "metrics are no longer served");
-        }
-    });
+    tokio::spawn(http::serve(listener, routes, http::CONNECTIONS_MAX, shutdown));
     Ok(format!("http://{bound}/metrics"))
 }
 

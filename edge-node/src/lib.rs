@@ -4,12 +4,15 @@
 //! the engine thread, the cloud and the client at once.
 
 mod account;
+pub mod admission;
 pub mod api;
 mod cloud_watch;
 pub mod cool_down;
 pub mod diagnosis;
 mod embed;
+mod explained;
 mod generate;
+pub mod http;
 pub mod metric_definitions;
 pub mod node;
 pub mod pacing;

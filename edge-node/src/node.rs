@@ -1,12 +1,10 @@
 //! An edge node: the model, the policy, the link to the cloud, and the answers under way.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::runner::{Job, JobDone, Runner, RunnerError, RunnerOptions};
@@ -26,9 +24,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::account::Account;
+use crate::admission::{Admission, Slot, Slots};
 use crate::cloud_watch::{self, PATIENCE};
 use crate::diagnosis::{self, CloudState, Diagnosis, LinkState};
 use crate::embed;
+use crate::explained::{Answered, Explained};
 use crate::generate;
 use crate::generate::draft::{EdgeChoice, choose};
 use crate::metric_definitions as names;
@@ -89,11 +89,6 @@ pub struct EdgeParts {
     pub tenant: String,
 }
 
-struct Answered {
-    request_id: String,
-    value: Value,
-}
-
 /// Things that the page's controls change.
 #[derive(Clone, Copy, Debug)]
 struct Dials {
@@ -132,8 +127,8 @@ pub(crate) struct Inner {
     dials: Mutex<Dials>,
     estimates: Mutex<Estimates>,
     totals: Mutex<Totals>,
-    answered: Mutex<VecDeque<Answered>>,
-    active: AtomicUsize,
+    answered: Mutex<Explained>,
+    admission: Admission,
     /// Where the clock of the sessions begins.
     begun: Instant,
     /// Cancelled when answers under way are to end.
@@ -182,6 +177,8 @@ impl EdgeNode {
         };
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
         let tokenizer = Arc::new(parts.tokenizer);
+        let admission = Admission::new(settings.requests_max, settings.queue_ms_max);
+        let answers_kept = settings.answers_kept;
         let inner = Arc::new(Inner {
             dials: Mutex::new(Dials {
                 threshold: aim.threshold(),
@@ -206,8 +203,8 @@ impl EdgeNode {
             context_tokens,
             estimates: Mutex::default(),
             totals: Mutex::default(),
-            answered: Mutex::default(),
-            active: AtomicUsize::new(0),
+            answered: Mutex::new(Explained::new(answers_kept)),
+            admission,
             begun: Instant::now(),
             closing: CancellationToken::new(),
         });
@@ -215,11 +212,27 @@ impl EdgeNode {
         Ok(Self(inner))
     }
 
-    /// Begins an answer.
+    /// Slots for `answers` answers, when it is this request's turn.
     ///
     /// # Errors
-    /// The node is busy, the prompt does not fit, or the mode needs a cloud that is not configured.
-    pub fn submit(&self, mut request: GenerateRequest) -> Result<Generation, GenerateError> {
+    /// The node is busy.
+    pub async fn admit(&self, answers: usize) -> Result<Slots, GenerateError> {
+        self.0.admission.enter(answers).await
+    }
+
+    /// Begins an answer, if the node has a slot free.
+    ///
+    /// # Errors
+    /// The node is busy, or as [`EdgeNode::begin`].
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        self.begin(request, self.0.admission.try_enter()?)
+    }
+
+    /// Begins an answer that was admitted.
+    ///
+    /// # Errors
+    /// The prompt does not fit, or the mode needs a cloud that is not configured.
+    pub fn begin(&self, mut request: GenerateRequest, slot: Slot) -> Result<Generation, GenerateError> {
         let inner = &self.0;
         let link = inner.uplinks.current();
         let context = inner.context_for(request.mode, link.as_deref());
@@ -243,7 +256,6 @@ impl EdgeNode {
             return Err(GenerateError::ForeignCloud { mode: request.mode.name(), problem: problem.line() });
         }
         request.tokens_max = request.tokens_max.min(context - request.prompt.len());
-        let slot = Slot::take(inner)?;
         let id = session_id()?;
         let (tx, events) = mpsc::channel(EVENTS_MAX);
         let (account, route) = Account::open(inner.clone());
@@ -251,10 +263,11 @@ impl EdgeNode {
         Ok(Generation { events: Events::new(events, move |tokens| account.taken(tokens)), route })
     }
 
-    /// Scores the tokens of a prompt but the first, each with so many alternatives.
+    /// Scores the tokens of a prompt but the first, each with so many alternatives. For a request that was
+    /// admitted.
     ///
     /// # Errors
-    /// The node is busy, the prompt is empty or does not fit, or the engine takes nothing.
+    /// The prompt is empty or does not fit, or the engine takes nothing.
     pub fn score(
         &self,
         prompt: Vec<u32>,
@@ -267,7 +280,6 @@ impl EdgeNode {
         if prompt.len() > inner.context_tokens {
             return Err(GenerateError::TooLong { prompt: prompt.len(), context: inner.context_tokens });
         }
-        let slot = Slot::take(inner)?;
         let key = session_id()?;
         let (tokens, runner) = (prompt.len(), inner.runner.clone());
         let job = Job {
@@ -285,7 +297,6 @@ impl EdgeNode {
         };
         let (done, scores) = oneshot::channel();
         let on_done = move |result: Result<JobDone<EdgeChoice>, RunnerError>| {
-            let _slot = slot;
             // On the engine's thread, which takes what is forgotten when it comes round again.
             let _ = runner.forget(key);
             let score = |choice: EdgeChoice| Scored { logprob: choice.logprob, alternatives: choice.alternatives };
@@ -309,7 +320,7 @@ impl EdgeNode {
         if tokens.len() > inner.context_tokens {
             return Err(GenerateError::TooLong { prompt: tokens.len(), context: inner.context_tokens });
         }
-        let _slot = Slot::take(inner)?;
+        let _slot = inner.admission.enter(1).await?;
         embed::embed(&inner.runner, &inner.model, tokens).await
     }
 
@@ -396,7 +407,7 @@ impl EdgeNode {
             trunk_layers: link
                 .as_ref()
                 .map_or(0, |l| if inner.shares_trunk(l) { inner.settings.trunk_layers } else { 0 }),
-            active_requests: inner.active.load(Ordering::Relaxed),
+            active_requests: inner.admission.taken(),
             totals: totals.route.clone(),
             answers: totals.answers,
             tokens_per_s: totals.tokens_per_s,
@@ -424,12 +435,8 @@ impl EdgeNode {
     /// Why each token of an answer stayed or went; of the last answer without an id.
     #[must_use]
     pub fn explain(&self, id: Option<&str>) -> Option<Value> {
-        let answered = lock(&self.0.answered);
-        let found = match id {
-            Some(id) => answered.iter().rev().find(|a| a.request_id == id),
-            None => answered.back(),
-        };
-        found.map(|a| a.value.clone())
+        let answered = lock(&self.0.answered).find(id)?;
+        Some(answered.json(&self.0.tokenizer))
     }
 }
 
@@ -438,26 +445,6 @@ fn session_id() -> Result<SessionId, GenerateError> {
     match getrandom::fill(&mut id) {
         Ok(()) => Ok(SessionId(id)),
         Err(e) => Err(GenerateError::Engine(format!("the system gives no random numbers: {e}"))),
-    }
-}
-
-/// One of the requests that may be under way. Dropping it, in a panic too, lets the next one in.
-pub(crate) struct Slot(Arc<Inner>);
-
-impl Slot {
-    fn take(node: &Arc<Inner>) -> Result<Self, GenerateError> {
-        let limit = node.settings.requests_max;
-        let taken = node.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1));
-        match taken {
-            Ok(_) => Ok(Self(node.clone())),
-            Err(_) => Err(GenerateError::Busy { limit, retry_after_ms: 500 }),
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -632,28 +619,13 @@ impl Inner {
                 totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
             }
         }
-        let tokens: Vec<Value> = trace
-            .into_iter()
-            .map(|t| {
-                let bytes = self.tokenizer.token_bytes(t.id).unwrap_or_default();
-                let text = String::from_utf8_lossy(&bytes);
-                let mut value = serde_json::to_value(&t).unwrap_or_default();
-                value["text"] = json!(text);
-                value
-            })
-            .collect();
-        let value = json!({
-            "request_id": request.request_id,
-            "mode": request.mode,
-            "prompt_tokens": request.prompt.len(),
-            "route": route,
-            "seconds": took.as_secs_f64(),
-            "tokens": tokens,
+        lock(&self.answered).push(Answered {
+            request_id: request.request_id.clone(),
+            mode: request.mode,
+            prompt_tokens: request.prompt.len(),
+            route: route.clone(),
+            took,
+            tokens: trace,
         });
-        let mut answered = lock(&self.answered);
-        answered.push_back(Answered { request_id: request.request_id.clone(), value });
-        while answered.len() > self.settings.answers_kept {
-            answered.pop_front();
-        }
     }
 }

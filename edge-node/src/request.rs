@@ -206,6 +206,14 @@ pub enum GenerateError {
         /// When to try again.
         retry_after_ms: u64,
     },
+    /// One request wants more answers than may be under way.
+    #[error("{answers} answers of one request are more than the node's limit of {limit} (`edge.requests_max`)")]
+    TooManyAnswers {
+        /// Wanted.
+        answers: usize,
+        /// The bound.
+        limit: usize,
+    },
     /// The prompt does not fit.
     #[error("the prompt has {prompt} tokens, the model's context is {context}; shorten the prompt")]
     TooLong {

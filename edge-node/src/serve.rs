@@ -12,6 +12,7 @@ use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::SamplingParams;
 use tokio::sync::oneshot;
 
+use crate::admission::{Slot, Slots};
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
 use crate::node::EdgeNode;
 use crate::request::{Controls, GenerateError, GenerateRequest, Generation, NodeStatus, Scored};
@@ -78,9 +79,13 @@ impl NodeBackend {
 }
 
 impl Backend for NodeBackend {
-    fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+    fn admit(&self, answers: usize) -> BoxFuture<'_, Result<Slots, GenerateError>> {
+        Box::pin(self.ready_node().admit(answers))
+    }
+
+    fn submit(&self, request: GenerateRequest, slot: Slot) -> Result<Generation, GenerateError> {
         match self.ready() {
-            Readiness::Ready => self.ready_node().submit(request),
+            Readiness::Ready => self.ready_node().begin(request, slot),
             other => Err(GenerateError::Engine(other.to_string())),
         }
     }

@@ -23,6 +23,9 @@ pub struct EdgeSettings {
     pub trunk_layers: usize,
     /// Most requests under way.
     pub requests_max: usize,
+    /// How long a request waits for its turn when as many are under way, before it is refused (429),
+    /// milliseconds; 0 for not at all.
+    pub queue_ms_max: u64,
     /// KV blocks of the node; 0 for what the requests can fill and the memory allows.
     pub kv_blocks: usize,
     /// Threshold on the risk in `auto`, in the policy's unit (a probability, or nats of the entropy
@@ -49,7 +52,7 @@ pub struct EdgeSettings {
     pub send_hidden: Exchange,
     /// Let the cloud prefill long prompts and fetch the trunk's state from there.
     pub fetch_prompt: Exchange,
-    /// Answers kept for `explain`.
+    /// Answers kept for `explain`, as long as they take no more than 4 MiB.
     pub answers_kept: usize,
 }
 
@@ -62,6 +65,7 @@ impl Default for EdgeSettings {
             default_mode: Mode::Auto,
             trunk_layers: 0,
             requests_max: 32,
+            queue_ms_max: 10_000,
             kv_blocks: 0,
             threshold: None,
             quality: None,

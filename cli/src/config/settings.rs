@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tandem_cloud_node::settings::CloudSettings;
+use tandem_edge_node::http::CONNECTIONS_MAX;
 use tandem_edge_node::settings::EdgeSettings;
 use tandem_router::policy::PolicySpec;
 use tandem_transport::{Congestion, Settings as QuicSettings};
@@ -91,7 +92,7 @@ impl Default for ListenSettings {
 }
 
 /// The HTTP API.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiSettings {
     /// Bearer key that requests must carry.
@@ -100,6 +101,27 @@ pub struct ApiSettings {
     pub insecure: bool,
     /// Model that unknown model names stand for; none makes them a 404.
     pub default_model: Option<String>,
+    /// Origins whose web pages may use the API, such as `["https://app.example"]`; `["*"]` for all. With none,
+    /// only the node's own page may.
+    pub cors_origins: Vec<String>,
+    /// Names that the node may be called by in URLs where no key is set, beside its IP addresses and
+    /// `localhost`, such as `["tandem.lan"]`.
+    pub hosts: Vec<String>,
+    /// Most connections at once. For a new one, the one that has waited for a request for longest is closed.
+    pub connections_max: usize,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self {
+            key: None,
+            insecure: false,
+            default_model: None,
+            cors_origins: Vec::new(),
+            hosts: Vec::new(),
+            connections_max: CONNECTIONS_MAX,
+        }
+    }
 }
 
 /// Whom this process talks to, and what it tells them.

@@ -15,6 +15,7 @@ use super::backend::Backend;
 use super::meter::Meter;
 use super::pieces::{Assembler, Piece};
 use super::reply::Usage;
+use crate::admission::Slots;
 use crate::request::{
     Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary, TokenEvent,
 };
@@ -91,6 +92,7 @@ impl Answers {
     /// Begins every choice or none. `goes_on` says that the text of an answer goes on where its prompt ends.
     pub(crate) fn begin(
         backend: Arc<dyn Backend>,
+        mut slots: Slots,
         requests: Vec<GenerateRequest>,
         stops: &[String],
         spelt: Vec<u32>,
@@ -116,8 +118,12 @@ impl Answers {
                 true => tokenizer.stream_after(&request.prompt).map_err(|e| GenerateError::Engine(e.to_string()))?,
                 false => tokenizer.stream(),
             };
+            // As many were asked for as there are choices.
+            let Some(slot) = slots.take() else {
+                return Err(GenerateError::Engine("a choice has no slot".into()));
+            };
             all.choices.push(Running {
-                state: State::Open(all.backend.submit(request)?),
+                state: State::Open(all.backend.submit(request, slot)?),
                 decoder,
                 assembler: Assembler::new(stops),
                 counted: RouteSummary::default(),

@@ -11,15 +11,20 @@ use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::SamplingParams;
 use tokio::sync::oneshot;
 
+use crate::admission::{Slot, Slots};
 use crate::request::{Controls, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, Scored};
 
-/// A node that answers prompts. Calls return at once; work happens behind [`Generation`].
+/// A node that answers prompts. Calls but [`Backend::admit`] return at once; work happens behind
+/// [`Generation`].
 pub trait Backend: Send + Sync + 'static {
-    /// Begins an answer.
+    /// Slots for `answers` answers, when it is this request's turn; an error if that takes too long.
+    fn admit(&self, answers: usize) -> BoxFuture<'_, Result<Slots, GenerateError>>;
+
+    /// Begins an answer that was admitted.
     ///
     /// # Errors
     /// Says why the request cannot be served; nothing was started then.
-    fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError>;
+    fn submit(&self, request: GenerateRequest, slot: Slot) -> Result<Generation, GenerateError>;
 
     /// Scores the tokens of a prompt but the first on the edge's model, each with so many alternatives.
     ///

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::answer_fields::MODEL_NAME_BYTES_MAX;
-use super::body::read_json;
 use super::completion_fields::take_prompts;
 use super::endpoints::{limits, resolve};
 use super::error::{ApiError, Params};
@@ -33,7 +32,8 @@ enum Encoding {
 /// The handler. Texts are embedded one after the other.
 pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
     let limits = limits(api.backend.as_ref())?;
-    let mut fields = Fields::from_body(&read_json(request).await?)?;
+    let body = api.heavy.read_json(request).await?;
+    let (mut fields, weight) = body.parse(&api.heavy, Fields::from_body).await?;
     fields.ignore(&["user"]);
     let model = fields.string("model")?;
     if model.as_ref().is_some_and(|name| name.len() > MODEL_NAME_BYTES_MAX) {
@@ -51,7 +51,10 @@ pub(crate) async fn embeddings(State(api): State<Arc<Api>>, request: Request) ->
         let message = format!("`model`: embeddings are the device's own; mode `{}` has none", mode.name());
         return Err(ApiError::bad_request("unsupported_field", message).about("model"));
     }
-    let texts = prompt::of_texts(&api.backend, inputs).await.map_err(|e| e.renamed(&[("prompt", "input")]))?;
+    let renamed = |error: ApiError| error.renamed(&[("prompt", "input")]);
+    let inputs = prompt::may_fit_all(&api, inputs).await.map_err(renamed)?;
+    let texts = prompt::of_texts(&api, inputs).await.map_err(renamed)?;
+    drop(weight);
     let mut data = Vec::with_capacity(texts.len());
     let mut tokens = 0;
     for (index, text) in texts.into_iter().enumerate() {

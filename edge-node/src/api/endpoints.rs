@@ -11,13 +11,12 @@ use tandem_engine::constraint::Compiled;
 
 use super::answer_fields::Limits;
 use super::backend::{Backend, Readiness};
-use super::body::read_json;
+use super::body::Weight;
 use super::chat_fields::ChatFields;
 use super::completion_fields::CompletionFields;
 use super::completion_writer::CompletionWriter;
 use super::error::{ApiError, Params};
 use super::messages::ChatMessage;
-use super::prompt::ChatPrompt;
 use super::reply::{Kind, Shape};
 use super::request_id::RequestId;
 use super::respond::{Plan, respond};
@@ -25,6 +24,7 @@ use super::tooling::Tooling;
 use super::tools::Tools;
 use super::writer::Writer;
 use super::{Api, echo, grammar, model_name, prompt};
+use crate::admission::Slots;
 
 /// Chat completions.
 pub(crate) async fn chat(
@@ -34,8 +34,10 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let fields = ChatFields::parse(&read_json(request).await?, &limits)?;
-    let call = Call { path: "/v1/chat/completions", request_id, received, prompt_param: "messages", names: &[] };
+    let body = api.heavy.read_json(request).await?;
+    let (fields, weight) = body.parse(&api.heavy, move |body| ChatFields::parse(body, &limits)).await?;
+    let call =
+        Call { path: "/v1/chat/completions", request_id, received, prompt_param: "messages", names: &[], weight };
     converse(&api, call, fields, |plan| completion_writer(&api, Kind::Chat, plan)).await
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct Call {
     pub(crate) prompt_param: &'static str,
     /// Fields of a chat request that have other names in this API.
     pub(crate) names: &'static [(&'static str, &'static str)],
+    /// Share of the room for large bodies.
+    pub(crate) weight: Weight,
 }
 
 /// Answers a conversation, whatever API it came by.
@@ -63,10 +67,14 @@ pub(crate) async fn converse(
     let target = resolve(api, answer.model.as_deref())?;
     let renamed = |error: ApiError| error.renamed(call.names);
     let tooling = Tooling::of(api.backend.as_ref(), tools);
-    let prompt = prompt::of_chat(&api.backend, messages, tooling.told(), variables).await;
-    let ChatPrompt { ids, notice, thinks } = prompt.map_err(renamed)?;
+    let text = prompt::of_chat(api, messages, tooling.told(), variables, call.prompt_param).await.map_err(renamed)?;
+    let weight = call.weight.at_most(text.bytes());
+    let slots = admit(api, answer.n).await?;
+    let (notice, thinks) = (text.notice, text.thinks);
     let grammar = tooling.grammar(api, format.as_ref(), thinks).await.map_err(renamed)?;
     let grammar = with_tokens_min(api, grammar, tokens_min, &limits).await?;
+    let ids = text.tokenize(api).await.map_err(renamed)?;
+    drop(weight);
     let plan = Plan {
         path: call.path,
         request_id: call.request_id,
@@ -83,13 +91,13 @@ pub(crate) async fn converse(
         unanswered: false,
     };
     let writer = writer(&plan);
-    respond(&api.backend, plan, writer).await.map_err(renamed)
+    respond(&api.backend, slots, plan, writer).await.map_err(renamed)
 }
 
 /// The prompt of a conversation that nobody is to answer.
 pub(crate) async fn render(api: &Api, messages: Vec<ChatMessage>, tools: Option<Tools>) -> Result<Vec<u32>, ApiError> {
     let tooling = Tooling::of(api.backend.as_ref(), tools);
-    Ok(prompt::of_chat(&api.backend, messages, tooling.told(), Map::new()).await?.ids)
+    prompt::of_chat(api, messages, tooling.told(), Map::new(), "messages").await?.tokenize(api).await
 }
 
 /// Text completions.
@@ -100,10 +108,16 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let CompletionFields { answer, prompts, tokens_min, logprobs, echo } =
-        CompletionFields::parse(&read_json(request).await?, &limits)?;
+    let body = api.heavy.read_json(request).await?;
+    let wanted = limits.clone();
+    let (fields, weight) = body.parse(&api.heavy, move |body| CompletionFields::parse(body, &wanted)).await?;
+    let CompletionFields { answer, prompts, tokens_min, logprobs, echo } = fields;
     let target = resolve(&api, answer.model.as_deref())?;
-    let prompts = prompt::of_texts(&api.backend, prompts).await?;
+    let prompts = prompt::may_fit_all(&api, prompts).await?;
+    let weight = weight.at_most(prompt::bytes(&prompts));
+    let slots = admit(&api, prompts.len() * answer.n).await?;
+    let prompts = prompt::of_texts(&api, prompts).await?;
+    drop(weight);
     let grammar = with_tokens_min(&api, None, tokens_min, &limits).await?;
     let plan = Plan {
         path: "/v1/completions",
@@ -124,7 +138,13 @@ pub(crate) async fn completions(
     if echo.is_some() {
         shape.echoed = echo::of_prompts(&api.backend, &plan).await?;
     }
-    respond(&api.backend, plan, Box::new(CompletionWriter::new(Arc::clone(&api.backend), shape))).await
+    respond(&api.backend, slots, plan, Box::new(CompletionWriter::new(Arc::clone(&api.backend), shape))).await
+}
+
+/// Slots for the answers of a request, when it is its turn.
+async fn admit(api: &Api, answers: usize) -> Result<Slots, ApiError> {
+    let nothing = Params { prompt: "", grammar: "" };
+    api.backend.admit(answers).await.map_err(|error| ApiError::from_generation(&error, nothing))
 }
 
 fn completion_writer(api: &Api, kind: Kind, plan: &Plan) -> Box<dyn Writer> {

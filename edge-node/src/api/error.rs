@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::backend::{ControlsError, Readiness};
 use crate::request::GenerateError;
 
-/// Seconds a client is asked to wait while the node loads its models.
+/// Seconds a client is asked to wait while the node loads its models or has no room for its connection.
 const LOADING_RETRY_S: u64 = 1;
 
 /// Milliseconds to wait before a retry, as the OpenAI clients read it (finer than `Retry-After`).
@@ -112,8 +112,9 @@ impl ApiError {
     }
 
     /// 408.
-    pub(crate) fn body_too_slow(seconds_max: u64) -> Self {
-        let message = format!("the request body did not arrive within {seconds_max} s");
+    pub(crate) fn body_too_slow(seconds_max: u64, silence_s_max: u64) -> Self {
+        let message =
+            format!("the body did not arrive: it may take {seconds_max} s, with no pause over {silence_s_max} s");
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("body_too_slow"), message)
     }
 
@@ -143,6 +144,15 @@ impl ApiError {
         busy
     }
 
+    /// 503 for a connection beyond the bound.
+    pub(crate) fn too_many_connections() -> Self {
+        let message = "the node has as many connections as it takes; retry soon".to_owned();
+        let code = Some("too_many_connections");
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message);
+        error.retry_after_ms = Some(LOADING_RETRY_S * 1000);
+        error
+    }
+
     /// 500.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("generation_failed"), message.into())
@@ -165,6 +175,7 @@ impl ApiError {
         let message = error.to_string();
         match error {
             GenerateError::Busy { retry_after_ms, .. } => Self::busy(message, *retry_after_ms),
+            GenerateError::TooManyAnswers { .. } => Self::invalid("n", message),
             GenerateError::TooLong { .. } => Self::bad_request("context_length_exceeded", message).about(params.prompt),
             GenerateError::UnknownToken { .. } => Self::bad_request("unknown_token", message).about(params.prompt),
             GenerateError::EmptyPrompt => Self::bad_request("empty_prompt", message).about(params.prompt),

@@ -9,9 +9,10 @@ use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Api;
 use super::error::ApiError;
 use super::fields::short;
+use super::{Api, Hosts};
+use crate::http::Connection;
 
 /// Holds the key where there is no bearer key.
 const API_KEY: &str = "x-api-key";
@@ -21,8 +22,12 @@ pub(crate) async fn check(State(api): State<Arc<Api>>, request: Request, next: N
     let verdict = match &api.options.api_key {
         Some(key) => check_key(key, request.headers()),
         None if api.options.any_host => Ok(()),
-        None => check_host(request.uri(), request.headers()),
+        None => check_host(request.uri(), request.headers(), &api.options.hosts),
     };
+    // Beyond its bound of connections the node tells of its health only.
+    if request.extensions().get::<Arc<Connection>>().is_some_and(|connection| connection.is_of_reserve()) {
+        return ApiError::too_many_connections().into_response();
+    }
     match verdict {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
@@ -48,26 +53,32 @@ fn check_key(key: &str, headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-fn check_host(uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+fn check_host(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<(), ApiError> {
     let named = headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
     let Some(host) = named.or_else(|| uri.authority().map(ToString::to_string)) else { return Ok(()) };
-    if is_own_name(&host) {
+    let name = name_of(&host);
+    if is_own_name(&name) || hosts.contains(&name) {
         return Ok(());
     }
     let message = format!(
-        "this node is not called `{}`; use its IP address or localhost, or start it with an API key",
+        "this node is not called `{}`; use its IP address or localhost, list the name in the setting `api.hosts`, or \
+         start it with an API key",
         short(&host)
     );
     Err(ApiError::forbidden("host_not_allowed", message))
 }
 
-/// True for IP addresses and `localhost`, names that no DNS server can point elsewhere.
-fn is_own_name(host: &str) -> bool {
+/// The name in a `host` header: without port, brackets and a dot at its end, in lower case.
+fn name_of(host: &str) -> String {
     let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// True for IP addresses and `localhost`, names that no DNS server can point elsewhere.
+fn is_own_name(name: &str) -> bool {
     name.parse::<IpAddr>().is_ok() || name == "localhost" || name.ends_with(".localhost")
 }
 
@@ -80,7 +91,7 @@ mod tests {
         for host in
             ["127.0.0.1:8080", "localhost", "LOCALHOST:1", "localhost.:1", "[::1]:8080", "10.0.0.7:80", "a.localhost:9"]
         {
-            assert!(is_own_name(host), "{host}");
+            assert!(is_own_name(&name_of(host)), "{host}");
         }
         for host in [
             "evil.example",
@@ -90,7 +101,7 @@ mod tests {
             "",
             "notlocalhost",
         ] {
-            assert!(!is_own_name(host), "{host}");
+            assert!(!is_own_name(&name_of(host)), "{host}");
         }
     }
 

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::backend::{ModelEntry, Readiness};
-use super::body::read_json;
 use super::error::ApiError;
 use super::fields::{Fields, short};
 use super::model_name::{self, MODES, TANDEM};
@@ -125,7 +124,8 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Json<NodeStatus> {
 
 /// `POST /tandem/controls {cut, threshold, default_mode}`: absent fields stay as they are.
 pub(crate) async fn controls(State(api): State<Arc<Api>>, request: Request) -> Result<Json<NodeStatus>, ApiError> {
-    let mut fields = Fields::from_body(&read_json(request).await?)?;
+    let body = api.heavy.read_json(request).await?;
+    let (mut fields, _) = body.parse(&api.heavy, Fields::from_body).await?;
     let controls = Controls {
         cut: fields.boolean("cut")?,
         threshold: fields.number("threshold", 0.0..=f32::MAX)?,

@@ -32,11 +32,13 @@ mod fields;
 mod grammar;
 mod guard;
 mod info;
+mod json_bounds;
 mod messages;
 mod meter;
 mod model_name;
 mod observe;
 mod openapi;
+mod origins;
 mod param_types;
 mod partial;
 mod paths;
@@ -68,6 +70,7 @@ use axum::routing::{get, post};
 pub use backend::{Backend, ControlsError, ModelEntry, Readiness};
 pub use bind::{API_KEY_BYTES_MAX, BindError, check_bind};
 pub use body::{BODY_BYTES_MAX, BODY_READ_S_MAX};
+pub use origins::{Hosts, OriginError, Origins};
 
 use error::ApiError;
 
@@ -79,6 +82,10 @@ pub struct ApiOptions {
     pub api_key: Option<String>,
     /// Without a key, serve requests for any host name too (`--insecure`).
     pub any_host: bool,
+    /// Without a key, serve requests for these names too.
+    pub hosts: Hosts,
+    /// Pages that may use the API although they come from elsewhere.
+    pub origins: Origins,
     /// Model that unknown model names stand for, e.g. `tandem`; `None` makes them a 404.
     pub default_alias: Option<String>,
 }
@@ -92,6 +99,8 @@ pub(crate) struct Api {
     pub(crate) turns: grammar::Turns,
     /// Answers of the Responses API that are kept.
     pub(crate) responses: Arc<responses::ResponseStore>,
+    /// What large requests share.
+    pub(crate) heavy: body::Heavy,
 }
 
 /// The API and the page over `backend`, without a key.
@@ -107,6 +116,7 @@ pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
         ids: request_id::RequestIds::default(),
         turns: grammar::Turns::default(),
         responses: Arc::default(),
+        heavy: body::Heavy::default(),
     });
     let guarded = Router::new()
         .route("/v1/chat/completions", post(endpoints::chat))
@@ -136,6 +146,7 @@ pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
         .route("/version", get(info::version))
         .route("/openapi.json", get(openapi::openapi))
         .method_not_allowed_fallback(method_not_allowed);
+    let cors = api.options.origins.layer();
     let routes = guarded
         .merge(anthropic)
         .merge(open)
@@ -144,7 +155,11 @@ pub fn router_with(backend: Arc<dyn Backend>, options: ApiOptions) -> Router {
         .fallback(no_such_path)
         .layer(from_fn(observe::count))
         .layer(from_fn_with_state(Arc::clone(&api), observe::identify));
-    paths::with_slashes(routes)
+    // Outermost: browsers ask before they send a key.
+    paths::with_slashes(match cors {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    })
 }
 
 async fn no_such_path(request: Request) -> Response {

@@ -1,4 +1,5 @@
-//! Prompts become token ids; long ones off the async threads.
+//! Prompts become text and token ids, unless they are too long to be prompts; long ones off the async
+//! threads.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -6,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 use tandem_engine::EngineError;
 
+use super::Api;
 use super::backend::Backend;
 use super::call_syntax::Past;
 use super::completion_fields::Prompt;
@@ -14,8 +16,8 @@ use super::messages::{ChatMessage, Role, one_call_each};
 use super::thoughts::ThoughtTags;
 use super::untaught;
 
-/// Text from this length on is tokenized on a blocking thread, bytes.
-const INLINE_BYTES_MAX: usize = 8 * 1024;
+/// Longest text whose tokens are told although they are more than the context holds, bytes.
+const COUNTED_BYTES_MAX: usize = 64 * 1024;
 
 /// Says that a system message is not in the prompt.
 pub(crate) const SYSTEM_IGNORED: &str = "the model's chat template leaves system messages out";
@@ -36,24 +38,28 @@ pub(crate) struct Told {
     pub(crate) past: Past,
 }
 
-/// A conversation as the model gets it.
-pub(crate) struct ChatPrompt {
-    pub(crate) ids: Vec<u32>,
+/// The prompt of a conversation as text.
+pub(crate) struct ChatText {
+    text: String,
     /// What the template left out, if it did.
     pub(crate) notice: Option<&'static str>,
     /// The prompt ends inside the tags of the model's reasoning.
     pub(crate) thinks: bool,
+    /// Field that holds the conversation.
+    param: &'static str,
 }
 
-/// The prompt of a conversation. `variables` are the request's own for the template.
+/// Renders the prompt of a conversation, unless it is longer than any prompt. `variables` are the request's
+/// own for the template.
 pub(crate) async fn of_chat(
-    backend: &Arc<dyn Backend>,
+    api: &Api,
     messages: Vec<ChatMessage>,
     told: Told,
     variables: Map<String, Value>,
-) -> Result<ChatPrompt, ApiError> {
+    param: &'static str,
+) -> Result<ChatText, ApiError> {
     // Some templates know histories of calls and no descriptions of tools.
-    let template = backend.chat_template();
+    let template = api.backend.chat_template();
     let shows_calls = told.in_template || template.takes_calls() && template.takes_results();
     let messages = match &told {
         _ if !shows_calls => untaught::without_calls(messages),
@@ -63,7 +69,8 @@ pub(crate) async fn of_chat(
     let tools = told.tools.as_ref().map_or(0, |tools| tools.to_string().len());
     let text = told.text.as_ref().map_or(0, String::len);
     let bytes = tools + text + messages.iter().map(ChatMessage::bytes).sum::<usize>();
-    on_right_thread(backend, bytes, move |backend| {
+    let backend = Arc::clone(&api.backend);
+    let work = move || {
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let render = |messages: &[ChatMessage]| {
             let called =
@@ -80,27 +87,51 @@ pub(crate) async fn of_chat(
         let untold = told.text.is_some() && taught.is_none();
         let text = match taught {
             Some(text) => text,
-            None => render(&messages).map_err(|error| {
-                ApiError::invalid("messages", format!("the model's chat template refuses it: {error}"))
-            })?,
+            None => render(&messages)
+                .map_err(|error| ApiError::invalid(param, format!("the model's chat template refuses it: {error}")))?,
         };
         let left_out = |message: &ChatMessage| message.role == Role::System && !text.contains(message.content.trim());
         let notice = if messages.iter().any(left_out) { Some(SYSTEM_IGNORED) } else { untold.then_some(TOOLS_UNTOLD) };
         let thinks = ThoughtTags::of_template(backend.chat_template().source()).are_open_after(&text);
-        let ids = backend.tokenizer().encode(&text).map_err(|error| untokenizable("messages", &error))?;
-        Ok(ChatPrompt { ids, notice, thinks })
-    })
-    .await
+        may_fit(backend.as_ref(), &text, param)?;
+        Ok(ChatText { text, notice, thinks, param })
+    };
+    api.heavy.work(bytes, work).await
 }
 
-/// The token ids of text prompts.
-pub(crate) async fn of_texts(backend: &Arc<dyn Backend>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
-    let length = |prompt: &Prompt| match prompt {
-        Prompt::Text(text) => text.len(),
-        Prompt::Tokens(_) => 0,
+impl ChatText {
+    /// Its length, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Its token ids. For a request that was admitted: this is most of the work of reading it.
+    pub(crate) async fn tokenize(self, api: &Api) -> Result<Vec<u32>, ApiError> {
+        let (bytes, backend) = (self.bytes(), Arc::clone(&api.backend));
+        let tokenize =
+            move || backend.tokenizer().encode(&self.text).map_err(|error| untokenizable(self.param, &error));
+        api.heavy.work(bytes, tokenize).await
+    }
+}
+
+/// Checks that text prompts may fit.
+pub(crate) async fn may_fit_all(api: &Api, prompts: Vec<Prompt>) -> Result<Vec<Prompt>, ApiError> {
+    let (bytes, backend) = (bytes(&prompts), Arc::clone(&api.backend));
+    let check = move || {
+        for prompt in &prompts {
+            if let Prompt::Text(text) = prompt {
+                may_fit(backend.as_ref(), text, "prompt")?;
+            }
+        }
+        Ok(prompts)
     };
-    let bytes = prompts.iter().map(length).sum();
-    on_right_thread(backend, bytes, move |backend| {
+    api.heavy.work(bytes, check).await
+}
+
+/// The token ids of text prompts. For a request that was admitted.
+pub(crate) async fn of_texts(api: &Api, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+    let (bytes, backend) = (bytes(&prompts), Arc::clone(&api.backend));
+    let tokenize = move || {
         let one = |prompt| match prompt {
             Prompt::Text(text) => {
                 backend.tokenizer().encode_whole(&text).map_err(|error| untokenizable("prompt", &error))
@@ -108,23 +139,49 @@ pub(crate) async fn of_texts(backend: &Arc<dyn Backend>, prompts: Vec<Prompt>) -
             Prompt::Tokens(tokens) => Ok(tokens),
         };
         prompts.into_iter().map(one).collect()
-    })
-    .await
+    };
+    api.heavy.work(bytes, tokenize).await
 }
 
-/// The token ids of a text; `special`: with the tokens that a prompt begins with.
-pub(crate) async fn of_text(backend: &Arc<dyn Backend>, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
-    on_right_thread(backend, text.len(), move |backend| {
+/// Bytes of text in prompts.
+pub(crate) fn bytes(prompts: &[Prompt]) -> usize {
+    let length = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(_) => 0,
+    };
+    prompts.iter().map(length).sum()
+}
+
+/// Refuses a text that is more tokens than the context holds however it is split: to tokenize it takes a
+/// hundred times its bytes.
+fn may_fit(backend: &dyn Backend, text: &str, param: &'static str) -> Result<(), ApiError> {
+    let (least, context) = (backend.tokenizer().tokens_min(text), backend.context_tokens());
+    if least < context {
+        return Ok(());
+    }
+    let message =
+        format!("the prompt has more than {least} tokens, the model's context is {context}; shorten the prompt");
+    Err(ApiError::bad_request("context_length_exceeded", message).about(param))
+}
+
+/// The token ids of a text that is no prompt; `special`: with the tokens that a prompt begins with.
+pub(crate) async fn of_text(api: &Api, text: String, special: bool) -> Result<Vec<u32>, ApiError> {
+    let (bytes, backend) = (text.len(), Arc::clone(&api.backend));
+    let tokenize = move || {
+        if bytes > COUNTED_BYTES_MAX {
+            may_fit(backend.as_ref(), &text, "prompt")?;
+        }
         let tokenizer = backend.tokenizer();
         let ids = if special { tokenizer.encode_whole(&text) } else { tokenizer.encode(&text) };
         ids.map_err(|error| untokenizable("prompt", &error))
-    })
-    .await
+    };
+    api.heavy.work(bytes, tokenize).await
 }
 
 /// The text of token ids, special tokens as they are spelt.
-pub(crate) async fn text_of(backend: &Arc<dyn Backend>, tokens: Vec<u32>) -> Result<String, ApiError> {
-    on_right_thread(backend, tokens.len() * size_of::<u32>(), move |backend| {
+pub(crate) async fn text_of(api: &Api, tokens: Vec<u32>) -> Result<String, ApiError> {
+    let (bytes, backend) = (tokens.len() * size_of::<u32>(), Arc::clone(&api.backend));
+    let spell = move || {
         let tokenizer = backend.tokenizer();
         let mut text = String::new();
         for run in tokens.chunk_by(|a, b| tokenizer.is_special(*a) == tokenizer.is_special(*b)) {
@@ -136,25 +193,10 @@ pub(crate) async fn text_of(backend: &Arc<dyn Backend>, tokens: Vec<u32>) -> Res
             }
         }
         Ok(text)
-    })
-    .await
+    };
+    api.heavy.work(bytes, spell).await
 }
 
 fn untokenizable(param: &str, error: &EngineError) -> ApiError {
     ApiError::invalid(param, format!("the text cannot be tokenized: {error}"))
-}
-
-async fn on_right_thread<T: Send + 'static>(
-    backend: &Arc<dyn Backend>,
-    bytes: usize,
-    work: impl FnOnce(&dyn Backend) -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if bytes <= INLINE_BYTES_MAX {
-        return work(backend.as_ref());
-    }
-    let backend = Arc::clone(backend);
-    match tokio::task::spawn_blocking(move || work(backend.as_ref())).await {
-        Ok(result) => result,
-        Err(error) => Err(ApiError::internal(format!("the tokenizer failed: {error}"))),
-    }
 }

@@ -21,6 +21,7 @@ use super::reading::{Reader, Reading, Said, say};
 use super::reply::Usage;
 use super::request_id::{RequestId, random_u64};
 use super::writer::{Ended, Frames, WholeChoice, Writer};
+use crate::admission::Slots;
 use crate::diagnosis::{LinkState, TOKENIZERS_DIFFER};
 use crate::request::{FinishReason, GenerateError, GenerateRequest, Mode, NodeStatus, RouteSummary};
 
@@ -65,9 +66,10 @@ pub(crate) struct Plan {
     pub(crate) unanswered: bool,
 }
 
-/// Runs the request; `writer` writes what comes of it.
+/// Runs the request in the slots it has been given; `writer` writes what comes of it.
 pub(crate) async fn respond(
     backend: &Arc<dyn Backend>,
+    slots: Slots,
     plan: Plan,
     writer: Box<dyn Writer>,
 ) -> Result<Response, ApiError> {
@@ -86,7 +88,7 @@ pub(crate) async fn respond(
     let spelt = spelt.unwrap_or_default();
     // A plain text is continued; a conversation's next turn is a text of its own.
     let prompt = (prompt_tokens, plan.params.prompt == "prompt");
-    let answers = Answers::begin(Arc::clone(backend), requests, &plan.fields.stop, spelt, prompt, meter)
+    let answers = Answers::begin(Arc::clone(backend), slots, requests, &plan.fields.stop, spelt, prompt, meter)
         .map_err(|error| ApiError::from_generation(&error, params))?;
 
     let mut headers = HeaderMap::new();

@@ -8,6 +8,7 @@ mod events;
 mod families;
 mod info;
 mod live;
+mod origins;
 mod refusals;
 mod replay;
 mod streams;

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use tandem_engine::tokenizer::Tokenizer;
 
 use super::Api;
-use super::body::read_json;
 use super::completion_fields::take_tokens;
 use super::endpoints::{limits, render, resolve};
 use super::error::ApiError;
@@ -21,7 +20,8 @@ use super::tools::{Described, Tools};
 /// `POST /tokenize`: `content` (llama-server), `prompt` or `messages` (vLLM).
 pub(crate) async fn tokenize(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
     limits(api.backend.as_ref())?;
-    let mut fields = Fields::from_body(&read_json(request).await?)?;
+    let body = api.heavy.read_json(request).await?;
+    let (mut fields, _weight) = body.parse(&api.heavy, Fields::from_body).await?;
     take_model(&api, &mut fields)?;
     let pieces = fields.boolean("with_pieces")?.unwrap_or(false);
     let strings = fields.boolean("return_token_strs")?.unwrap_or(false);
@@ -54,7 +54,7 @@ pub(crate) async fn tokenize(State(api): State<Arc<Api>>, request: Request) -> R
             (Some(_), Some(_)) => return Err(ApiError::invalid("prompt", "`prompt` and `content` exclude each other")),
             (None, None) => return Err(missing("prompt")),
         };
-        prompt::of_text(&api.backend, text, special).await?
+        prompt::of_text(&api, text, special).await?
     };
     let tokenizer = api.backend.tokenizer();
     let strings = strings.then(|| tokens.iter().map(|id| tokenizer.token(*id).unwrap_or_default()).collect::<Vec<_>>());
@@ -67,7 +67,8 @@ pub(crate) async fn tokenize(State(api): State<Arc<Api>>, request: Request) -> R
 /// `POST /detokenize`.
 pub(crate) async fn detokenize(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
     let limits = limits(api.backend.as_ref())?;
-    let mut fields = Fields::from_body(&read_json(request).await?)?;
+    let body = api.heavy.read_json(request).await?;
+    let (mut fields, _weight) = body.parse(&api.heavy, Fields::from_body).await?;
     take_model(&api, &mut fields)?;
     let tokens = match fields.take("tokens") {
         Some(Value::Array(list)) => take_tokens("tokens", &list, &limits)?,
@@ -75,7 +76,7 @@ pub(crate) async fn detokenize(State(api): State<Arc<Api>>, request: Request) ->
         None => return Err(missing("tokens")),
     };
     fields.finish()?;
-    let text = prompt::text_of(&api.backend, tokens).await?;
+    let text = prompt::text_of(&api, tokens).await?;
     // llama-server calls it content, vLLM prompt.
     Ok(Json(json!({ "content": text, "prompt": text })))
 }

@@ -32,7 +32,8 @@ use self::exchange::PromptFetch;
 use self::frames::next_frame;
 use self::uplink::Uplink;
 use crate::account::{Account, Written};
-use crate::node::{Inner, Slot};
+use crate::admission::Slot;
+use crate::node::Inner;
 use crate::pacing::{self, CHUNK_MAX, Plan};
 use crate::request::{
     Done, Event, FinishReason, GenerateError, GenerateRequest, Mode, Origin, RouteSummary, TokenEvent,

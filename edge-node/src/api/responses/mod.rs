@@ -16,7 +16,6 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Api;
-use super::body::read_json;
 use super::endpoints::{Call, converse, limits};
 use super::error::ApiError;
 use super::fields::short;
@@ -41,12 +40,14 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
     let limits = limits(api.backend.as_ref())?;
-    let body = read_json(request).await?;
-    let ResponsesFields { chat, kept, mut echo } =
-        ResponsesFields::parse(&body, &limits, &api.responses).map_err(|error| error.renamed(&NAMES))?;
+    let body = api.heavy.read_json(request).await?;
+    let responses = Arc::clone(&api.responses);
+    let parse = move |body: &[u8]| ResponsesFields::parse(body, &limits, &responses);
+    let (fields, weight) = body.parse(&api.heavy, parse).await.map_err(|error| error.renamed(&NAMES))?;
+    let ResponsesFields { chat, kept, mut echo } = fields;
     echo.insert("temperature".to_owned(), chat.answer.sampling.temperature.into());
     echo.insert("top_p".to_owned(), chat.answer.sampling.top_p.into());
-    let call = Call { path: "/v1/responses", request_id, received, prompt_param: "input", names: &NAMES };
+    let call = Call { path: "/v1/responses", request_id, received, prompt_param: "input", names: &NAMES, weight };
     converse(&api, call, chat, |plan| {
         Box::new(ResponsesWriter {
             backend: Arc::clone(&api.backend),

@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 use super::replay::Replay;
 use super::*;
+use crate::http;
 
 /// Longest wait for what must happen; reached only on failure.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,7 +20,7 @@ async fn served(replay: &Arc<Replay>) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let app = app(replay);
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    tokio::spawn(http::serve(listener, app, http::CONNECTIONS_MAX, CancellationToken::new()));
     TcpStream::connect(addr).await.unwrap()
 }
 

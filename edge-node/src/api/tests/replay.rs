@@ -13,6 +13,7 @@ use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::Alternative;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::admission::{Admission, Slot, Slots};
 use crate::api::{Backend, ControlsError, ModelEntry, Readiness};
 use crate::diagnosis::{CloudState, LinkState};
 use crate::request::{
@@ -54,6 +55,7 @@ pub(crate) struct Replay {
     pub(crate) requests: Mutex<Vec<GenerateRequest>>,
     /// Answers cut short because nobody wanted them any more.
     pub(crate) abandoned: Arc<AtomicUsize>,
+    pub(crate) admission: Admission,
 }
 
 impl Replay {
@@ -84,6 +86,7 @@ impl Replay {
             }),
             requests: Mutex::default(),
             abandoned: Arc::default(),
+            admission: Admission::new(32, 100),
         }
     }
 
@@ -174,7 +177,11 @@ impl Replay {
 }
 
 impl Backend for Replay {
-    fn submit(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+    fn admit(&self, answers: usize) -> BoxFuture<'_, Result<Slots, GenerateError>> {
+        Box::pin(self.admission.enter(answers))
+    }
+
+    fn submit(&self, request: GenerateRequest, slot: Slot) -> Result<Generation, GenerateError> {
         if let Ending::Refused(error) = &self.ending {
             return Err(error.clone());
         }
@@ -185,6 +192,7 @@ impl Backend for Replay {
         let cut_short = self.route_when_cut_short.clone();
         let (pause, abandoned) = (self.pause, Arc::clone(&self.abandoned));
         tokio::spawn(async move {
+            let _slot = slot;
             for event in events {
                 if !pause.is_zero() {
                     tokio::time::sleep(pause).await;
