@@ -611,14 +611,6 @@ impl Inner {
         counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.round_trips));
         counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.degraded));
         counter!(names::DISCARDED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.discarded));
-        {
-            let mut totals = lock(&self.totals);
-            totals.answers += 1;
-            totals.route.add(route);
-            if final_tokens > 0 {
-                totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
-            }
-        }
         lock(&self.answered).push(Answered {
             request_id: request.request_id.clone(),
             mode: request.mode,
@@ -627,5 +619,12 @@ impl Inner {
             took,
             tokens: trace,
         });
+        // Last: who sees the count of answers grow finds the answer everywhere else.
+        let mut totals = lock(&self.totals);
+        totals.answers += 1;
+        totals.route.add(route);
+        if final_tokens > 0 {
+            totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
+        }
     }
 }

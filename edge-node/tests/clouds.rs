@@ -250,7 +250,7 @@ async fn a_cloud_whose_engine_hangs_is_left() {
             assert!(route.degraded && origins.iter().all(|o| *o == Origin::Edge), "{mode:?}: {route:?}");
             assert_eq!(sessions.load(Ordering::SeqCst), 1, "{mode:?}");
             let status = edge.status();
-            assert!(status.cloud_problem.is_some(), "{mode:?}: it is said: {:?}", status.cloud);
+            assert!(status.cloud.problem.is_some(), "{mode:?}: it is said: {:?}", status.cloud);
         }
     }
 }

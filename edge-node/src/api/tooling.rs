@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use tandem_engine::constraint::Compiled;
 
 use super::Api;
@@ -120,11 +121,15 @@ impl Tooling {
         }
         let instead = format.filter(|_| !tools.forced()).map(Format::schema);
         let several = tools.parallel && !matches!(tools.choice, ToolChoice::Named(_));
-        let grammar = |which: &Tools, instead| {
-            let tokenizer = api.backend.tokenizer();
-            syntax.grammar(tokenizer, &which.callable(), several, instead, thought).map_err(|e| refused(&e, "tools"))
+        // A schema may be refused when the grammar is written, or when that is compiled.
+        let compiled = async |which: &Tools, instead: Option<&Value>| {
+            let grammar = syntax.grammar(api.backend.tokenizer(), &which.callable(), several, instead, thought);
+            match grammar {
+                Ok(grammar) => api.turns.compile(&api.backend, grammar).await,
+                Err(e) => Ok(Err(e)),
+            }
         };
-        let whole = match api.turns.compile(&api.backend, grammar(tools, instead.as_ref())?).await? {
+        let whole = match compiled(tools, instead.as_ref()).await? {
             Ok(compiled) => return Ok(Some(compiled)),
             Err(e) => e,
         };
@@ -138,7 +143,7 @@ impl Tooling {
             let described = tools.described;
             let choice = ToolChoice::Required;
             let alone = Tools { list: vec![tool.clone()], choice, parallel: false, legacy: tools.legacy, described };
-            if let Err(e) = api.turns.compile(&api.backend, grammar(&alone, None)?).await? {
+            if let Err(e) = compiled(&alone, None).await? {
                 let path = if tools.legacy { format!("functions[{i}].parameters") } else { described.schema_path(i) };
                 return Err(refused(&e, &path));
             }
