@@ -8,8 +8,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use metrics::counter;
 use tokio::sync::oneshot;
 
+use crate::explained::Answered;
+use crate::metric_definitions as names;
 use crate::node::Inner;
 use crate::request::{GenerateRequest, Origin, RouteSummary, TokenEvent};
 
@@ -70,6 +73,51 @@ impl Account {
         self.node.book(&request, &route, trace, final_tokens, took);
         // Nobody has to wait for it.
         let _ = closed.map(|closed| closed.send(route));
+    }
+}
+
+/// Sums over the answers of a node.
+#[derive(Default)]
+pub(crate) struct Totals {
+    pub(crate) route: RouteSummary,
+    pub(crate) answers: u64,
+    /// Of the newest answer.
+    pub(crate) tokens_per_s: Option<f64>,
+}
+
+impl Inner {
+    /// Books an answer.
+    fn book(
+        &self,
+        request: &GenerateRequest,
+        route: &RouteSummary,
+        trace: Vec<TokenEvent>,
+        final_tokens: usize,
+        took: Duration,
+    ) {
+        let mode = request.mode.name();
+        for (direction, bytes) in [("up", route.bytes_up), ("down", route.bytes_down)] {
+            counter!(names::BYTES_TOTAL, names::LABEL_MODE => mode, names::LABEL_DIRECTION => direction)
+                .increment(bytes);
+        }
+        counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.round_trips));
+        counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.degraded));
+        counter!(names::DISCARDED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.discarded));
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).push(Answered {
+            request_id: request.request_id.clone(),
+            mode: request.mode,
+            prompt_tokens: request.prompt.len(),
+            route: route.clone(),
+            took,
+            tokens: trace,
+        });
+        // Last: who sees the count of answers grow finds the answer everywhere else.
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        totals.answers += 1;
+        totals.route.add(route);
+        if final_tokens > 0 {
+            totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
+        }
     }
 }
 

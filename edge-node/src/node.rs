@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use metrics::counter;
 use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
@@ -23,15 +22,14 @@ use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::account::Account;
+use crate::account::{Account, Totals};
 use crate::admission::{Admission, Slot, Slots};
 use crate::cloud_watch::{self, PATIENCE};
 use crate::diagnosis::{self, CloudState, Diagnosis, LinkState};
 use crate::embed;
-use crate::explained::{Answered, Explained};
+use crate::explained::Explained;
 use crate::generate;
 use crate::generate::draft::{EdgeChoice, choose};
-use crate::metric_definitions as names;
 use crate::pacing::Estimates;
 use crate::request::{
     Controls, Events, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, Scored, TokenEvent,
@@ -99,13 +97,6 @@ struct Dials {
     default_mode: Mode,
 }
 
-#[derive(Default)]
-struct Totals {
-    route: RouteSummary,
-    answers: u64,
-    tokens_per_s: Option<f64>,
-}
-
 pub(crate) struct Inner {
     pub(crate) settings: EdgeSettings,
     pub(crate) model: Arc<Model>,
@@ -126,8 +117,8 @@ pub(crate) struct Inner {
     context_tokens: usize,
     dials: Mutex<Dials>,
     estimates: Mutex<Estimates>,
-    totals: Mutex<Totals>,
-    answered: Mutex<Explained>,
+    pub(crate) totals: Mutex<Totals>,
+    pub(crate) answered: Mutex<Explained>,
     admission: Admission,
     /// Where the clock of the sessions begins.
     begun: Instant,
@@ -592,39 +583,5 @@ impl Inner {
     /// The run of trunk state of `tokens`; none without a trunk or past the wire's bounds.
     pub(crate) fn trunk_run(&self, tokens: &[u32], with_hidden: bool) -> Option<StateRun> {
         self.trunk.as_ref()?.run(self.tenant_key, tokens, with_hidden).ok()
-    }
-
-    /// Books an answer; for its [`Account`] alone.
-    pub(crate) fn book(
-        &self,
-        request: &GenerateRequest,
-        route: &RouteSummary,
-        trace: Vec<TokenEvent>,
-        final_tokens: usize,
-        took: Duration,
-    ) {
-        let mode = request.mode.name();
-        for (direction, bytes) in [("up", route.bytes_up), ("down", route.bytes_down)] {
-            counter!(names::BYTES_TOTAL, names::LABEL_MODE => mode, names::LABEL_DIRECTION => direction)
-                .increment(bytes);
-        }
-        counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.round_trips));
-        counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.degraded));
-        counter!(names::DISCARDED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.discarded));
-        lock(&self.answered).push(Answered {
-            request_id: request.request_id.clone(),
-            mode: request.mode,
-            prompt_tokens: request.prompt.len(),
-            route: route.clone(),
-            took,
-            tokens: trace,
-        });
-        // Last: who sees the count of answers grow finds the answer everywhere else.
-        let mut totals = lock(&self.totals);
-        totals.answers += 1;
-        totals.route.add(route);
-        if final_tokens > 0 {
-            totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
-        }
     }
 }

@@ -71,9 +71,9 @@ enum Mode {
 /// Microseconds of a tick of the world's clock.
 const TICK_US: u64 = 1_000;
 /// A frame takes less, ticks.
-const DELAY_MAX: u64 = 7;
+const LONGEST_DELAY: u64 = 7;
 /// Most ticks that a round trip takes, told to the edge.
-const RTT: u64 = 2 * DELAY_MAX;
+const RTT: u64 = 2 * LONGEST_DELAY;
 /// The edge's patience, ticks.
 const QUESTION: u64 = 1_500;
 const GRACE: u64 = 2_000;
@@ -132,7 +132,7 @@ impl World {
     }
     fn later(&mut self) -> u64 {
         // Frames of one stream arrive in order.
-        self.clock + 1 + self.rng.below(DELAY_MAX - 1)
+        self.clock + 1 + self.rng.below(LONGEST_DELAY - 1)
     }
     fn open(&mut self) {
         self.epoch += u64::from(self.rng.chance(50)) + u64::from(self.epoch == 0);
@@ -325,7 +325,7 @@ impl World {
             self.report_at = self.clock + PROGRESS_MS;
         }
         for m in out.into_iter().filter(|_| self.linked) {
-            let at = self.clock + 1 + self.rng.below(DELAY_MAX - 1);
+            let at = self.clock + 1 + self.rng.below(LONGEST_DELAY - 1);
             self.down.push_back((at, m));
         }
         Ok(())
