@@ -31,9 +31,7 @@ use crate::explained::Explained;
 use crate::generate;
 use crate::generate::draft::{EdgeChoice, choose};
 use crate::pacing::Estimates;
-use crate::request::{
-    Controls, Events, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, RouteSummary, Scored, TokenEvent,
-};
+use crate::request::{Controls, Events, GenerateError, GenerateRequest, Generation, Mode, NodeStatus, Scored};
 use crate::settings::EdgeSettings;
 use crate::uplinks::Uplinks;
 

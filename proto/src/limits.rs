@@ -56,3 +56,5 @@ pub const KV_OFFER_BLOCKS_MAX: usize = 1024;
 pub const HANDSHAKE_MS_MAX: u64 = 5_000;
 /// Time a started frame may take to arrive, milliseconds.
 pub const FRAME_PROGRESS_MS_MAX: u64 = 10_000;
+/// Longest wait of an edge that could go on alone, for a node that works on its question.
+pub const WORK_US_MAX: u64 = 30_000_000;

@@ -289,7 +289,10 @@ async fn what_cannot_be_forced_as_raw_text_is_forced_as_json() {
     let format = json!({ "type": "json_object" });
     let reply = post(app(&node), CHAT, &chat(&json!({ "tools": [tool], "response_format": format }))).await;
     let (status, code, param) = reply.error();
-    assert_eq!((status, code.as_str(), param.as_deref()), (400, "invalid_json_schema", Some("tools")));
+    assert_eq!(
+        (status, code.as_str(), param.as_deref()),
+        (400, "invalid_json_schema", Some("tools[0].function.parameters"))
+    );
 }
 
 #[tokio::test]

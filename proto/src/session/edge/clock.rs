@@ -5,6 +5,7 @@
 //! has come; [`EdgeSession::heard`] or [`EdgeSession::on_progress`] for every frame of the cloud.
 
 use super::EdgeSession;
+use crate::limits::WORK_US_MAX;
 use crate::message::Progress;
 use crate::session::{SessionError, check_epoch};
 
@@ -15,8 +16,6 @@ pub const RETRY_US: u64 = 100_000;
 pub const SILENCE_US: u64 = 1_000_000;
 /// Longest wait for a node that lives and does not come to this session, where only the cloud may decide.
 pub const STARVED_US: u64 = 15_000_000;
-/// Longest wait of an edge that could go on alone, for a node that works on its question.
-pub const WORK_US_MAX: u64 = 30_000_000;
 /// Longest wait for the prompt's state without a sign of it; then the edge computes it.
 pub const STATE_US: u64 = 3_000_000;
 
