@@ -70,7 +70,7 @@ impl Heavy {
     ) -> Result<T, ApiError> {
         let turn = match bytes {
             0..=INLINE_BYTES_MAX => return work(),
-            ..=SMALL_BYTES_MAX => None,
+            bytes if bytes <= SMALL_BYTES_MAX => None,
             _ => Arc::clone(&self.turns).acquire_owned().await.ok(),
         };
         // With the work, which goes on if nobody waits for it any more.

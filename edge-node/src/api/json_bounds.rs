@@ -23,18 +23,18 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
                 containers += 1;
                 depth += 1;
                 if depth > DEPTH_MAX {
-                    return Err(too_much(format!("nested more than {DEPTH_MAX} levels deep")));
+                    return Err(too_much(&format!("nested more than {DEPTH_MAX} levels deep")));
                 }
             }
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => continue,
         }
         if containers > CONTAINERS_MAX {
-            return Err(too_much(format!("of more than {CONTAINERS_MAX} objects and arrays")));
+            return Err(too_much(&format!("of more than {CONTAINERS_MAX} objects and arrays")));
         }
         // Each value but the first of its container, and the root, stands behind a comma.
         if separators + containers >= VALUES_MAX {
-            return Err(too_much(format!("of more than {VALUES_MAX} values")));
+            return Err(too_much(&format!("of more than {VALUES_MAX} values")));
         }
     }
     Ok(())
@@ -53,7 +53,7 @@ fn skip_string(rest: &mut std::slice::Iter<'_, u8>) {
     }
 }
 
-fn too_much(what: String) -> ApiError {
+fn too_much(what: &str) -> ApiError {
     ApiError::bad_request("body_too_complex", format!("the body is JSON {what}; send less at once"))
 }
 

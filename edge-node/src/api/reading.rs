@@ -93,6 +93,7 @@ impl Reading {
 }
 
 /// Reads one answer as its text comes.
+#[allow(clippy::large_enum_variant, reason = "one for an answer")]
 pub(crate) enum Reader {
     /// Reasoning between tags, text, then calls where there may be any.
     Tags(ThoughtReader, Option<CallFinder>),

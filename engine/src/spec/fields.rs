@@ -123,7 +123,7 @@ impl<'a> Fields<'a> {
             Some(v) if !v.is_null() => vec![v],
             _ => Vec::new(),
         };
-        let there = given.into_iter().filter(|v| !v.as_i64().is_some_and(|n| n < 0));
+        let there = given.into_iter().filter(|v| v.as_i64().is_none_or(|n| n >= 0));
         there.map(|v| whole(v).ok_or_else(|| EngineError::spec(name, "is not a token id"))).collect()
     }
 

@@ -250,9 +250,8 @@ impl Metadata<'_> {
     /// Inner width of every layer's MLP; 0 where the file does not say.
     fn widths(&self, layers: usize) -> Result<Vec<usize>, EngineError> {
         let key = self.key("feed_forward_length");
-        let widths = match self.file.wholes(&key) {
-            None => return Ok(vec![self.count_if("feed_forward_length", WIDTH_MAX)?.unwrap_or(0); layers]),
-            Some(list) => list,
+        let Some(widths) = self.file.wholes(&key) else {
+            return Ok(vec![self.count_if("feed_forward_length", WIDTH_MAX)?.unwrap_or(0); layers]);
         };
         let narrow = |n: &u64| usize::try_from(*n).ok().filter(|n| (1..=WIDTH_MAX).contains(n));
         let widths: Option<Vec<usize>> = widths.iter().take(layers).map(narrow).collect();

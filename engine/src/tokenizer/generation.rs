@@ -88,7 +88,7 @@ impl GenerationConfig {
             Some(one) => vec![one],
         };
         // Some files have -1 for none.
-        for id in ids.into_iter().filter(|id| !id.as_i64().is_some_and(|id| id < 0)) {
+        for id in ids.into_iter().filter(|id| id.as_i64().is_none_or(|id| id >= 0)) {
             let id = id.as_u64().and_then(|n| u32::try_from(n).ok());
             stops.push(id.ok_or_else(|| json("eos_token_id is not a token id"))?);
         }

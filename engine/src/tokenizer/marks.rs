@@ -158,17 +158,17 @@ mod tests {
             words(&list)
         };
         let ours = with(&[]);
-        assert_eq!(ours.first_difference(&with(&[]).marks()), Difference::Unknown);
+        assert_eq!(ours.first_difference(with(&[]).marks()), Difference::Unknown);
         assert_eq!(ours.first_difference(&[]), Difference::Unknown);
         for id in [0, 7, 31, 32, 33, 500, 899] {
-            assert_eq!(ours.first_difference(&with(&[(id, "other")]).marks()), Difference::Token(id), "{id}");
+            assert_eq!(ours.first_difference(with(&[(id, "other")]).marks()), Difference::Token(id), "{id}");
         }
         // One more, one less; a gap; several, of which the first stands alone in its block.
-        assert_eq!(ours.first_difference(&with(&[(900, "new")]).marks()), Difference::Token(900));
-        assert_eq!(ours.first_difference(&with(&[(899, "")]).marks()), Difference::Token(899));
-        assert_eq!(ours.first_difference(&with(&[(40, ""), (700, "x"), (701, "y")]).marks()), Difference::Token(40));
-        assert_eq!(ours.first_difference(&with(&[(3, "x"), (4, "y")]).marks()), Difference::Token(3));
-        let Difference::Within(from, to) = ours.first_difference(&with(&[(700, "x"), (701, "y")]).marks()) else {
+        assert_eq!(ours.first_difference(with(&[(900, "new")]).marks()), Difference::Token(900));
+        assert_eq!(ours.first_difference(with(&[(899, "")]).marks()), Difference::Token(899));
+        assert_eq!(ours.first_difference(with(&[(40, ""), (700, "x"), (701, "y")]).marks()), Difference::Token(40));
+        assert_eq!(ours.first_difference(with(&[(3, "x"), (4, "y")]).marks()), Difference::Token(3));
+        let Difference::Within(from, to) = ours.first_difference(with(&[(700, "x"), (701, "y")]).marks()) else {
             panic!("two differences in a block are not one")
         };
         assert!(from <= 700 && to >= 701);

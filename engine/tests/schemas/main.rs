@@ -83,6 +83,7 @@ fn check_written(name: &str, schema: &Value, compiled: &Arc<Compiled>) -> usize 
     ended
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "callers hand over a literal")]
 fn object(properties: Value, required: &[&str]) -> Value {
     json!({ "type": "object", "properties": properties, "required": required })
 }

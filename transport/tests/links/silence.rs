@@ -143,9 +143,12 @@ async fn a_restarted_node_ends_the_links_of_its_last_life() {
     }
 }
 
+/// Names and addresses of the nodes that a resolver may give.
+type Nodes = Arc<Mutex<Vec<(String, Vec<SocketAddr>)>>>;
+
 /// A resolver over a list of nodes that does as it is told: the first that is not to be avoided, else the one
 /// that failed longest ago.
-fn redial(bed: &Bed, nodes: &Arc<Mutex<Vec<(String, Vec<SocketAddr>)>>>) -> Redial {
+fn redial(bed: &Bed, nodes: &Nodes) -> Redial {
     let nodes = Arc::clone(nodes);
     Redial::start(Arc::new(bed.connector(sleepy())), Backoff::default(), move |avoid| {
         let nodes = nodes.lock().unwrap();
@@ -156,7 +159,7 @@ fn redial(bed: &Bed, nodes: &Arc<Mutex<Vec<(String, Vec<SocketAddr>)>>>) -> Redi
     })
 }
 
-fn two(first: &Server, second: &Server) -> Arc<Mutex<Vec<(String, Vec<SocketAddr>)>>> {
+fn two(first: &Server, second: &Server) -> Nodes {
     let node = |name: &str, server: &Server| (name.to_owned(), vec![server.local_addr().unwrap()]);
     Arc::new(Mutex::new(vec![node("a", first), node("b", second)]))
 }

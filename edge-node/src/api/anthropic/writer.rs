@@ -96,6 +96,7 @@ impl MessagesWriter {
         out.push_named(event, &body)
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "callers hand over a literal")]
     fn delta(&self, delta: Value, out: &mut Frames) -> Result<(), ApiError> {
         let event = "content_block_delta";
         out.push_named(event, &json!({ "type": event, "index": self.blocks.len() - 1, "delta": delta }))

@@ -9,8 +9,11 @@ use serde_json::{Map, Value, json};
 
 use schemas::reference;
 
-/// The routes that are described: path, method, name of the operation, what it does, request, answer.
-const OPERATIONS: [(&str, &str, &str, &str, Option<&str>, &str); 20] = [
+/// A route: path, method, name of the operation, what it does, request, answer.
+type Operation = (&'static str, &'static str, &'static str, &'static str, Option<&'static str>, &'static str);
+
+/// The routes that are described.
+const OPERATIONS: [Operation; 20] = [
     ("/v1/chat/completions", "post", "chat", "Answers a conversation.", Some("ChatRequest"), "ChatAnswer"),
     ("/v1/completions", "post", "complete", "Goes on with texts.", Some("CompletionRequest"), "CompletionAnswer"),
     (

@@ -169,6 +169,7 @@ impl ResponsesWriter {
         self.answer.items.last_mut().map(|item| &mut item.said)
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "called where both are made")]
     fn say_content(&mut self, more: String, scores: Vec<Value>, out: &mut Frames) -> Result<(), ApiError> {
         if !matches!(self.current(), Some(Spoken::Message { .. })) {
             self.open("msg", Spoken::Message { text: String::new(), logprobs: Vec::new() }, out)?;

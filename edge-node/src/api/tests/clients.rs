@@ -341,7 +341,7 @@ async fn prompts_are_echoed() {
         let of = |index: u64| choices.iter().filter(move |choice| choice["index"] == json!(index));
         let texts = [0, 1].map(|index| of(index).filter_map(|choice| choice["text"].as_str()).collect::<String>());
         assert_eq!(texts, ["ab", "c"]);
-        assert_eq!(of(1).last().unwrap()["finish_reason"], "length");
+        assert_eq!(of(1).next_back().unwrap()["finish_reason"], "length");
         assert!(node.requests.lock().unwrap().is_empty());
     }
 }
