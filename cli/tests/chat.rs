@@ -229,7 +229,7 @@ impl Terminal {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn ctrl_c_stops_the_answer_and_commands_change_the_conversation() {
+fn keys_edit_recall_paste_and_stop() {
     let node = Node::start();
     let state = tempfile::tempdir().expect("a folder");
     let mut terminal = Terminal::start(state.path(), &node.url);
@@ -237,6 +237,23 @@ fn ctrl_c_stops_the_answer_and_commands_change_the_conversation() {
         asked["messages"].as_array().and_then(|all| all.last().cloned()).expect("a message")["content"].clone()
     };
 
+    // Typed, with a correction in the middle of the line.
+    terminal.types(&format!("fist question{}r\r", "\x1b[D".repeat(11)));
+    assert_eq!(last(&node.asked()), "first question");
+    terminal.sees("4 tokens edge");
+    terminal.sees("> ");
+    // Recalled by the arrow key; the conversation goes along.
+    terminal.types("\x1b[A\r");
+    let asked = node.asked();
+    assert_eq!(last(&asked), "first question");
+    assert_eq!(asked["messages"].as_array().map(Vec::len), Some(3));
+    terminal.sees("4 tokens edge");
+    terminal.sees("> ");
+    // Pasted lines are one question.
+    terminal.types("\x1b[200~pasted one\npasted two\x1b[201~\r");
+    assert_eq!(last(&node.asked()), "pasted one\npasted two");
+    terminal.sees("4 tokens edge");
+    terminal.sees("> ");
     // Ctrl-C stops the answer, not the program.
     terminal.types("a slow one\r");
     assert_eq!(last(&node.asked()), "a slow one");
@@ -261,5 +278,14 @@ fn ctrl_c_stops_the_answer_and_commands_change_the_conversation() {
     terminal.sees("4 tokens edge");
     terminal.sees("> ");
     terminal.types("/exit\r");
+    assert!(terminal.child.wait().expect("it ends").success());
+
+    // The next conversation remembers what was asked.
+    let mut terminal = Terminal::start(state.path(), &node.url);
+    terminal.types("\x1b[A\x1b[A\r");
+    assert_eq!(last(&node.asked()), "once more");
+    terminal.sees("4 tokens edge");
+    terminal.sees("> ");
+    terminal.types("\x04");
     assert!(terminal.child.wait().expect("it ends").success());
 }

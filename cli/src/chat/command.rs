@@ -12,7 +12,8 @@ pub(super) const HELP: &str = "\
 /system [TEXT]   system prompt of the conversation; `none` for none; without a text, says which
 /exit            end (also Ctrl-D)
 //...             a question that begins with a slash
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next one.";
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next one; pasted lines stay together.
+The arrow keys move in the line and through earlier questions, Ctrl-R searches them.";
 
 /// A line, read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,14 +1,25 @@
-//! Where questions come from: lines on a terminal, or text that is piped in.
+//! Where questions come from: the line editor on a terminal, or text that is piped in.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustyline::completion::Completer;
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::FileHistory;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{Config, Editor, Helper};
 use tokio::sync::mpsc;
 
 use crate::failure::{Code, Failure, OrFail as _};
-use crate::ready::print;
 use crate::terminal::visible;
 
+/// Questions kept for the arrow keys, in a file of the state folder.
+const HISTORY_MAX: usize = 1000;
+/// Name of that file.
+const HISTORY_FILE: &str = "chat-history";
 /// Most text that is read from a pipe, bytes; what the API takes at most.
 pub(super) const PIPED_BYTES_MAX: usize = 4 << 20;
 /// Pieces of it that wait to be put together.
@@ -87,31 +98,58 @@ pub(super) async fn piped(given: bool) -> Result<String, Failure> {
     String::from_utf8(text).map_err(|_| Failure::new(Code::Usage, "standard input is no UTF-8 text; convert it first"))
 }
 
-/// Lines typed on a terminal.
-pub(super) struct Lines;
+/// The line editor.
+pub(super) struct Lines {
+    editor: Option<Editor<Continues, FileHistory>>,
+    history: Option<PathBuf>,
+}
 
 impl Lines {
+    /// An editor whose history lies in the state folder, if that is there.
+    pub(super) fn new(state: &Path) -> Result<Self, Failure> {
+        let config = Config::builder()
+            .max_history_size(HISTORY_MAX)
+            .and_then(|config| config.history_ignore_dups(true))
+            .or_fail(Code::Failed)?
+            .history_ignore_space(true)
+            .auto_add_history(false)
+            .bracketed_paste(true)
+            .build();
+        let mut editor = Editor::with_config(config).or_fail(Code::Failed)?;
+        editor.set_helper(Some(Continues));
+        let history = state.is_dir().then(|| state.join(HISTORY_FILE));
+        if let Some(file) = &history {
+            // There is none before the first question.
+            let _ = editor.load_history(file);
+        }
+        Ok(Self { editor: Some(editor), history })
+    }
+
     /// The next line, or several that belong together.
     pub(super) async fn next(&mut self) -> Result<Typed, Failure> {
-        let reading = tokio::task::spawn_blocking(|| {
-            // Without a reader the answer will end the conversation.
-            let _ = print("> ");
-            let mut text = String::new();
-            loop {
-                if std::io::stdin().lock().read_line(&mut text)? == 0
-                    || !text.trim_end_matches(['\n', '\r']).ends_with('\\')
-                {
-                    return Ok(text);
+        let Some(mut editor) = self.editor.take() else { return Ok(Typed::End) };
+        let history = self.history.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let read = editor.readline("> ");
+            if let Ok(line) = &read
+                && !line.trim().is_empty()
+            {
+                let added = editor.add_history_entry(line.as_str());
+                if let (Ok(true), Some(file)) = (added, &history) {
+                    // Without a history a conversation is as good.
+                    let _ = editor.append_history(file);
                 }
             }
+            (editor, read)
         });
-        let read: std::io::Result<String> = tokio::select! {
-            read = reading => read.or_fail(Code::Failed)?,
-            // The line that was begun is thrown away by the terminal.
-            _ = tokio::signal::ctrl_c() => return Ok(Typed::Interrupt),
-        };
-        let text = read.map_err(|e| Failure::new(Code::Failed, format!("the terminal: {e}")))?;
-        Ok(if text.is_empty() { Typed::End } else { Typed::Text(joined(&text)) })
+        let (editor, read) = reading.await.or_fail(Code::Failed)?;
+        self.editor = Some(editor);
+        match read {
+            Ok(line) => Ok(Typed::Text(joined(&line))),
+            Err(ReadlineError::Interrupted) => Ok(Typed::Interrupt),
+            Err(ReadlineError::Eof) => Ok(Typed::End),
+            Err(e) => Err(Failure::new(Code::Failed, format!("the terminal: {e}"))),
+        }
     }
 }
 
@@ -119,6 +157,28 @@ impl Lines {
 fn joined(text: &str) -> String {
     visible(&text.replace("\r\n", "\n").replace('\r', "\n")).replace("\\\n", "\n")
 }
+
+/// Lets a line go on that ends with a backslash.
+struct Continues;
+
+impl Validator for Continues {
+    fn validate(&self, typed: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        let more = typed.input().ends_with('\\');
+        Ok(if more { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
+    }
+}
+
+impl Completer for Continues {
+    type Candidate = String;
+}
+
+impl Hinter for Continues {
+    type Hint = String;
+}
+
+impl Highlighter for Continues {}
+
+impl Helper for Continues {}
 
 #[cfg(test)]
 mod tests {

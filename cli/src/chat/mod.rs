@@ -16,6 +16,7 @@ use crate::args::{ChatArgs, Global, ModeArg};
 use crate::failure::{Code, Failure};
 use crate::node_client::NodeClient;
 use crate::ready::{print_json, print_line};
+use crate::state;
 
 /// Most messages of a conversation that are sent along; older ones are dropped.
 const MESSAGES_MAX: usize = 64;
@@ -32,7 +33,7 @@ pub(crate) async fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure>
     let client = NodeClient::new(global, &args.node)?;
     let terminal = std::io::stdin().is_terminal();
     if args.prompt.is_none() && terminal && std::io::stdout().is_terminal() && !global.json {
-        return converse(args, &client).await;
+        return converse(global, args, &client).await;
     }
     tokio::select! {
         ended = once(global, args, &client) => ended,
@@ -71,10 +72,10 @@ async fn once(global: &Global, args: &ChatArgs, client: &NodeClient) -> Result<(
     Ok(())
 }
 
-async fn converse(args: &ChatArgs, client: &NodeClient) -> Result<(), Failure> {
+async fn converse(global: &Global, args: &ChatArgs, client: &NodeClient) -> Result<(), Failure> {
     // Fails at once where no node runs, not after the first question was typed.
     client.send(client.get("/ready")).await?;
-    let mut lines = Lines;
+    let mut lines = Lines::new(&state::path(global)?)?;
     print_line("Ask something; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends.");
     let mut asking = Asking { args, mode: args.mode };
     let mut system: Option<String> = None;
