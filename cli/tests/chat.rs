@@ -212,6 +212,20 @@ impl Terminal {
         self.child.stdin.as_mut().expect("a pipe").write_all(keys.as_bytes()).expect("taken");
     }
 
+    /// Waits until the program has ended. Standard input stays open meanwhile (`Child::wait` closes it): at its end
+    /// `script` would hang up on a program that is still reading its last line.
+    fn ends(&mut self) {
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                break status;
+            }
+            assert!(begun.elapsed() < WAIT_MAX, "it goes on: {:?}", self.seen.lock().expect("unharmed"));
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert!(status.success(), "{status}: {:?}", self.seen.lock().expect("unharmed"));
+    }
+
     /// Waits until `text` is shown after what was waited for before.
     fn sees(&mut self, text: &str) {
         let begun = Instant::now();
@@ -278,7 +292,7 @@ fn keys_edit_recall_paste_and_stop() {
     terminal.sees("4 tokens edge");
     terminal.sees("> ");
     terminal.types("/exit\r");
-    assert!(terminal.child.wait().expect("it ends").success());
+    terminal.ends();
 
     // The next conversation remembers what was asked.
     let mut terminal = Terminal::start(state.path(), &node.url);
@@ -287,5 +301,5 @@ fn keys_edit_recall_paste_and_stop() {
     terminal.sees("4 tokens edge");
     terminal.sees("> ");
     terminal.types("\x04");
-    assert!(terminal.child.wait().expect("it ends").success());
+    terminal.ends();
 }
