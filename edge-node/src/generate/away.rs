@@ -40,16 +40,18 @@ impl Answer {
         self.session.cloud_decides(self.now(), self.usable_link().is_some())
     }
 
-    /// No session can be opened now: the stricter modes begin to wait, `auto` does not.
+    /// No session can be opened now.
     pub(super) fn note_absence(&mut self) {
-        if self.session.unreachable(self.now()) {
+        let uplinks = &self.node.uplinks;
+        let may_come = uplinks.configured() && !uplinks.is_cut() && !uplinks.rests();
+        if self.session.unreachable(self.now(), may_come) {
             self.degrade("the cloud is not reachable");
         }
     }
 
     /// True while the edge model must not write: the cloud streams, or may still come back.
     pub(super) fn holds_back(&self) -> bool {
-        self.session.is_streaming() || self.fetch.is_some() || self.session.hopes(self.now())
+        self.session.is_streaming() || self.fetch.is_some() || self.session.holds_back(self.now())
     }
 
     /// The cloud does not take this answer.

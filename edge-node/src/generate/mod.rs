@@ -154,7 +154,7 @@ impl Answer {
         let mut session = EdgeSession::new(id, &request.prompt, request.tokens_max, &node.stop_tokens, patience);
         let links = node.uplinks.links();
         let link = links.borrow().clone();
-        if link.as_ref().is_none_or(|l| l.is_closed()) {
+        if node.uplinks.configured() && link.as_ref().is_none_or(|l| l.is_closed()) {
             session.away_since(node.clock_us(node.uplinks.down_since().unwrap_or_else(Instant::now)));
         }
         Self {

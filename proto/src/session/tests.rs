@@ -228,7 +228,7 @@ impl World {
         if self.edge.may_open(now) {
             // A link takes its time to come up.
             if !reachable {
-                self.degraded |= self.edge.unreachable(now);
+                self.degraded |= self.edge.unreachable(now, true);
             } else if self.rng.chance(30) {
                 self.open();
             }
@@ -240,7 +240,7 @@ impl World {
                 self.send_up(Message::Generate(g), Bytes::new());
             }
         }
-        let holds_back = self.edge.is_streaming() || self.edge.hopes(now);
+        let holds_back = self.edge.is_streaming() || self.edge.holds_back(now);
         if self.edge.can_draft() && self.edge.pending() < self.window && !holds_back {
             let prefix = self.edge.tokens();
             let wanted = self.mode != Mode::Auto || unsure(prefix);
@@ -356,7 +356,8 @@ fn wait_max(mode: Mode) -> u64 {
     // A silence is noticed after a second and three round trips, a hung engine with the report after that.
     let noticed = STALL + PROGRESS_MS + 4 * RTT;
     match mode {
-        Mode::Auto => noticed + 100,
+        // An open question waits for another node as long as a question may take.
+        Mode::Auto => noticed + QUESTION + 4 * RTT + 100,
         // The grace counts from when the node failed; what is left of it at least, goes by once more.
         Mode::Exact | Mode::Cloud => noticed + GRACE + 3 * RTT,
     }

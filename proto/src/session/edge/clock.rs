@@ -24,7 +24,8 @@ pub const STATE_US: u64 = 3_000_000;
 pub enum Need {
     /// Nothing: the edge alone writes.
     Nothing,
-    /// The tokens that the edge is unsure of. Without the cloud its own stand, at once.
+    /// The tokens that the edge is unsure of. Where the cloud has been away for longer than a question may
+    /// take, the edge's own stand at once.
     Advice,
     /// Every token. The edge goes on alone only when no cloud is to be had.
     Decisions,
@@ -35,7 +36,8 @@ pub enum Need {
 pub struct Patience {
     /// What for.
     pub need: Need,
-    /// [`Need::Advice`]: longest wait for a cloud that does not come to the question, beyond four round trips.
+    /// [`Need::Advice`]: longest wait for a cloud that does not come to the question, or for another link after
+    /// one is lost, beyond four round trips.
     pub question_us: u64,
     /// [`Need::Decisions`]: longest time without a sign of any cloud, beyond three round trips.
     pub grace_us: u64,
@@ -112,7 +114,11 @@ impl<I> EdgeSession<I> {
 
     /// When hope for a lost cloud ends.
     fn grace_ends(&self, lost_at: u64) -> u64 {
-        lost_at.saturating_add(self.patience.grace_us).saturating_add(3 * self.rtt_us)
+        let grace_us = match self.patience.need {
+            Need::Decisions => self.patience.grace_us.saturating_add(3 * self.rtt_us),
+            Need::Nothing | Need::Advice => self.patience.question_us.saturating_add(4 * self.rtt_us),
+        };
+        lost_at.saturating_add(grace_us)
     }
 
     /// True while a session may be opened.
@@ -129,13 +135,13 @@ impl<I> EdgeSession<I> {
 
     /// True while the edge must not write because a lost cloud may still come back.
     #[must_use]
-    pub fn hopes(&self, now: u64) -> bool {
-        match self.cloud {
-            CloudSide::Waiting { lost_at: Some(at), .. } => {
-                self.patience.need == Need::Decisions && now < self.grace_ends(at)
-            }
-            _ => false,
-        }
+    pub fn holds_back(&self, now: u64) -> bool {
+        self.patience.need == Need::Decisions && self.hopes(now)
+    }
+
+    /// True while what waits for a lost cloud goes on waiting.
+    fn hopes(&self, now: u64) -> bool {
+        matches!(self.cloud, CloudSide::Waiting { lost_at: Some(at), .. } if now < self.grace_ends(at))
     }
 
     /// Whether the cloud can decide a token: it is there, or the answer still hopes for it. `reachable` says
@@ -149,16 +155,15 @@ impl<I> EdgeSession<I> {
         }
     }
 
-    /// There is no link to open a session on. True if drafts that waited for the cloud stand now.
-    pub fn unreachable(&mut self, now: u64) -> bool {
-        match (&mut self.cloud, self.patience.need) {
-            (CloudSide::Waiting { lost_at, .. }, Need::Decisions) => {
-                lost_at.get_or_insert(now);
-                false
-            }
-            (CloudSide::Waiting { .. }, _) => self.go_alone(),
-            _ => false,
+    /// There is no link to open a session on; `may_come` says whether one is being dialed. True if drafts that
+    /// waited for the cloud stand now.
+    pub fn unreachable(&mut self, now: u64, may_come: bool) -> bool {
+        let CloudSide::Waiting { lost_at, .. } = &mut self.cloud else { return false };
+        if self.patience.need == Need::Decisions || may_come {
+            lost_at.get_or_insert(now);
         }
+        let waits = self.patience.need == Need::Decisions || (may_come && self.hopes(now));
+        !waits && self.go_alone()
     }
 
     /// The stream, the link or the node is gone. Open questions are asked again after [`Self::open`], not
@@ -257,7 +262,8 @@ impl<I> EdgeSession<I> {
         match self.cloud {
             CloudSide::Unused | CloudSide::Refused => None,
             CloudSide::Waiting { lost_at, retry_at } => {
-                let hope = lost_at.filter(|_| self.patience.need == Need::Decisions && !self.alone);
+                let waits = self.patience.need == Need::Decisions || self.is_waiting();
+                let hope = lost_at.filter(|_| waits && !self.alone);
                 let hope = hope.map(|at| (self.grace_ends(at), Timeout::Alone));
                 let retry = retry_at.map(|at| (at, Timeout::Retry));
                 hope.into_iter().chain(retry).min_by_key(|(at, _)| *at)
