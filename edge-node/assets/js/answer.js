@@ -14,6 +14,7 @@ export class Turn {
     this.threshold = mode === "auto" ? threshold : null;
     this.actions = actions;
     this.shown = new Text();
+    this.thought = "";
     this.pieces = 0;
     this.leftOut = 0;
     this.sent = performance.now();
@@ -22,14 +23,16 @@ export class Turn {
     this.state = "waiting";
     this.facts = h("div", { class: "facts" });
     this.answer = h("div", { class: "answer", "data-state": "waiting", "data-mode": mode, "aria-busy": "true" }, this.shown.element, this.facts);
+    this.reasoning = h("details", { class: "reasoning", hidden: true }, h("summary", {}, t("reasoning")), h("div", {}));
+    this.answer.prepend(this.reasoning);
     this.element = h("article", { class: "turn" }, h("p", { class: "question" }, question), this.answer);
   }
 
   /** The turn as it is kept. */
   get kept() {
     const tokens = this.tokens.map((token) => KEPT.map((name) => token[name] ?? null));
-    const { question, mode, threshold, state, reason, text, route, completion, pieces, leftOut } = this;
-    return { question, mode, threshold, state, reason, text, tokens, route, completion, pieces, leftOut, took: [this.ttft, this.last == null ? null : this.last - this.sent] };
+    const { question, mode, threshold, state, reason, text, route, completion, pieces, leftOut, thought } = this;
+    return { question, mode, threshold, state, reason, text, tokens, route, completion, pieces, leftOut, thought, took: [this.ttft, this.last == null ? null : this.last - this.sent] };
   }
 
   /** A turn that was kept. */
@@ -40,6 +43,8 @@ export class Turn {
     const spelt = tokens.map((token) => token.text).join("");
     if (tokens.length && spelt === kept.text) turn.shown.add(spelt, tokens);
     else turn.shown.add(String(kept.text ?? ""), []);
+    if (kept.thought) turn.think(String(kept.thought));
+    turn.first = turn.last = null;
     turn.pieces = kept.pieces ?? tokens.length;
     turn.route = kept.route ?? null;
     turn.completion = kept.completion;
@@ -67,6 +72,16 @@ export class Turn {
     this.answer.dataset.state = "streaming";
     this.pieces += Math.max(1, tokens.length);
     this.shown.add(text, tokens.map((token) => ({ ...token, threshold: this.threshold })));
+  }
+
+  /** Appends to what the model says to itself before it answers. */
+  think(text) {
+    this.last = performance.now();
+    this.first ??= this.last;
+    this.answer.dataset.state = "streaming";
+    this.thought += text;
+    this.reasoning.hidden = false;
+    this.reasoning.lastChild.append(text);
   }
 
   usage(usage) {
@@ -111,6 +126,7 @@ export class Turn {
 
   /** Writes the line under the answer, in the page's present language. */
   relabel() {
+    this.reasoning.firstChild.textContent = t("reasoning");
     if (this.state === "waiting" || (this.state === "failed" && !this.text)) return;
     const { route } = this;
     const took = h("div", { class: "took" });

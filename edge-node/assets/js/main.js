@@ -111,10 +111,15 @@ async function ask(question) {
     if (turn.pieces > 4) strip.showRate(turn.rate);
     if (follow) requestAnimationFrame(toEnd);
   };
+  const reasoning = (text) => {
+    const follow = atEnd();
+    turn.think(text);
+    if (follow) requestAnimationFrame(toEnd);
+  };
   let state = "done";
   let failure = null;
   try {
-    await answered(turn, before, { delta, usage: (usage) => turn.usage(usage), finish: (reason) => turn.finish(reason) });
+    await answered(turn, before, { delta, reasoning, usage: (usage) => turn.usage(usage), finish: (reason) => turn.finish(reason) });
   } catch (error) {
     state = error.name === "AbortError" ? "stopped" : "failed";
     if (state === "failed") failure = error;

@@ -87,7 +87,7 @@ function trouble(error) {
 }
 
 /**
- * Streams one answer. `on.delta(text, tokens)` gets each piece, `on.usage(usage)` the totals,
+ * Streams one answer. `on.delta(text, tokens)` gets each piece, `on.reasoning(text)` what comes before it, `on.usage(usage)` the totals,
  * `on.finish(reason)` why it ended. Throws Failure, or AbortError after `signal`.
  */
 export async function answer({ messages, mode, threshold, temperature, tokens, signal }, on) {
@@ -109,6 +109,8 @@ export async function answer({ messages, mode, threshold, temperature, tokens, s
       for (const choice of chunk.choices ?? []) {
         const tokens = choice.tandem?.tokens ?? [];
         const text = choice.delta?.content ?? "";
+        const thought = choice.delta?.reasoning_content ?? "";
+        if (thought) on.reasoning(thought);
         if (text || tokens.length) on.delta(text, tokens);
         if (choice.finish_reason) {
           ended = true;

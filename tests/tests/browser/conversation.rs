@@ -20,6 +20,27 @@ async fn reload(browser: &Browser) -> Result<()> {
         .await
 }
 
+/// What a model says to itself stands folded above its answer, is kept, and is no part of the answer.
+pub(crate) async fn reasoning(browser: &Browser) -> Result<()> {
+    let answer = r#"Promise.resolve(new Response('data: {"choices":[{"index":0,"delta":{"reasoning_content":"Peru <b>"}}]}\n\ndata: {"choices":[{"index":0,"delta":{"reasoning_content":"or Chile?"}}]}\n\ndata: {"choices":[{"index":0,"delta":{"content":"Lima."},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'))"#;
+    let fold = "const fold = document.querySelector('.turn:last-child details.reasoning');
+         return [fold.hidden, fold.open, fold.querySelector('div').textContent]";
+    rig(browser, answer).await?;
+    let shown = browser.ask(CAPITAL).await?;
+    unrig(browser).await?;
+    ensure!(shown.state == "done" && shown.text.trim() == "Lima.", "{shown:?}");
+    let wanted = json!([false, false, "Peru <b>or Chile?"]);
+    ensure!(browser.script(fold).await? == wanted, "{}", browser.script(fold).await?);
+    browser.click(".turn:last-child details.reasoning summary").await?;
+    ensure!(browser.text(".turn:last-child details.reasoning").await?.contains("or Chile?"));
+    reload(browser).await?;
+    ensure!(browser.script(fold).await? == wanted, "kept: {}", browser.script(fold).await?);
+    // An answer without has no fold.
+    finished(&browser.ask(CAPITAL).await?)?;
+    ensure!(browser.script(fold).await? == json!([true, false, ""]), "{}", browser.script(fold).await?);
+    Ok(())
+}
+
 /// All turns go along and outlive the page; a new chat begins without them.
 pub(crate) async fn turns(browser: &Browser) -> Result<()> {
     browser.click("#clear").await?;

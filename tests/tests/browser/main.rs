@@ -34,6 +34,7 @@ async fn chat_page() -> Result<()> {
     threshold(&browser).await.context("threshold")?;
     plug_pulled(&browser).await.context("plug pulled")?;
     trouble(&browser).await.context("trouble")?;
+    conversation::reasoning(&browser).await.context("reasoning")?;
     conversation::turns(&browser).await.context("turns")?;
     conversation::settings(&browser).await.context("settings")?;
     conversation::markdown(&browser).await.context("Markdown")?;

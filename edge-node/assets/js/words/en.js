@@ -72,6 +72,7 @@ export default {
   legendCloud: "the large model",
   legendNote: "Point at, tap, or focus a token for its probability and the reason. Arrow keys move along.",
   tints: "Tint the tokens",
+  reasoning: "Reasoning",
   answers: "Answers",
   system: "System prompt",
   systemHint: "What the model should know or be, for every answer",

@@ -72,6 +72,7 @@ export default {
   legendCloud: "大模型",
   legendNote: "指向、轻点或聚焦一个词元，可查看其概率和原因；方向键逐个移动。",
   tints: "给词元着色",
+  reasoning: "推理过程",
   answers: "回答",
   system: "系统提示",
   systemHint: "模型在每个回答中应知道或扮演什么",
