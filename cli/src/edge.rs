@@ -175,6 +175,7 @@ pub(crate) async fn start(
         chat: loaded.chat,
         stop_tokens: loaded.stop_tokens,
         sampling: loaded.sampling,
+        short_json: tandem_models::ALL.iter().any(|embedded| embedded.name == settings.edge.model),
         policy,
         uplinks,
         bulk,

@@ -75,6 +75,8 @@ pub struct EdgeParts {
     pub stop_tokens: Vec<u32>,
     /// Sampling where a request says nothing.
     pub sampling: SamplingParams,
+    /// The model was never taught JSON: what a schema leaves open is kept short.
+    pub short_json: bool,
     /// When to ask the cloud.
     pub policy: Arc<dyn Policy>,
     /// The link to the cloud.
@@ -112,6 +114,7 @@ pub(crate) struct Inner {
     tenant_key: [u8; 32],
     pub(crate) trunk: Option<Trunk>,
     sampling: SamplingParams,
+    short_json: bool,
     context_tokens: usize,
     dials: Mutex<Dials>,
     estimates: Mutex<Estimates>,
@@ -189,6 +192,7 @@ impl EdgeNode {
             tenant_key: development_tenant_key(&parts.tenant),
             trunk,
             sampling: parts.sampling,
+            short_json: parts.short_json,
             context_tokens,
             estimates: Mutex::default(),
             totals: Mutex::default(),
@@ -340,6 +344,11 @@ impl EdgeNode {
     #[must_use]
     pub fn chat_template(&self) -> &ChatTemplate {
         &self.0.chat
+    }
+
+    /// True if answers of a given form are kept short.
+    pub fn short_json(&self) -> bool {
+        self.0.short_json
     }
 
     /// Sampling where a request says nothing.

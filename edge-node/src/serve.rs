@@ -150,6 +150,10 @@ impl Backend for NodeBackend {
         self.node.get().map(|node| node.sampling().clone()).unwrap_or_default()
     }
 
+    fn short_json(&self) -> bool {
+        self.node.get().is_some_and(EdgeNode::short_json)
+    }
+
     fn context_tokens(&self) -> usize {
         self.node.get().map_or(0, EdgeNode::context_tokens)
     }

@@ -208,6 +208,14 @@ def hf_plain_and_streamed(args):
 
 
 @check
+def hf_without_a_model(args):
+    # The client sends a name that stands for none.
+    answer = hf_client(args).chat_completion(messages=HF["messages"])
+    expect("Lima" in answer.choices[0].message.content, answer)
+    expect_equal(answer.model, "tandem", "model")
+
+
+@check
 def hf_tool_and_structured_output(args):
     tool = {"type": "function", "function": {"name": "plan_visit", "description": "Plans.", "parameters": BY}}
     answer = hf_client(args).chat_completion(**HF, tools=[tool], tool_choice="required")

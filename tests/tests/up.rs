@@ -215,7 +215,8 @@ async fn idle_processes_take_less_than_a_hundredth_of_a_core() -> Result<()> {
 /// there in CI.
 #[tokio::test(flavor = "multi_thread")]
 async fn real_clients() -> Result<()> {
-    const PYTHON: [&str; 3] = ["openai_client.py", "responses_client.py", "frameworks_client.py"];
+    const PYTHON: [&str; 4] =
+        ["openai_client.py", "responses_client.py", "frameworks_client.py", "described_client.py"];
     const NODE: [&str; 2] = ["openai_client.mjs", "responses_client.mjs"];
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
     let python = python(&scripts).await;

@@ -11,8 +11,8 @@ use crate::request::Mode;
 
 /// Most choices per prompt (`n`).
 pub(crate) const CHOICES_MAX: usize = 8;
-/// Most stop strings.
-pub(crate) const STOPS_MAX: usize = 4;
+/// Most stop strings. OpenAI takes 4, editors' clients send a dozen.
+pub(crate) const STOPS_MAX: usize = 32;
 /// Longest stop string, bytes.
 pub(crate) const STOP_BYTES_MAX: usize = 256;
 /// Longest model name, bytes.

@@ -83,6 +83,11 @@ pub trait Backend: Send + Sync + 'static {
     fn sampling_defaults(&self) -> SamplingParams {
         SamplingParams::default()
     }
+
+    /// True for a model that was never taught JSON: answers of a given form are kept short.
+    fn short_json(&self) -> bool {
+        false
+    }
 }
 
 /// One loaded model.

@@ -16,6 +16,7 @@ use super::chat_fields::ChatFields;
 use super::completion_fields::CompletionFields;
 use super::completion_writer::CompletionWriter;
 use super::error::{ApiError, Params};
+use super::grammar::Format;
 use super::messages::ChatMessage;
 use super::reply::{Kind, Shape};
 use super::request_id::RequestId;
@@ -23,7 +24,7 @@ use super::respond::{Plan, respond};
 use super::tooling::Tooling;
 use super::tools::Tools;
 use super::writer::Writer;
-use super::{Api, echo, grammar, model_name, prompt};
+use super::{Api, echo, grammar, model_name, prompt, short_json};
 use crate::admission::Slots;
 
 /// Chat completions.
@@ -33,12 +34,21 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
-    let limits = limits(api.backend.as_ref())?;
-    let body = api.heavy.read_json(request).await?;
-    let (fields, weight) = body.parse(&api.heavy, move |body| ChatFields::parse(body, &limits)).await?;
+    let (fields, weight) = read(&api, request, ChatFields::parse).await?;
     let call =
         Call { path: "/v1/chat/completions", request_id, received, prompt_param: "messages", names: &[], weight };
     converse(&api, call, fields, |plan| completion_writer(&api, Kind::Chat, plan)).await
+}
+
+/// The body of a request, taken apart by `parse`, with its share of the room for large ones.
+pub(crate) async fn read<T: Send + 'static>(
+    api: &Api,
+    request: Request,
+    parse: impl FnOnce(&[u8], &Limits) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(T, Weight), ApiError> {
+    let limits = limits(api.backend.as_ref())?;
+    let body = api.heavy.read_json(request).await?;
+    body.parse(&api.heavy, move |body| parse(body, &limits)).await
 }
 
 /// What is known of a request before its body.
@@ -66,12 +76,18 @@ pub(crate) async fn converse(
     let limits = limits(api.backend.as_ref())?;
     let target = resolve(api, answer.model.as_deref())?;
     let renamed = |error: ApiError| error.renamed(call.names);
+    let short = api.backend.short_json();
+    let (format, tools) = match (format, tools) {
+        (format, tools) if short => (format.map(Format::bounded), tools.map(Tools::bounded)),
+        as_given => as_given,
+    };
     let tooling = Tooling::of(api.backend.as_ref(), tools);
     let text = prompt::of_chat(api, messages, tooling.told(), variables, call.prompt_param).await.map_err(renamed)?;
     let weight = call.weight.at_most(text.bytes());
     let slots = admit(api, answer.n).await?;
     let (notice, thinks) = (text.notice, text.thinks);
     let grammar = tooling.grammar(api, format.as_ref(), thinks).await.map_err(renamed)?;
+    let shortened = (short && grammar.is_some()).then_some(short_json::NOTICE);
     let grammar = with_tokens_min(api, grammar, tokens_min, &limits).await?;
     let ids = text.tokenize(api).await.map_err(renamed)?;
     drop(weight);
@@ -84,7 +100,7 @@ pub(crate) async fn converse(
         prompts: vec![ids],
         params: Params { prompt: call.prompt_param, grammar: tooling.grammar_param() },
         logprobs: logprobs.then_some(top_logprobs),
-        notice: notice.or_else(|| tooling.notice()),
+        notice: notice.or_else(|| tooling.notice()).or(shortened),
         grammar,
         reading: Some(tooling.reading(thinks)),
         legacy: tooling.is_legacy(),
@@ -107,10 +123,7 @@ pub(crate) async fn completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
-    let limits = limits(api.backend.as_ref())?;
-    let body = api.heavy.read_json(request).await?;
-    let wanted = limits.clone();
-    let (fields, weight) = body.parse(&api.heavy, move |body| CompletionFields::parse(body, &wanted)).await?;
+    let (fields, weight) = read(&api, request, CompletionFields::parse).await?;
     let CompletionFields { answer, prompts, tokens_min, logprobs, echo } = fields;
     let target = resolve(&api, answer.model.as_deref())?;
     let prompts = prompt::may_fit_all(&api, prompts).await?;
@@ -118,7 +131,7 @@ pub(crate) async fn completions(
     let slots = admit(&api, prompts.len() * answer.n).await?;
     let prompts = prompt::of_texts(&api, prompts).await?;
     drop(weight);
-    let grammar = with_tokens_min(&api, None, tokens_min, &limits).await?;
+    let grammar = with_tokens_min(&api, None, tokens_min, &limits(api.backend.as_ref())?).await?;
     let plan = Plan {
         path: "/v1/completions",
         request_id,
@@ -166,12 +179,11 @@ pub(crate) fn limits(backend: &dyn Backend) -> Result<Limits, ApiError> {
 
 /// The model that a request names, or the one that is to answer where it names none.
 pub(crate) fn resolve(api: &Api, name: Option<&str>) -> Result<model_name::Target, ApiError> {
-    let alias = api.options.default_alias.as_deref();
-    let Some(name) = name.or(alias) else {
-        let message = "`model` is required; the setting `api.default_alias` names one for requests without";
-        return Err(ApiError::bad_request("missing_field", message).about("model"));
-    };
-    model_name::resolve(name, &api.backend.models(), alias)
+    let (models, alias) = (api.backend.models(), api.options.default_alias.as_deref());
+    match name.filter(|name| !model_name::is_placeholder(name, &models)) {
+        Some(name) => model_name::resolve(name, &models, alias),
+        None => model_name::resolve(alias.unwrap_or(model_name::TANDEM), &models, None),
+    }
 }
 
 /// The grammar of an answer that has at least so many tokens.

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::backend::Backend;
 use super::error::ApiError;
 use super::fields::{Fields, short, type_error};
+use super::short_json;
 
 /// Most grammars compiled at a time; further requests wait.
 const COMPILING_MAX: usize = 2;
@@ -66,6 +67,14 @@ impl Format {
         match self {
             Self::JsonObject => Ok(json_object()),
             Self::JsonSchema(schema) => json_schema(schema).map_err(|e| refused(&e, SCHEMA_PARAM)),
+        }
+    }
+
+    /// The format with bounds for the strings and lists of its schema, see [`short_json`].
+    pub(crate) fn bounded(self) -> Self {
+        match self {
+            Self::JsonSchema(schema) => Self::JsonSchema(short_json::bounded(schema)),
+            Self::JsonObject => self,
         }
     }
 

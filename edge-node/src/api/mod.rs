@@ -49,6 +49,7 @@ mod reply;
 mod request_id;
 mod respond;
 mod responses;
+mod short_json;
 mod stop;
 mod template_fields;
 mod thoughts;
@@ -86,7 +87,8 @@ pub struct ApiOptions {
     pub hosts: Hosts,
     /// Pages that may use the API although they come from elsewhere.
     pub origins: Origins,
-    /// Model that unknown model names stand for, e.g. `tandem`; `None` makes them a 404.
+    /// Model that unknown model names stand for, e.g. `tandem`; `None` makes them a 404. It also answers requests
+    /// that name none, else the pair does.
     pub default_alias: Option<String>,
 }
 

@@ -8,6 +8,9 @@ use crate::request::Mode;
 /// The name that means the pair as a whole.
 pub(crate) const TANDEM: &str = "tandem";
 
+/// Names that clients send where nobody named a model: Hugging Face's client, and before it text-generation-inference.
+const PLACEHOLDERS: [&str; 2] = ["dummy", "tgi"];
+
 /// Every mode, in the order in which names are listed.
 pub(crate) const MODES: [Mode; 4] = [Mode::Local, Mode::Auto, Mode::Exact, Mode::Cloud];
 
@@ -18,6 +21,11 @@ pub(crate) struct Target {
     pub(crate) name: String,
     /// Mode that the name asks for, if it does.
     pub(crate) mode: Option<Mode>,
+}
+
+/// True for a name that a client sends where nobody named a model, unless a model is called so.
+pub(crate) fn is_placeholder(name: &str, models: &[ModelEntry]) -> bool {
+    PLACEHOLDERS.contains(&name) && known(name, models).is_none()
 }
 
 /// Looks `name` up among the loaded models; unknown names become `alias` if there is one. A mode's
@@ -38,7 +46,8 @@ pub(crate) fn resolve(name: &str, models: &[ModelEntry], alias: Option<&str>) ->
     Err(ApiError::not_found(
         "model_not_found",
         format!(
-            "model `{}` is not here; there is {}, each also with a suffix :local, :auto, :exact or :cloud",
+            "model `{}` is not here; there is {}, each also with a suffix :local, :auto, :exact or :cloud; the setting \
+             `api.default_model` (`--default-model`) names one that answers for all others",
             short(name),
             quoted(&base_names(models)),
         ),
@@ -105,6 +114,16 @@ mod tests {
             let expected = expected.map(|(name, mode): (&str, _)| Target { name: name.into(), mode });
             assert_eq!(got, expected, "{name:?} with alias {alias:?}");
         }
+    }
+
+    #[test]
+    fn placeholders() {
+        let table = [("dummy", true), ("tgi", true), ("tandem", false), ("gpt-4o", false), ("dummy:local", false)];
+        for (name, expected) in table {
+            assert_eq!(is_placeholder(name, &models()), expected, "{name}");
+        }
+        let own = ModelEntry { id: "dummy".into(), ..models().remove(0) };
+        assert!(!is_placeholder("dummy", &[own]));
     }
 
     #[test]

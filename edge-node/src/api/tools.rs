@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, short, type_error};
+use super::short_json;
 
 /// Most tools of a request.
 pub(crate) const TOOLS_MAX: usize = 128;
@@ -154,6 +155,14 @@ impl Tools {
             *choice = Some(Choice { of, field: CHOICE, only: None });
         }
         Ok(legacy)
+    }
+
+    /// The tools with bounds for the strings and lists of their schemas, see [`short_json`].
+    pub(crate) fn bounded(mut self) -> Self {
+        for tool in &mut self.list {
+            tool.parameters = short_json::bounded(std::mem::take(&mut tool.parameters));
+        }
+        self
     }
 
     /// The tools that may be called.

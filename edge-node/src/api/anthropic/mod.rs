@@ -15,7 +15,8 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Api;
-use super::endpoints::{Call, converse, limits, render, resolve};
+use super::answer_fields::Limits;
+use super::endpoints::{Call, converse, read, render, resolve};
 use super::error::ApiError;
 use super::request_id::RequestId;
 use fields::{MessagesFields, Purpose};
@@ -35,10 +36,8 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
-    let limits = limits(api.backend.as_ref())?;
-    let body = api.heavy.read_json(request).await?;
-    let parse = move |body: &[u8]| MessagesFields::parse(body, &limits, Purpose::Answer);
-    let (fields, weight) = body.parse(&api.heavy, parse).await.map_err(|error| error.renamed(&NAMES))?;
+    let parse = |body: &[u8], limits: &Limits| MessagesFields::parse(body, limits, Purpose::Answer);
+    let (fields, weight) = read(&api, request, parse).await.map_err(|error| error.renamed(&NAMES))?;
     let MessagesFields { chat, hide_thinking } = fields;
     let call = Call { path: "/v1/messages", request_id, received, prompt_param: "messages", names: &NAMES, weight };
     converse(&api, call, chat, |plan| Box::new(MessagesWriter::new(plan, hide_thinking))).await
@@ -46,10 +45,8 @@ pub(crate) async fn create(
 
 /// `POST /v1/messages/count_tokens`.
 pub(crate) async fn count_tokens(State(api): State<Arc<Api>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let limits = limits(api.backend.as_ref())?;
-    let body = api.heavy.read_json(request).await?;
-    let parse = move |body: &[u8]| MessagesFields::parse(body, &limits, Purpose::Count);
-    let (fields, _weight) = body.parse(&api.heavy, parse).await.map_err(|error| error.renamed(&NAMES))?;
+    let parse = |body: &[u8], limits: &Limits| MessagesFields::parse(body, limits, Purpose::Count);
+    let (fields, _weight) = read(&api, request, parse).await.map_err(|error| error.renamed(&NAMES))?;
     resolve(&api, fields.chat.answer.model.as_deref())?;
     let prompt = render(&api, fields.chat.messages, fields.chat.tools).await?;
     Ok(Json(json!({ "input_tokens": prompt.len() })))

@@ -81,7 +81,7 @@ impl MessagesWriter {
             return Ok(());
         }
         if let Some(Block::Thinking(_)) = self.blocks.last() {
-            self.delta(json!({ "type": "signature_delta", "signature": "" }), out)?;
+            self.delta(&json!({ "type": "signature_delta", "signature": "" }), out)?;
         }
         let event = "content_block_stop";
         out.push_named(event, &json!({ "type": event, "index": self.blocks.len() - 1 }))
@@ -96,8 +96,7 @@ impl MessagesWriter {
         out.push_named(event, &body)
     }
 
-    #[allow(clippy::needless_pass_by_value, reason = "callers hand over a literal")]
-    fn delta(&self, delta: Value, out: &mut Frames) -> Result<(), ApiError> {
+    fn delta(&self, delta: &Value, out: &mut Frames) -> Result<(), ApiError> {
         let event = "content_block_delta";
         out.push_named(event, &json!({ "type": event, "index": self.blocks.len() - 1, "delta": delta }))
     }
@@ -118,7 +117,7 @@ impl MessagesWriter {
                     if let Some(Block::Text(text)) = self.current() {
                         text.push_str(&more);
                     }
-                    self.delta(json!({ "type": "text_delta", "text": more }), out)?;
+                    self.delta(&json!({ "type": "text_delta", "text": more }), out)?;
                 }
                 Said::Reasoning(_) if self.hide_thinking => {}
                 Said::Reasoning(more) => {
@@ -128,7 +127,7 @@ impl MessagesWriter {
                     if let Some(Block::Thinking(text)) = self.current() {
                         text.push_str(&more);
                     }
-                    self.delta(json!({ "type": "thinking_delta", "thinking": more }), out)?;
+                    self.delta(&json!({ "type": "thinking_delta", "thinking": more }), out)?;
                 }
                 Said::Call { name, .. } => {
                     let id = call_id(self.reading.as_ref());
@@ -138,7 +137,7 @@ impl MessagesWriter {
                 Said::Arguments { text, .. } => {
                     if let Some(Block::ToolUse { input, .. }) = self.current() {
                         input.push_str(&text);
-                        self.delta(json!({ "type": "input_json_delta", "partial_json": text }), out)?;
+                        self.delta(&json!({ "type": "input_json_delta", "partial_json": text }), out)?;
                     }
                 }
             }

@@ -87,7 +87,7 @@ fn operation(path: &str, id: &str, summary: &str, request: Option<&str>, answer:
         content["application/json"] = json!({ "schema": reference(answer) });
     }
     if STREAMED.contains(&id) {
-        content["text/event-stream"] = json!({ "schema": { "type": "string" } });
+        content["text/event-stream"] = json!({ "schema": reference("StreamEvent") });
     }
     let error = if path.starts_with("/v1/messages") { "MessagesError" } else { "Error" };
     let error = json!({ "application/json": { "schema": reference(error) } });

@@ -66,8 +66,7 @@ fn request(fields: impl IntoIterator<Item = (&'static str, Value)>, required: &[
 }
 
 /// An answer: these fields are there, and maybe more.
-#[allow(clippy::needless_pass_by_value, reason = "callers hand over a literal")]
-fn answer(fields: Value) -> Value {
+fn answer(fields: &Value) -> Value {
     let names: Vec<&String> = fields.as_object().into_iter().flat_map(Map::keys).collect();
     json!({ "type": "object", "required": names, "properties": fields })
 }
@@ -190,14 +189,14 @@ fn requests() -> Vec<(&'static str, Value)> {
                     ("top_logprobs", logprobs.clone()),
                 ])
                 .chain(answered.clone()),
-                &["model", "messages"],
+                &["messages"],
             ),
         ),
         (
             "CompletionRequest",
             request(
                 with(vec![("prompt", texts(PROMPTS_MAX)), ("logprobs", integer(0, LOGPROBS_MAX))]).chain(answered),
-                &["model", "prompt"],
+                &["prompt"],
             ),
         ),
         (
@@ -240,11 +239,11 @@ fn requests() -> Vec<(&'static str, Value)> {
                     ("top_logprobs", logprobs),
                     ("truncation", one_of(&["disabled"])),
                 ]),
-                &["model", "input"],
+                &["input"],
             ),
         ),
-        ("MessagesRequest", request(anthropic(), &["model", "max_tokens", "messages"])),
-        ("CountTokensRequest", request(anthropic(), &["model", "messages"])),
+        ("MessagesRequest", request(anthropic(), &["max_tokens", "messages"])),
+        ("CountTokensRequest", request(anthropic(), &["messages"])),
         (
             "EmbeddingsRequest",
             request(
@@ -254,7 +253,7 @@ fn requests() -> Vec<(&'static str, Value)> {
                     ("encoding_format", one_of(&["float", "base64"])),
                     ("dimensions", integer(1, i64::from(i32::MAX))),
                 ],
-                &["model", "input"],
+                &["input"],
             ),
         ),
         (
@@ -288,22 +287,24 @@ fn answers() -> Vec<(&'static str, Value)> {
     let text_or_null = json!({ "type": ["string", "null"] });
     let (many, strings) = (|items: Value| json!({ "type": "array", "items": items }), string());
     let usage = answer(
-        json!({ "prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(), "tandem": object }),
+        &json!({ "prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(), "tandem": object }),
     );
     let whole = |kind: &str, choice: Value| {
-        answer(json!({
+        answer(&json!({
             "id": strings, "object": one_of(&[kind]), "created": count(), "model": strings,
-            "choices": list(&answer(choice), 1, CHOICES_MAX), "usage": usage,
+            "choices": list(&answer(&choice), 1, CHOICES_MAX), "usage": usage,
         }))
     };
-    let message = answer(json!({ "role": one_of(&["assistant"]), "content": text_or_null }));
+    let message = answer(&json!({ "role": one_of(&["assistant"]), "content": text_or_null }));
     let ends = one_of(&["stop", "length", "tool_calls", "function_call"]);
-    let model = answer(json!({ "id": strings, "object": one_of(&["model"]), "created": count(), "owned_by": strings }));
-    let item =
-        answer(json!({ "id": strings, "type": one_of(&["message", "reasoning", "function_call"]), "status": strings }));
-    let tokens = answer(json!({ "input_tokens": count(), "output_tokens": count() }));
-    let error = answer(json!({ "message": strings, "type": strings, "param": text_or_null, "code": text_or_null }));
-    let piece = answer(json!({ "id": count(), "piece": any(&[string(), many(count())]) }));
+    let model =
+        answer(&json!({ "id": strings, "object": one_of(&["model"]), "created": count(), "owned_by": strings }));
+    let item = answer(
+        &json!({ "id": strings, "type": one_of(&["message", "reasoning", "function_call"]), "status": strings }),
+    );
+    let tokens = answer(&json!({ "input_tokens": count(), "output_tokens": count() }));
+    let error = answer(&json!({ "message": strings, "type": strings, "param": text_or_null, "code": text_or_null }));
+    let piece = answer(&json!({ "id": count(), "piece": any(&[string(), many(count())]) }));
     let embedding = any(&[many(json!({ "type": "number" })), string()]);
     vec![
         (
@@ -316,51 +317,53 @@ fn answers() -> Vec<(&'static str, Value)> {
         ),
         (
             "Response",
-            answer(json!({
+            answer(&json!({
                 "id": strings, "object": one_of(&["response"]), "created_at": count(), "model": strings,
                 "status": one_of(&["completed", "incomplete"]), "output": many(item), "usage": tokens, "store": boolean(),
                 "previous_response_id": text_or_null,
             })),
         ),
-        ("Deleted", answer(json!({ "id": strings, "object": one_of(&["response"]), "deleted": boolean() }))),
+        ("Deleted", answer(&json!({ "id": strings, "object": one_of(&["response"]), "deleted": boolean() }))),
         (
             "Message",
-            answer(json!({
+            answer(&json!({
                 "id": strings, "type": one_of(&["message"]), "role": one_of(&["assistant"]), "model": strings,
-                "content": many(answer(json!({ "type": one_of(&["text", "thinking", "tool_use"]) }))),
+                "content": many(answer(&json!({ "type": one_of(&["text", "thinking", "tool_use"]) }))),
                 "stop_reason": one_of(&["end_turn", "max_tokens", "stop_sequence", "tool_use"]),
                 "stop_sequence": text_or_null, "usage": tokens,
             })),
         ),
-        ("TokenCount", answer(json!({ "input_tokens": count() }))),
+        ("TokenCount", answer(&json!({ "input_tokens": count() }))),
         (
             "Embeddings",
-            answer(json!({
+            answer(&json!({
                 "object": one_of(&["list"]), "model": strings,
-                "data": many(answer(json!({ "object": one_of(&["embedding"]), "index": count(), "embedding": embedding }))),
-                "usage": answer(json!({ "prompt_tokens": count(), "total_tokens": count() })),
+                "data": many(answer(&json!({ "object": one_of(&["embedding"]), "index": count(), "embedding": embedding }))),
+                "usage": answer(&json!({ "prompt_tokens": count(), "total_tokens": count() })),
             })),
         ),
         (
             "Tokens",
-            answer(json!({
+            answer(&json!({
                 "tokens": many(any(&[count(), piece])), "count": count(), "max_model_len": count(),
                 "token_strs": { "type": ["array", "null"], "items": strings },
             })),
         ),
-        ("Text", answer(json!({ "content": strings, "prompt": strings }))),
+        ("Text", answer(&json!({ "content": strings, "prompt": strings }))),
         ("Model", model.clone()),
-        ("Models", answer(json!({ "object": one_of(&["list"]), "data": many(model) }))),
-        ("Status", answer(json!({ "node": strings, "cloud_connected": boolean(), "default_mode": strings }))),
+        ("Models", answer(&json!({ "object": one_of(&["list"]), "data": many(model) }))),
+        ("Status", answer(&json!({ "node": strings, "cloud_connected": boolean(), "default_mode": strings }))),
         ("Explained", object.clone()),
-        ("Readiness", answer(json!({ "status": strings }))),
-        ("Version", answer(json!({ "name": strings, "version": strings }))),
+        ("Readiness", answer(&json!({ "status": strings }))),
+        // Before OpenAPI 3.2 the schema of a stream is that of each event.
+        ("StreamEvent", answer(&json!({ "data": strings }))),
+        ("Version", answer(&json!({ "name": strings, "version": strings }))),
         ("Document", object),
-        ("Error", answer(json!({ "error": error }))),
+        ("Error", answer(&json!({ "error": error }))),
         (
             "MessagesError",
-            answer(json!({
-                "type": one_of(&["error"]), "error": answer(json!({ "type": strings, "message": strings })),
+            answer(&json!({
+                "type": one_of(&["error"]), "error": answer(&json!({ "type": strings, "message": strings })),
             })),
         ),
     ]

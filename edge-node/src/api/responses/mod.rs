@@ -16,7 +16,8 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Api;
-use super::endpoints::{Call, converse, limits};
+use super::answer_fields::Limits;
+use super::endpoints::{Call, converse, read};
 use super::error::ApiError;
 use super::fields::short;
 use super::request_id::RequestId;
@@ -39,11 +40,9 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = Instant::now();
-    let limits = limits(api.backend.as_ref())?;
-    let body = api.heavy.read_json(request).await?;
     let responses = Arc::clone(&api.responses);
-    let parse = move |body: &[u8]| ResponsesFields::parse(body, &limits, &responses);
-    let (fields, weight) = body.parse(&api.heavy, parse).await.map_err(|error| error.renamed(&NAMES))?;
+    let parse = move |body: &[u8], limits: &Limits| ResponsesFields::parse(body, limits, &responses);
+    let (fields, weight) = read(&api, request, parse).await.map_err(|error| error.renamed(&NAMES))?;
     let ResponsesFields { chat, kept, mut echo } = fields;
     echo.insert("temperature".to_owned(), chat.answer.sampling.temperature.into());
     echo.insert("top_p".to_owned(), chat.answer.sampling.top_p.into());

@@ -169,14 +169,13 @@ impl ResponsesWriter {
         self.answer.items.last_mut().map(|item| &mut item.said)
     }
 
-    #[allow(clippy::needless_pass_by_value, reason = "called where both are made")]
-    fn say_content(&mut self, more: String, scores: Vec<Value>, out: &mut Frames) -> Result<(), ApiError> {
+    fn say_content(&mut self, more: &str, scores: &[Value], out: &mut Frames) -> Result<(), ApiError> {
         if !matches!(self.current(), Some(Spoken::Message { .. })) {
             self.open("msg", Spoken::Message { text: String::new(), logprobs: Vec::new() }, out)?;
         }
         let Some(Spoken::Message { text, logprobs }) = self.current() else { return Ok(()) };
-        text.push_str(&more);
-        logprobs.extend(scores.iter().cloned());
+        text.push_str(more);
+        logprobs.extend_from_slice(scores);
         let body = json!({
             "item_id": self.answer.items.last().map(|item| item.id.as_str()),
             "output_index": self.answer.items.len() - 1,
@@ -197,7 +196,7 @@ impl ResponsesWriter {
         for what in said {
             match what {
                 Said::Content(text) if text.is_empty() && scores.is_empty() => {}
-                Said::Content(text) => self.say_content(text, std::mem::take(&mut scores), out)?,
+                Said::Content(text) => self.say_content(&text, &std::mem::take(&mut scores), out)?,
                 Said::Reasoning(more) => {
                     if !matches!(self.current(), Some(Spoken::Reasoning { .. })) {
                         self.open("rs", Spoken::Reasoning { text: String::new() }, out)?;
@@ -248,7 +247,7 @@ impl Writer for ResponsesWriter {
 
     fn end(&mut self, _: usize, ended: Ended, out: &mut Frames) -> Result<(), ApiError> {
         if self.answer.items.is_empty() {
-            self.say_content(String::new(), Vec::new(), out)?;
+            self.say_content("", &[], out)?;
         }
         self.answer.status = match ended.finish {
             FinishReason::Stop => COMPLETED,

@@ -383,11 +383,36 @@ async fn paths_may_end_with_a_slash_and_requests_lack_a_model() {
         assert_eq!(get(app(&node()), path).await.status, 200, "{path}");
     }
     assert_eq!(post(app(&node()), "/v1/chat/completions/", &chat(&json!({}))).await.status, 200);
-    for model in [json!(null), json!("")] {
+    // Hugging Face's client sends a placeholder.
+    for model in [json!(null), json!(""), json!("dummy")] {
         let body = chat(&json!({ "model": model }));
-        assert_eq!(post(app(&node()), CHAT, &body).await.error(), (400, "missing_field".into(), Some("model".into())));
+        let reply = post(app(&node()), CHAT, &body).await;
+        assert_eq!((reply.status.as_u16(), reply.json()["model"].as_str()), (200, Some("tandem")));
         let options = ApiOptions { default_alias: Some("tandem:exact".into()), ..ApiOptions::default() };
         let reply = post(app_with(&node(), options), CHAT, &body).await;
         assert_eq!((reply.status.as_u16(), reply.header("x-tandem-mode")), (200, Some("exact")));
+    }
+}
+
+/// Clients' schemas bound no string. A model that was never taught JSON ends all the same.
+#[tokio::test]
+async fn a_model_that_was_never_taught_json_has_short_strings() {
+    let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
+    let form = json!({ "type": "json_schema", "json_schema": { "name": "capital", "schema": schema } });
+    let tool = json!({ "type": "function", "function": { "name": "capital", "parameters": schema } });
+    for (asked, untaught) in [
+        (json!({ "response_format": form }), true),
+        (json!({ "tools": [tool], "tool_choice": "required" }), true),
+        (json!({ "response_format": form }), false),
+    ] {
+        let mut replay = Replay::of("Lima.");
+        replay.short_json = untaught;
+        let node = Arc::new(replay);
+        let reply = post(app(&node), CHAT, &chat(&asked)).await;
+        assert_eq!(reply.status, 200, "{}", reply.json());
+        let requests = node.requests.lock().unwrap();
+        let grammar = &requests[0].grammar.as_ref().unwrap().grammar().text;
+        assert_eq!(grammar.contains(r#""maxLength":48"#), untaught, "{asked}: {grammar}");
+        assert_eq!(reply.header("x-tandem-notice").is_some(), untaught, "{asked}");
     }
 }

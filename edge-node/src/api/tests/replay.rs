@@ -45,6 +45,8 @@ pub(crate) struct Replay {
     pub(crate) ending: Ending,
     pub(crate) readiness: Readiness,
     pub(crate) context_tokens: usize,
+    /// The model was never taught JSON.
+    pub(crate) short_json: bool,
     /// Pause before each token.
     pub(crate) pause: Duration,
     pub(crate) route: RouteSummary,
@@ -72,6 +74,7 @@ impl Replay {
             ending: Ending::Proper,
             readiness: Readiness::Ready,
             context_tokens: 256,
+            short_json: false,
             pause: Duration::ZERO,
             route: RouteSummary { round_trips: 2, bytes_up: 120, bytes_down: 80, ..RouteSummary::default() },
             route_when_cut_short: None,
@@ -256,6 +259,10 @@ impl Backend for Replay {
 
     fn stop_tokens(&self) -> Vec<u32> {
         vec![1]
+    }
+
+    fn short_json(&self) -> bool {
+        self.short_json
     }
 
     fn constraints(&self) -> &Constraints {
