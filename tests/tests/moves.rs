@@ -34,7 +34,7 @@ impl Fleet {
             let cloud = part(&folder, "cloud", &["--listen", ANY, "--router", &at, "--name", name]).await?;
             clouds.insert(name.to_owned(), cloud);
         }
-        let edge = part(&folder, "edge", &["--listen", ANY, "--router", &at]).await?;
+        let edge = part(&folder, "edge", &["--listen", ANY, "--router", &at, "--set", "edge.threshold=0"]).await?;
         let fleet = Self { folder, router, clouds, edge };
         fleet.connected().await?;
         Ok(fleet)
@@ -76,7 +76,16 @@ async fn a_second_node_takes_over_at_the_default_settings() -> Result<()> {
     let api = fleet.edge.field("url")?;
     let undisturbed = ask(&api, QUESTION, "cloud", async |_| Ok(())).await?;
     undisturbed.check()?;
-    for (mode, how) in [("exact", "KILL"), ("cloud", "TERM"), ("cloud", "KILL"), ("exact", "TERM")] {
+    // `auto` asks about each token here, so its text is the cloud's, too.
+    let table = [
+        ("exact", "KILL"),
+        ("cloud", "TERM"),
+        ("auto", "KILL"),
+        ("cloud", "KILL"),
+        ("exact", "TERM"),
+        ("auto", "TERM"),
+    ];
+    for (mode, how) in table {
         let node = fleet.current().await?;
         let cloud = fleet.clouds.get_mut(&node).context("a node")?;
         cloud.signal(how).await?;
