@@ -99,7 +99,7 @@ pub struct ApiSettings {
     pub key: Option<String>,
     /// Serve the network without a key.
     pub insecure: bool,
-    /// Model that unknown model names stand for; none makes them a 404.
+    /// Model that unknown model names stand for, and requests without one; none makes unknown names a 404.
     pub default_model: Option<String>,
     /// Origins whose web pages may use the API, such as `["https://app.example"]`; `["*"]` for all. With none,
     /// only the node's own page may.
