@@ -175,7 +175,10 @@ pub(crate) async fn start(
         chat: loaded.chat,
         stop_tokens: loaded.stop_tokens,
         sampling: loaded.sampling,
-        short_json: tandem_models::ALL.iter().any(|embedded| embedded.name == settings.edge.model),
+        short_json: settings
+            .api
+            .short_json
+            .unwrap_or_else(|| tandem_models::ALL.iter().any(|embedded| embedded.name == settings.edge.model)),
         policy,
         uplinks,
         bulk,

@@ -75,7 +75,7 @@ pub struct EdgeParts {
     pub stop_tokens: Vec<u32>,
     /// Sampling where a request says nothing.
     pub sampling: SamplingParams,
-    /// The model was never taught JSON: what a schema leaves open is kept short.
+    /// What a schema leaves open is kept short, for a model that was taught little JSON.
     pub short_json: bool,
     /// When to ask the cloud.
     pub policy: Arc<dyn Policy>,

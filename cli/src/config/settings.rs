@@ -101,6 +101,9 @@ pub struct ApiSettings {
     pub insecure: bool,
     /// Model that unknown model names stand for, and requests without one; none makes unknown names a 404.
     pub default_model: Option<String>,
+    /// Bound the strings, lists and integers that a request's schema leaves open, for a model that goes on in them
+    /// until its context is full; unset means for the embedded pair, which was taught no JSON.
+    pub short_json: Option<bool>,
     /// Origins whose web pages may use the API, such as `["https://app.example"]`; `["*"]` for all. With none,
     /// only the node's own page may.
     pub cors_origins: Vec<String>,
@@ -117,6 +120,7 @@ impl Default for ApiSettings {
             key: None,
             insecure: false,
             default_model: None,
+            short_json: None,
             cors_origins: Vec::new(),
             hosts: Vec::new(),
             connections_max: CONNECTIONS_MAX,

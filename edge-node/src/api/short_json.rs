@@ -1,6 +1,6 @@
-//! Schemas for a model that was never taught JSON, as the embedded pair was not: where a schema leaves the length
-//! of a string, a list or an integer open, such a model goes on until its context is full and its answer is the
-//! beginning of a value. So they get a bound from here, and answers are whole.
+//! Schemas for a small model that was taught little JSON: where a schema leaves the length of a string, a list or
+//! an integer open, such a model goes on until its context is full, and its answer is the beginning of a value. So
+//! they get a bound from here where the setting `api.short_json` says so, and answers are whole.
 
 use serde_json::{Map, Value};
 
@@ -20,8 +20,8 @@ const LISTED: [&str; 3] = ["anyOf", "oneOf", "prefixItems"];
 const SINGLE: [&str; 2] = ["items", "additionalProperties"];
 
 /// Says so to the client.
-pub(crate) const NOTICE: &str = "this model was never taught JSON: strings, lists and integers that the schema does not \
-bound are kept short";
+pub(crate) const NOTICE: &str = "strings, lists and integers that the schema does not bound are kept short for this \
+model (setting api.short_json)";
 
 /// The schema with a bound for each string, list and integer that it gives none. What it takes, `schema` takes.
 pub(crate) fn bounded(mut schema: Value) -> Value {
