@@ -6,6 +6,6 @@ fn main() {
         && std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux")
     {
         // Nothing refers to it, so the linker must be told to keep it.
-        cc::Build::new().file("src/allocator.c").link_lib_modifier("+whole-archive").compile("tandem_allocator");
+        cc::Build::new().file("src/allocator.c").link_lib_modifier("+whole-archive").compile("allocator");
     }
 }
