@@ -1,4 +1,4 @@
-//! Compiles `src/allocator.c` into every program that links this crate.
+//! Compiles `src/allocator.c` into every program that links this crate, where the C library is glibc.
 
 fn main() {
     println!("cargo::rerun-if-changed=src/allocator.c");

@@ -6,14 +6,10 @@
 // long as the process runs. A limit that is set stays where it is.
 //
 // In C, because mallopt is unsafe to call from Rust, where unsafe code stands in the kernels only. The function
-// runs before main and before any thread.
-#include <stdlib.h>
-
-#ifdef __GLIBC__
+// runs before main and before any thread. The build script compiles it for glibc only.
 #include <malloc.h>
 
 __attribute__((constructor)) static void tandem_return_large_blocks(void) {
     mallopt(M_MMAP_THRESHOLD, 256 * 1024);
     mallopt(M_TRIM_THRESHOLD, 256 * 1024);
 }
-#endif
