@@ -190,7 +190,9 @@ struct Terminal {
 #[cfg(target_os = "linux")]
 impl Terminal {
     fn start(state: &Path, url: &str) -> Self {
-        let chat = format!("'{}' chat --url {url}", env!("CARGO_BIN_EXE_tandem"));
+        // `script` runs a shell. One that waits for the program (dash does) ends with 130 after a Ctrl-C that was the
+        // program's; with `exec` the program takes its place.
+        let chat = format!("exec '{}' chat --url {url}", env!("CARGO_BIN_EXE_tandem"));
         let mut command = command(state, "script");
         command.args(["--quiet", "--return", "--flush", "--command", &chat, "/dev/null"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("`script` of util-linux");
