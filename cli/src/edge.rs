@@ -175,10 +175,7 @@ pub(crate) async fn start(
         chat: loaded.chat,
         stop_tokens: loaded.stop_tokens,
         sampling: loaded.sampling,
-        short_json: settings
-            .api
-            .short_json
-            .unwrap_or_else(|| tandem_models::ALL.iter().any(|embedded| embedded.name == settings.edge.model)),
+        short_json: settings.api.short_json,
         policy,
         uplinks,
         bulk,

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::account::{Account, Totals};
 use crate::admission::{Admission, Slot, Slots};
+use crate::api::short_json;
 use crate::cloud_watch::{self, PATIENCE};
 use crate::diagnosis::{self, CloudState, Diagnosis, LinkState};
 use crate::embed;
@@ -75,8 +76,8 @@ pub struct EdgeParts {
     pub stop_tokens: Vec<u32>,
     /// Sampling where a request says nothing.
     pub sampling: SamplingParams,
-    /// What a schema leaves open is kept short, for a model that was taught little JSON.
-    pub short_json: bool,
+    /// What a schema leaves open is kept short; unset, a model with a small context has it so.
+    pub short_json: Option<bool>,
     /// When to ask the cloud.
     pub policy: Arc<dyn Policy>,
     /// The link to the cloud.
@@ -192,7 +193,7 @@ impl EdgeNode {
             tenant_key: development_tenant_key(&parts.tenant),
             trunk,
             sampling: parts.sampling,
-            short_json: parts.short_json,
+            short_json: parts.short_json.unwrap_or_else(|| short_json::by_default(context_tokens)),
             context_tokens,
             estimates: Mutex::default(),
             totals: Mutex::default(),

@@ -42,7 +42,7 @@ fn node() -> (Router, PrometheusHandle) {
         chat: small.chat,
         stop_tokens: small.stop_tokens,
         sampling: small.sampling,
-        short_json: true,
+        short_json: None,
         policy: Arc::new(Entropy::new(1.0).expect("a policy")),
         uplinks: Uplinks::none(),
         bulk: BulkInbox::default(),

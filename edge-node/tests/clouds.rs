@@ -87,7 +87,7 @@ where
         chat: small.chat,
         stop_tokens: small.stop_tokens,
         sampling: small.sampling,
-        short_json: true,
+        short_json: None,
         policy: Arc::new(Top1::new(0.9).expect("a policy")),
         uplinks,
         bulk,

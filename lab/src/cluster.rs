@@ -152,7 +152,7 @@ impl Cluster {
                 chat: small.chat,
                 stop_tokens: small.stop_tokens,
                 sampling: small.sampling,
-                short_json: true,
+                short_json: None,
                 policy,
                 uplinks,
                 bulk,

@@ -21,7 +21,7 @@ const HISTORY_MAX: usize = 1000;
 /// Name of that file.
 const HISTORY_FILE: &str = "chat-history";
 /// Most text that is read from a pipe, bytes; what the API takes at most.
-pub(super) const PIPED_BYTES_MAX: usize = 4 << 20;
+pub(super) const PIPED_BYTES_MAX: usize = tandem_edge_node::api::BODY_BYTES_MAX;
 /// Pieces of it that wait to be put together.
 const PIECES_MAX: usize = 16;
 /// How long a prompt on the command line waits for a pipe that says nothing. Whoever starts a program with

@@ -102,7 +102,7 @@ pub struct ApiSettings {
     /// Model that unknown model names stand for, and requests without one; none makes unknown names a 404.
     pub default_model: Option<String>,
     /// Bound the strings, lists and integers that a request's schema leaves open, for a model that goes on in them
-    /// until its context is full; unset means for the embedded pair, which was taught no JSON.
+    /// until its context is full; unset means for models whose context is under 2048 tokens.
     pub short_json: Option<bool>,
     /// Origins whose web pages may use the API, such as `["https://app.example"]`; `["*"]` for all. With none,
     /// only the node's own page may.

@@ -84,7 +84,7 @@ pub trait Backend: Send + Sync + 'static {
         SamplingParams::default()
     }
 
-    /// True for a model that was never taught JSON: answers of a given form are kept short.
+    /// True if what a schema leaves open is kept short, for a model that goes on until its context is full.
     fn short_json(&self) -> bool {
         false
     }

@@ -73,7 +73,6 @@ pub(crate) async fn converse(
     writer: impl FnOnce(&Plan) -> Box<dyn Writer>,
 ) -> Result<Response, ApiError> {
     let ChatFields { answer, messages, format, tools, variables, tokens_min, logprobs, top_logprobs } = fields;
-    let limits = limits(api.backend.as_ref())?;
     let target = resolve(api, answer.model.as_deref())?;
     let renamed = |error: ApiError| error.renamed(call.names);
     let short = api.backend.short_json();
@@ -88,7 +87,7 @@ pub(crate) async fn converse(
     let (notice, thinks) = (text.notice, text.thinks);
     let grammar = tooling.grammar(api, format.as_ref(), thinks).await.map_err(renamed)?;
     let shortened = (short && grammar.is_some()).then_some(short_json::NOTICE);
-    let grammar = with_tokens_min(api, grammar, tokens_min, &limits).await?;
+    let grammar = with_tokens_min(api, grammar, tokens_min).await?;
     let ids = text.tokenize(api).await.map_err(renamed)?;
     drop(weight);
     let plan = Plan {
@@ -131,7 +130,7 @@ pub(crate) async fn completions(
     let slots = admit(&api, prompts.len() * answer.n).await?;
     let prompts = prompt::of_texts(&api, prompts).await?;
     drop(weight);
-    let grammar = with_tokens_min(&api, None, tokens_min, &limits(api.backend.as_ref())?).await?;
+    let grammar = with_tokens_min(&api, None, tokens_min).await?;
     let plan = Plan {
         path: "/v1/completions",
         request_id,
@@ -191,7 +190,6 @@ async fn with_tokens_min(
     api: &Api,
     grammar: Option<Arc<Compiled>>,
     tokens_min: usize,
-    limits: &Limits,
 ) -> Result<Option<Arc<Compiled>>, ApiError> {
     const FIELD: &str = "min_tokens";
     match grammar {
@@ -201,7 +199,8 @@ async fn with_tokens_min(
             Err(ApiError::bad_request("unsupported_field", message).about(FIELD))
         }
         None => {
-            let longer = grammar::tokens_min(tokens_min, limits.vocabulary, &limits.stop_tokens);
+            let (vocabulary, ends) = (api.backend.tokenizer().vocab_size(), api.backend.stop_tokens());
+            let longer = grammar::tokens_min(tokens_min, vocabulary, &ends);
             let compiled = api.turns.compile(&api.backend, longer).await?;
             compiled.map(Some).map_err(|e| grammar::refused(&e, FIELD))
         }

@@ -49,7 +49,7 @@ mod reply;
 mod request_id;
 mod respond;
 mod responses;
-mod short_json;
+pub(crate) mod short_json;
 mod stop;
 mod template_fields;
 mod thoughts;

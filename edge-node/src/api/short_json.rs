@@ -4,6 +4,9 @@
 
 use serde_json::{Map, Value};
 
+/// Where the setting is not set, models with a smaller context than this have it: a value that goes on without an
+/// end fills such a context, where a larger one leaves the client's token limit to end it. Tokens.
+const CONTEXT_SMALL: usize = 2048;
 /// Longest string where the schema says nothing, characters.
 const CHARS_MAX: u64 = 48;
 /// Most items of a list where the schema says nothing.
@@ -22,6 +25,11 @@ const SINGLE: [&str; 2] = ["items", "additionalProperties"];
 /// Says so to the client.
 pub(crate) const NOTICE: &str = "strings, lists and integers that the schema does not bound are kept short for this \
 model (setting api.short_json)";
+
+/// What holds where the setting is not set, for a model with this context, tokens.
+pub(crate) fn by_default(context: usize) -> bool {
+    context < CONTEXT_SMALL
+}
 
 /// The schema with a bound for each string, list and integer that it gives none. What it takes, `schema` takes.
 pub(crate) fn bounded(mut schema: Value) -> Value {

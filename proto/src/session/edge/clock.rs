@@ -139,7 +139,7 @@ impl<I> EdgeSession<I> {
         self.patience.need == Need::Decisions && self.hopes(now)
     }
 
-    /// True while what waits for a lost cloud goes on waiting.
+    /// True until the grace after the loss of the link is over.
     fn hopes(&self, now: u64) -> bool {
         matches!(self.cloud, CloudSide::Waiting { lost_at: Some(at), .. } if now < self.grace_ends(at))
     }
@@ -159,10 +159,11 @@ impl<I> EdgeSession<I> {
     /// waited for the cloud stand now.
     pub fn unreachable(&mut self, now: u64, may_come: bool) -> bool {
         let CloudSide::Waiting { lost_at, .. } = &mut self.cloud else { return false };
-        if self.patience.need == Need::Decisions || may_come {
+        let needed = self.patience.need == Need::Decisions;
+        if needed || may_come {
             lost_at.get_or_insert(now);
         }
-        let waits = self.patience.need == Need::Decisions || (may_come && self.hopes(now));
+        let waits = needed || (may_come && self.hopes(now));
         !waits && self.go_alone()
     }
 
