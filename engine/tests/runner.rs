@@ -1,5 +1,6 @@
 //! The engine thread over the embedded model: who fails alone, what state is kept, dropped and moved.
 
+use std::cell::{Cell, OnceCell};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -289,6 +290,55 @@ fn trunk_state_moves_between_runners() {
     let more = to.run(job(1, &text, 40)).expect("goes on");
     assert_eq!(more.trunk_rows, (10, 0), "nothing to catch up on");
     assert_eq!(more.outputs, expected(&text)[40..]);
+}
+
+/// Decodes until told to stop; returns how many tokens that took.
+fn decode_while(engine: &Engine, expected: &[Output], go_on: impl Fn() -> bool) -> usize {
+    let text = text(expected.len());
+    let mut decoded = 0;
+    while go_on() {
+        let at = 1 + decoded % (text.len() - 1);
+        let done = engine.run(job(1, &text[..=at], at)).expect("decodes");
+        assert_eq!(done.outputs, expected[at..=at], "the rows beside it change nothing");
+        decoded += 1;
+    }
+    decoded
+}
+
+/// Counted in tokens per prompt, not in seconds: a stream that gets one token per full chunk has lost.
+#[test]
+fn a_long_prompt_leaves_the_streams_beside_it_their_turns_and_is_fed_in_full_chunks_alone() {
+    let engine = Engine::start_on(load(), OPTIONS);
+    let (long, stream) = (text(MODEL.spec().context_tokens), expected(&text(64)));
+    let full_chunks = long.len().div_ceil(BATCH.prefill_chunk);
+    let prompt = |name| {
+        engine.runner.forget(key(name - 1)).expect("runs");
+        Job { outputs_from: long.len(), ..job(name, &long, 0) }
+    };
+    let passes = || engine.runner.load().passes.load(std::sync::atomic::Ordering::Relaxed) as usize;
+    let alone = engine.run(prompt(3)).expect("fits").outputs;
+    assert_eq!(passes(), full_chunks);
+
+    engine.run(job(1, &text(1), 0)).expect("begins");
+    let left = Cell::new(50);
+    decode_while(&engine, &stream, || left.replace(left.get() - 1) > 0);
+    let answer = engine.submit(prompt(4));
+    let got = OnceCell::new();
+    let beside = decode_while(&engine, &stream, || match answer.try_recv() {
+        Ok(done) => got.set(done).is_err(),
+        Err(_) => true,
+    });
+    let outputs = got.into_inner().expect("answered").expect("fits").outputs;
+    assert_eq!(outputs, alone, "cuts of the prompt change nothing");
+    println!("{beside} tokens beside a prompt of {} tokens, {full_chunks} full chunks", long.len());
+    assert!(beside > 3 * full_chunks, "{beside} tokens beside {full_chunks} chunks");
+
+    // Nobody decodes any more.
+    engine.runner.forget(key(1)).expect("runs");
+    engine.runner.forget(key(4)).expect("runs");
+    let before = passes();
+    assert_eq!(engine.run(prompt(6)).expect("fits").outputs, alone);
+    assert_eq!(passes() - before, full_chunks);
 }
 
 #[test]

@@ -323,7 +323,7 @@ impl SessionTask {
             prompt_len: self.session.prompt_len(),
             sampling: self.sampling.clone(),
             top_logprobs: self.top_logprobs,
-            is_prefill: job.picks() == 1 && job.tokens.len() > 1,
+            is_prefill: false,
             keep_trunk_hidden: self.prompt_state.is_some(),
             constraint: self.constraint.clone(),
         };

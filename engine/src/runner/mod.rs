@@ -7,7 +7,10 @@
 //! trunk; when a later row needs the trunk itself, the runner first catches up on what it skipped.
 
 pub mod batch;
+pub mod fairness;
+pub mod pass_times;
 mod state;
+mod streams;
 mod worker;
 
 use std::collections::HashSet;
@@ -96,7 +99,7 @@ pub struct Job {
     pub sampling: Arc<SamplingParams>,
     /// Alternatives per output.
     pub top_logprobs: usize,
-    /// Nobody waits for an answer yet: decisions of other sequences go first.
+    /// All rows count as a prompt's, those with outputs too: no answer is written here (a text is scored).
     pub is_prefill: bool,
     /// Return the hidden states above the trunk of the tokens fed.
     pub keep_trunk_hidden: bool,

@@ -8,6 +8,9 @@ use crate::kv::{KvPool, Sequence};
 use super::batch::Take;
 use super::{Job, JobDone, JobProgress, OnDone, RunnerError};
 
+/// Rows without an output that a decision may bring along, such as those of tokens that the cloud corrected.
+const DECISION_ROWS_MAX: usize = 8;
+
 pub(super) struct KvState {
     pub(super) trunk: Option<Sequence>,
     pub(super) upper: Sequence,
@@ -86,6 +89,12 @@ impl<T> Pending<T> {
 
     pub(super) fn rows_left(&self) -> usize {
         self.trunk_lag() + self.job.sequence.len() - self.cursor
+    }
+
+    /// True while the rows to be fed are a prompt's: many stand before the first one with an output.
+    pub(super) fn is_prefill(&self) -> bool {
+        let before_outputs = (self.job.outputs_from - 1).saturating_sub(self.cursor);
+        self.job.is_prefill || self.trunk_lag() + before_outputs > DECISION_ROWS_MAX
     }
 
     pub(super) fn plan(&self, take: Take) -> Plan {

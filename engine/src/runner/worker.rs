@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_proto::ids::SessionId;
 
@@ -12,8 +12,11 @@ use crate::error::EngineError;
 use crate::kv::{KvPool, Sequence};
 use crate::model::{HEAD_ROWS_MAX, Hidden, Model, Rows};
 
-use super::batch::{Take, Waiting, compose};
+use super::batch::{Take, Waiting, decisions, prefills};
+use super::fairness::{Allowance, allowance};
+use super::pass_times::PassTimes;
 use super::state::{KvState, Pending, Plan};
+use super::streams::Streams;
 use super::{
     Choose, Command, Job, JobDone, JobProgress, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions, Unwanted,
 };
@@ -26,6 +29,8 @@ pub(super) struct Worker<T> {
     /// States of sequences without a job.
     idle: HashMap<SessionId, KvState>,
     pending: Vec<Pending<T>>,
+    streams: Streams,
+    times: PassTimes,
     arrivals: u64,
     choose: Choose<T>,
     unwanted: Arc<Unwanted>,
@@ -48,6 +53,8 @@ impl<T> Worker<T> {
             upper_pool,
             idle: HashMap::new(),
             pending: Vec::new(),
+            streams: Streams::default(),
+            times: PassTimes::default(),
             arrivals: 0,
             choose,
             unwanted,
@@ -70,10 +77,15 @@ impl<T> Worker<T> {
                 self.take(command);
             }
             unwanted.into_iter().for_each(|key| self.forget(key));
-            if !self.pending.is_empty() {
-                self.step();
-                self.publish_load();
+            if self.pending.is_empty() {
+                continue;
             }
+            match self.compose() {
+                Ok(takes) => self.step(&takes),
+                // The next command; or the time is over, or nobody is left to send one.
+                Err(wait) => inbox.recv_timeout(wait).into_iter().for_each(|command| self.take(command)),
+            }
+            self.publish_load();
         }
     }
 
@@ -94,6 +106,7 @@ impl<T> Worker<T> {
     }
 
     fn forget(&mut self, key: SessionId) {
+        self.streams.forget(key);
         self.idle.remove(&key);
         for p in self.pending.iter_mut().filter(|p| p.job.key == key) {
             p.forget = true;
@@ -135,26 +148,45 @@ impl<T> Worker<T> {
         }
         kv.truncate(job.feed_from);
         self.arrivals += 1;
-        self.pending.push(Pending::new(job, progress, done, kv, (self.arrivals, queued_at)));
+        let pending = Pending::new(job, progress, done, kv, (self.arrivals, queued_at));
+        if pending.is_prefill() {
+            self.streams.forget(pending.job.key);
+        } else {
+            self.streams.came(pending.job.key, queued_at);
+        }
+        self.pending.push(pending);
+    }
+
+    /// Rows of the next pass, in order of the jobs; how long to wait for a better one instead.
+    fn compose(&mut self) -> Result<Vec<Take>, Duration> {
+        let bounds = &self.options.batch;
+        let waiting = |p: &Pending<T>| Waiting {
+            rows: p.rows_left(),
+            is_prefill: p.is_prefill() || p.rows_left() > bounds.prefill_chunk,
+            arrival: p.arrival,
+        };
+        let waiting: Vec<Waiting> = self.pending.iter().map(waiting).collect();
+        let mut takes = decisions(&waiting, bounds);
+        let prompts = waiting.iter().filter(|w| w.is_prefill).map(|w| w.rows.min(bounds.prefill_chunk));
+        let rows_left = prompts.sum::<usize>().min(bounds.rows_max);
+        if rows_left > 0 {
+            let decisions = takes.iter().map(|t| t.rows).sum();
+            let pending = &self.pending;
+            let streams = self.streams.beside(Instant::now(), |key| pending.iter().any(|p| p.job.key == key));
+            match allowance(&self.times, &streams, decisions, rows_left) {
+                Allowance::Rows(rows) => takes.extend(prefills(&waiting, bounds, &takes, rows)),
+                Allowance::Wait(us) => return Err(Duration::from_micros(us)),
+            }
+        }
+        takes.sort_by_key(|t| t.index);
+        Ok(takes)
     }
 
     /// Runs one batch and answers the jobs it ends.
-    fn step(&mut self) {
-        let chunk = self.options.batch.prefill_chunk;
-        let waiting: Vec<Waiting> = self
-            .pending
-            .iter()
-            .map(|p| Waiting {
-                rows: p.rows_left(),
-                is_prefill: p.job.is_prefill || p.rows_left() > chunk,
-                arrival: p.arrival,
-            })
-            .collect();
+    fn step(&mut self, takes: &[Take]) {
         let begun = Instant::now();
         self.model.pulse().begin();
-        let mut takes = compose(&waiting, &self.options.batch);
-        takes.sort_by_key(|t| t.index);
-        let plans = self.reserve(&takes);
+        let plans = self.reserve(takes);
         for plan in &plans {
             self.pending[plan.index].progress.in_pass.store(true, Ordering::Relaxed);
         }
@@ -166,8 +198,11 @@ impl<T> Worker<T> {
             return;
         }
         self.load.passes.fetch_add(1, Ordering::Relaxed);
-        self.load.rows.fetch_add(plans.iter().map(|p| p.rows as u64).sum(), Ordering::Relaxed);
-        self.load.busy_us.fetch_add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let rows = plans.iter().map(|p| p.rows).sum();
+        let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.times.note(rows, took_us);
+        self.load.rows.fetch_add(rows as u64, Ordering::Relaxed);
+        self.load.busy_us.fetch_add(took_us, Ordering::Relaxed);
         for p in &self.pending {
             p.progress.rows_left.store(p.rows_left(), Ordering::Relaxed);
             p.progress.in_pass.store(false, Ordering::Relaxed);
@@ -178,6 +213,9 @@ impl<T> Worker<T> {
             } else if self.pending[index].rows_left() == 0
                 && let Some((job, kv)) = self.pending.remove(index).finish()
             {
+                if !job.is_prefill {
+                    self.streams.went(job.key, Instant::now());
+                }
                 self.idle.insert(job.key, kv);
             }
         }
