@@ -73,7 +73,7 @@ pub fn inspect(files: &ModelFiles) -> Result<Inspection, EngineError> {
         sums.weight_bytes += bytes;
         sums.active_parameters += part(parameters);
         sums.token_weight_bytes += part(bytes);
-        let format = sums.formats.entry(entry.encoding.name()).or_default();
+        let format = sums.formats.entry(entry.encoding.name().to_owned()).or_default();
         format.tensors += 1;
         format.parameters += parameters;
         format.bytes += bytes;

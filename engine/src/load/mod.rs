@@ -69,9 +69,23 @@ pub(crate) enum Stored {
 
 impl Stored {
     /// The format's name, as llama.cpp spells it.
-    fn name(self) -> String {
-        let name = format!("{self:?}").to_ascii_uppercase();
-        name.strip_suffix('K').map(|bits| format!("{bits}_K")).unwrap_or(name)
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Fp4 => "FP4",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+        }
     }
 }
 
@@ -98,12 +112,12 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
-    pub(crate) fn name(self) -> String {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Plain(stored) => stored.name(),
-            Self::Mxfp4 => "MXFP4".into(),
-            Self::Bytes => "U8".into(),
-            Self::Fp8 => "F8_E4M3".into(),
+            Self::Mxfp4 => "MXFP4",
+            Self::Bytes => "U8",
+            Self::Fp8 => "F8_E4M3",
         }
     }
 }

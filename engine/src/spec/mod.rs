@@ -2,6 +2,7 @@
 //! metadata (`gguf`), checked field by field. A new family is a function here that says how it
 //! differs from the plain decoder, names in `names`, and a golden test.
 
+mod canonical;
 mod deepseek;
 mod fields;
 mod gemma;
@@ -434,38 +435,5 @@ impl DecoderSpec {
     /// Rope of a layer.
     pub(crate) fn rope_of(&self, layer: usize) -> &Rope {
         &self.ropes[self.reach[layer].rope]
-    }
-
-    /// The configuration that shapes layer `layer`'s numbers, for fingerprints: independent of how
-    /// many layers lie above and of how long the context may be.
-    pub(crate) fn shaping(&self, layer: usize) -> String {
-        // Without `..`, so that a new field is an error here until somebody has decided about it.
-        let Self {
-            family: _,
-            layers: _,
-            hidden_size,
-            vocab_size,
-            context_tokens: _,
-            norms,
-            attention,
-            rules,
-            ropes: _,
-            reach,
-            feed_forward,
-            activation,
-            mlp_bias,
-            scales: Scales { embedding, residual, logits: _ },
-            logit_softcap: _,
-            tied_head: _,
-            bos_token: _,
-            eos_tokens: _,
-        } = self;
-        format!(
-            "hidden {hidden_size} vocab {vocab_size} norms {norms:?} attention {attention:?} {rules:?} window {:?} \
-             rope {:?} feed-forward {:?} {activation:?} bias {mlp_bias} scales {embedding:?} {residual:?}",
-            reach[layer].window,
-            self.rope_of(layer),
-            feed_forward[layer],
-        )
     }
 }

@@ -112,6 +112,13 @@ impl Golden {
         out
     }
 
+    /// The checkpoint as a GGUF, and where its tensors begin.
+    pub(crate) fn gguf_files(&self) -> Option<(Files, Vec<(String, usize)>)> {
+        let gguf = self.gguf.as_ref()?;
+        let tensors = gguf.tensors.iter().map(|recipe| (recipe.0.clone(), recipe.4));
+        Some((Files::gguf(self, gguf), tensors.collect()))
+    }
+
     /// Bytes of a tensor as stored in safetensors.
     fn bytes(&self, (name, kind, shape, base, amplitude): &Plan) -> Vec<u8> {
         let stream = Stream::new(self.seed, name);

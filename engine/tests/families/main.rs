@@ -3,6 +3,7 @@
 //! written by this test: `TANDEM_WRITE_PARITY=1 cargo test --workspace --test families`.
 
 mod checkpoint;
+mod digests;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -204,7 +205,8 @@ fn bits_do_not_depend_on_how_a_text_is_computed() {
 fn every_mechanism_shows_in_the_logits() {
     for golden in checkpoint::all() {
         let digest = |m: &Model| *m.layer_digests().last().expect("layers");
-        let as_is = digest(&load(&Files::safetensors(&golden, &golden.config).source, BackendKind::Cpu));
+        let model = load(&Files::safetensors(&golden, &golden.config).source, BackendKind::Cpu);
+        let (as_is, whole) = (digest(&model), model.digest());
         for (field, value) in &golden.changes {
             let mut config = golden.config.clone();
             config[field] = value.clone();
@@ -215,6 +217,7 @@ fn every_mechanism_shows_in_the_logits() {
             assert!(delta >= CHANGE_MIN, "{}: {field} = {value} changes logits by {delta} only", golden.case);
             let of_head = ["final_logit_softcapping", "dim_model_base"].contains(&field.as_str());
             assert!(of_head || digest(&model) != as_is, "{}: {field} is not in the fingerprint", golden.case);
+            assert_ne!(model.digest(), whole, "{}: {field} is not in the model's fingerprint", golden.case);
         }
     }
 }
@@ -276,6 +279,7 @@ fn shaping_fields() -> Vec<Value> {
 fn a_field_that_shapes_numbers_is_used_or_refused() {
     let (mut used, mut refused, mut dropped) = (0, 0, Vec::new());
     for golden in checkpoint::all() {
+        let as_is = load(&Files::safetensors(&golden, &golden.config).source, BackendKind::Cpu).digest();
         for mut fields in shaping_fields() {
             // Where a family's files leave a bias out, it is there.
             let there = [("gpt_oss", "attention_bias"), ("qwen2_moe", "qkv_bias")];
@@ -298,6 +302,7 @@ fn a_field_that_shapes_numbers_is_used_or_refused() {
                 refused += 1;
                 continue;
             };
+            assert_ne!(model.digest(), as_is, "{}: {fields} is not in the fingerprint", golden.case);
             match largest_difference(&Text::new(&model).logits(&golden.ids), &golden.logits) {
                 moved if moved > TOLERANCE => used += 1,
                 moved => dropped.push(format!("{} {fields}: {moved}", golden.case)),
