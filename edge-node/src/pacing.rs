@@ -46,12 +46,14 @@ pub enum ExactStrategy {
     Auto,
     /// Always draft ahead.
     Draft,
-    /// Draft, but wait for each verdict (the textbook form; a baseline).
-    Synchronous,
     /// Always stream from the cloud.
     Stream,
-    /// Draft the first [`HANDOVER_TOKENS`] tokens, then stream: for experiments with the hand-over
-    /// of KV state.
+    /// Draft, but wait for each verdict: the baseline of the link experiments, which no setting names.
+    #[serde(skip)]
+    Synchronous,
+    /// Draft the first [`HANDOVER_TOKENS`] tokens, then stream: for experiments with the transfer of KV
+    /// state, which no setting names.
+    #[serde(skip)]
     Handover,
 }
 

@@ -7,7 +7,6 @@
 //! Non-goals: no async, no network, no policy, no clock but to measure (`bench`, how long a job of
 //! `runner` took, and when a model last got somewhere). KV is an argument, never hidden in a model.
 
-pub mod accept;
 mod backend;
 pub mod bench;
 pub mod chat;

@@ -68,8 +68,8 @@ pub struct CalibrateOptions {
 impl Default for CalibrateOptions {
     fn default() -> Self {
         let mut features = FeatureName::ALL.to_vec();
-        // They depend on other requests and on the link: a threshold must mean the same everywhere.
-        features.retain(|f| !matches!(f, FeatureName::RunningAcceptance | FeatureName::UnverifiedTail));
+        // It depends on other requests: a threshold must mean the same everywhere.
+        features.retain(|f| *f != FeatureName::RunningAcceptance);
         let fit = FitConfig {
             features,
             // What the edge node passes to the policy.

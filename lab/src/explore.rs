@@ -49,8 +49,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// What a policy sees. Running acceptance and tail depend on other requests and on the link, so
-    /// they are at their neutral values here.
+    /// What a policy sees. Running acceptance depends on other requests, so it is at its
+    /// neutral value here.
     #[must_use]
     pub fn features(&self) -> Features<'_> {
         Features { hidden: Some(&self.hidden), ..self.scalars() }
@@ -65,7 +65,6 @@ impl Node {
             margin: self.margin,
             logit_margin: self.logit_margin,
             running_acceptance: 1.0,
-            unverified_tail: 0,
             position_in_answer: self.depth,
             hidden: None,
         }

@@ -21,7 +21,7 @@ use tandem_proto::{
     limits::HEADER_BYTES,
     message::{Hello, KvBlock, KvOffer, KvShape},
 };
-use tandem_transport::{Connector, DevCa, Identity, Link, Role, Server, Settings};
+use tandem_transport::{Congestion, Connector, DevCa, Identity, Link, Role, Server, Settings};
 
 const BLOCKS: usize = 128;
 const BLOCK_BYTES: usize = 1 << 20;
@@ -62,10 +62,22 @@ fn any() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
+/// A path that only the machine bounds.
+fn fat() -> Settings {
+    Settings {
+        stream_receive_window: 8 << 20,
+        receive_window: 64 << 20,
+        send_window: 64 << 20,
+        bulk_streams: 64,
+        congestion: Congestion::Cubic,
+        ..Settings::edge()
+    }
+}
+
 async fn links(ca: &DevCa) -> (Server, Connector, Link, Link) {
     let (a, b) = (ca.issue(Role::Cloud, "a").expect("a"), ca.issue(Role::Cloud, "b").expect("b"));
-    let server = Server::bind(any(), &a, Settings::cloud_peer(), Hello::new("bench", 1, vec![])).expect("a server");
-    let connector = Connector::new(&b, Settings::cloud_peer(), Hello::new("bench", 1, vec![])).expect("a connector");
+    let server = Server::bind(any(), &a, fat(), Hello::new("bench", 1, vec![])).expect("a server");
+    let connector = Connector::new(&b, fat(), Hello::new("bench", 1, vec![])).expect("a connector");
     let addr = server.local_addr().expect("an address");
     let out = connector.connect(addr, "a.tandem").await.expect("a link");
     let into = server.accept().await.expect("a link");

@@ -18,6 +18,7 @@ pub mod identity;
 pub mod link;
 mod meter;
 pub mod probe;
+#[cfg(feature = "fault-proxy")]
 pub mod proxy;
 pub mod redial;
 pub mod server;
@@ -33,6 +34,7 @@ pub use error::{NoTarget, TransportError};
 pub use identity::{DevCa, Identity, PeerIdentity, Role};
 pub use link::{Link, LinkStats};
 pub use probe::ProbeGuard;
+#[cfg(feature = "fault-proxy")]
 pub use proxy::{Faults, ProxyHandle, UdpProxy};
 pub use redial::{Backoff, DialState, Redial, Target};
 pub use server::{Server, ServerRenewal};

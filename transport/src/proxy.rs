@@ -1,4 +1,4 @@
-//! A UDP proxy that behaves like a bad link: for tests, experiments and the page's link slider.
+//! A UDP proxy that behaves like a bad link: for tests and experiments (feature `fault-proxy`).
 //!
 //! Put it between an edge and a cloud node: the edge dials [`UdpProxy::local_addr`]. It needs no
 //! privileges, runs in the process and can be changed while traffic flows. The decisions (when does

@@ -43,8 +43,7 @@ pub(crate) fn bulk_priority(n: u32) -> i32 {
 /// Devices sit on radio links, where loss is not congestion: there BBR moves a prompt's state up to
 /// nine times as fast, so [`Settings::edge`] uses it although quinn marks its BBR experimental. The
 /// price: it fills the queue that CUBIC leaves empty, so tokens take up to 2.4 times as long while
-/// blocks are under way. Cloud nodes talk over lossless paths, where nothing is gained:
-/// [`Settings::cloud_peer`] stays with CUBIC.
+/// blocks are under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Congestion {
     /// RFC 9438; halves on loss, so it starves on lossy long paths.
@@ -53,8 +52,7 @@ pub enum Congestion {
     Bbr,
 }
 
-/// How a link behaves. Start from [`Settings::edge`], [`Settings::dev`] or
-/// [`Settings::cloud_peer`] and change single fields.
+/// How a link behaves. Start from [`Settings::edge`] or [`Settings::dev`] and change single fields.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes a peer may have in flight on one stream.
@@ -117,22 +115,6 @@ impl Settings {
     #[must_use]
     pub fn dev() -> Self {
         Self { idle: Duration::from_secs(5), keep_alive: Duration::from_secs(1), ..Self::edge() }
-    }
-
-    /// Between two cloud nodes: fat pipes, many streams.
-    #[must_use]
-    pub fn cloud_peer() -> Self {
-        Self {
-            stream_receive_window: 8 << 20,
-            receive_window: 64 << 20,
-            send_window: 64 << 20,
-            sessions: 1024,
-            bulk_streams: 64,
-            idle: Duration::from_secs(10),
-            keep_alive: Duration::from_secs(3),
-            congestion: Congestion::Cubic,
-            ..Self::edge()
-        }
     }
 
     pub(crate) fn transport_config(&self) -> Arc<TransportConfig> {

@@ -46,7 +46,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Changes the operator's controls and returns the status after it.
     ///
     /// # Errors
-    /// Names the control that is out of range or locked; nothing was changed then.
+    /// Names the control that is out of range; nothing was changed then.
     fn set_controls(&self, controls: Controls) -> Result<NodeStatus, ControlsError>;
 
     /// Tokenizer of the model pair; called only while [`Backend::ready`] is [`Readiness::Ready`].
@@ -137,11 +137,5 @@ pub enum ControlsError {
         param: &'static str,
         /// What is wrong and what would be right.
         message: String,
-    },
-    /// The device's lock forbids loosening this control.
-    #[error("`{param}` is locked on this device; change it in the node's configuration file")]
-    Locked {
-        /// Field of [`Controls`].
-        param: &'static str,
     },
 }

@@ -203,7 +203,6 @@ impl From<ControlsError> for ApiError {
         let message = error.to_string();
         match error {
             ControlsError::Invalid { param, .. } => Self::invalid(param, message),
-            ControlsError::Locked { param } => Self::forbidden("locked", message).about(param),
         }
     }
 }

@@ -491,7 +491,6 @@ impl Answer {
                     margin: u.margin_probability,
                     logit_margin: u.margin_logit,
                     running_acceptance: self.node.estimates().acceptance() as f32,
-                    unverified_tail: 0,
                     position_in_answer: (self.session.tokens().len() - self.request.prompt.len()) as u32,
                     hidden: Some(&choice.hidden),
                 };

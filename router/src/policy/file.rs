@@ -39,15 +39,13 @@ pub enum FeatureName {
     LogitMargin,
     /// [`Features::running_acceptance`].
     RunningAcceptance,
-    /// ln(1 + [`Features::unverified_tail`]).
-    UnverifiedTail,
     /// ln(1 + [`Features::position_in_answer`]).
     PositionInAnswer,
 }
 
 impl FeatureName {
     /// Every scalar feature, in the order that fits use.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Entropy,
         Self::Top1,
         Self::Top1Surprisal,
@@ -55,7 +53,6 @@ impl FeatureName {
         Self::Margin,
         Self::LogitMargin,
         Self::RunningAcceptance,
-        Self::UnverifiedTail,
         Self::PositionInAnswer,
     ];
 
@@ -71,7 +68,6 @@ impl FeatureName {
             Self::Margin => features.margin,
             Self::LogitMargin => features.logit_margin.min(64.0),
             Self::RunningAcceptance => features.running_acceptance,
-            Self::UnverifiedTail => (features.unverified_tail as f32).ln_1p(),
             Self::PositionInAnswer => (features.position_in_answer as f32).ln_1p(),
         }
     }

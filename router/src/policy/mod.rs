@@ -49,8 +49,6 @@ pub struct Features<'a> {
     pub logit_margin: f32,
     /// Share of recently judged tokens that the cloud accepted, in 0..=1 (1 before any verdict).
     pub running_acceptance: f32,
-    /// Tokens drafted since the last verdict, not counting this one.
-    pub unverified_tail: u32,
     /// Index of this token in the answer, from 0.
     pub position_in_answer: u32,
     /// Hidden state that the head read for this token. [`PolicyFile::hidden`] says which form

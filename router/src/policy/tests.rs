@@ -377,14 +377,13 @@ fn the_budget_of_an_answer_ends_and_another_answer_has_its_own() {
 }
 
 fn any_features() -> impl Strategy<Value = Features<'static>> {
-    (0.0f32..8.3, 0.0f32..=1.0, 0.0f32..=1.0, 0.0f32..60.0, 0.0f32..=1.0, 0u32..2_000, 0u32..100_000).prop_map(
-        |(entropy, top1, margin, logit_margin, running_acceptance, unverified_tail, position_in_answer)| Features {
+    (0.0f32..8.3, 0.0f32..=1.0, 0.0f32..=1.0, 0.0f32..60.0, 0.0f32..=1.0, 0u32..100_000).prop_map(
+        |(entropy, top1, margin, logit_margin, running_acceptance, position_in_answer)| Features {
             entropy,
             top1,
             margin,
             logit_margin,
             running_acceptance,
-            unverified_tail,
             position_in_answer,
             hidden: None,
         },

@@ -239,9 +239,6 @@ impl Backend for Replay {
     }
 
     fn set_controls(&self, controls: Controls) -> Result<NodeStatus, ControlsError> {
-        if controls.cut == Some(false) {
-            return Err(ControlsError::Locked { param: "cut" });
-        }
         if controls.threshold.is_some_and(|threshold| threshold > 1.0) {
             return Err(ControlsError::Invalid { param: "threshold", message: "past 1".into() });
         }
