@@ -1,7 +1,6 @@
 //! `tandem cloud`: a cloud node as a process.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tandem_cloud_node::node::{CloudNode, NodeLoad};
 use tandem_proto::message::{Hello, ModelCard};
@@ -47,11 +46,16 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     let identity = issuer.issue()?;
     // Edges and routers know the node by its certificate.
     settings.cloud.name.clone_from(&identity.id().name);
+    // The metrics are served before there is a node: loading takes a while.
+    let started: Arc<OnceLock<Arc<CloudNode>>> = Arc::default();
     let metrics = match settings.listen.metrics {
         // Parts of an `up` share its settings, and would all want the one address.
         Some(addr) if !args.identity.lifeline => {
             let handle = metrics_endpoint::install(shutdown.clone())?;
-            Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone()).await?)
+            tandem_cloud_node::metric_definitions::describe();
+            let node = started.clone();
+            let refresh = move || node.get().into_iter().for_each(|node| node.publish_gauges());
+            Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone(), refresh).await?)
         }
         _ => None,
     };
@@ -65,6 +69,7 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
     let node = CloudNode::start(loaded.model, loaded.tokenizer, loaded.card.clone(), settings.cloud.clone())
         .or_fail(Code::Config)?;
+    let _ = started.set(node.clone());
     let quic = quic(&settings);
     let server =
         Server::bind_for(settings.listen.cloud, &identity, quic, hello, &[Role::Edge]).or_fail(Code::Listen)?;
@@ -150,23 +155,24 @@ fn node_card(
 /// Turns the node's counters into reports.
 #[derive(Debug, Default)]
 struct Reports {
-    last: Mutex<Option<(Instant, u64)>>,
+    last: Mutex<Option<NodeLoad>>,
 }
 
 impl Reports {
     fn next(&self, load: NodeLoad) -> LoadReport {
-        let now = Instant::now();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let rate = last.map_or(0.0, |(then, rows)| {
-            load.rows.saturating_sub(rows) as f64 / now.duration_since(then).as_secs_f64().max(1e-3)
+        // By the time in the model: by the clock, a node that has just got work would seem slow.
+        let rate = last.map_or(0, |last| {
+            let busy_us = load.busy_us.saturating_sub(last.busy_us).max(1);
+            load.rows.saturating_sub(last.rows).saturating_mul(1_000_000) / busy_us
         });
-        *last = Some((now, load.rows));
+        *last = Some(load);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         LoadReport {
             sessions: count(load.sessions),
             sessions_max: count(load.sessions_max),
-            queued_tokens: load.jobs as u64,
-            tokens_per_second: rate as u32,
+            queued_tokens: load.rows_waiting as u64,
+            tokens_per_second: u32::try_from(rate).unwrap_or(u32::MAX),
             kv_blocks_used: count(load.kv_blocks.saturating_sub(load.kv_blocks_free)),
             kv_blocks_max: count(load.kv_blocks),
             stalled_ms: load.stalled_ms,
@@ -215,13 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn reports_count_rows_per_second() {
+    fn reports_count_rows_and_how_fast_they_are_fed() {
         let reports = Reports::default();
-        let load =
-            NodeLoad { sessions: 3, sessions_max: 9, kv_blocks: 10, kv_blocks_free: 4, rows: 0, ..NodeLoad::default() };
+        let load = NodeLoad { sessions: 3, sessions_max: 9, kv_blocks: 10, kv_blocks_free: 4, ..NodeLoad::default() };
         assert_eq!(reports.next(load).tokens_per_second, 0);
-        let second = reports.next(NodeLoad { rows: 1000, ..load });
-        assert!(second.tokens_per_second > 0);
+        // Two jobs with 900 rows to go; 1000 rows took half a second.
+        let second = reports.next(NodeLoad { jobs: 2, rows_waiting: 900, rows: 1000, busy_us: 500_000, ..load });
+        assert_eq!((second.queued_tokens, second.tokens_per_second), (900, 2000));
         assert_eq!((second.sessions, second.kv_blocks_used, second.kv_blocks_max), (3, 6, 10));
+        assert_eq!(reports.next(NodeLoad { rows: 1000, busy_us: 500_000, ..load }).tokens_per_second, 0, "idle since");
     }
 }

@@ -35,12 +35,14 @@ pub(crate) fn install(shutdown: CancellationToken) -> Result<PrometheusHandle, F
     Ok(handle)
 }
 
-/// Serves `/metrics` and `/health` on `address` until `shutdown`; gives the URL of the metrics.
+/// Serves `/metrics` and `/health` on `address` until `shutdown`; gives the URL of the metrics. `refresh` sets
+/// gauges that nobody keeps up to date, each time before they are read.
 pub(crate) async fn serve(
     address: SocketAddr,
     insecure: bool,
     handle: PrometheusHandle,
     shutdown: CancellationToken,
+    refresh: impl Fn() + Clone + Send + Sync + 'static,
 ) -> Result<String, Failure> {
     check_bind(address, None, insecure).map_err(|_| {
         let message = format!(
@@ -54,6 +56,7 @@ pub(crate) async fn serve(
         .route(
             "/metrics",
             get(move || async move {
+                refresh();
                 ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()).into_response()
             }),
         )

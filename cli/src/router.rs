@@ -42,7 +42,7 @@ pub(crate) async fn run(global: &Global, args: &RouterArgs) -> Result<(), Failur
         Some(addr) if !args.identity.lifeline => {
             let handle = metrics_endpoint::install(shutdown.clone())?;
             tandem_router::metric_definitions::describe();
-            Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone()).await?)
+            Some(metrics_endpoint::serve(addr, settings.api.insecure, handle, shutdown.clone(), || ()).await?)
         }
         _ => None,
     };

@@ -1,18 +1,20 @@
 //! How an edge finds its cloud node: at a fixed address, or where a router's ticket points.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_proto::ids::Epoch;
 use tandem_proto::message::Hello;
 use tandem_router::client::{ClientError, RouterClient, TicketCache, TicketSource, place_for};
-use tandem_router::control::Refusal;
+use tandem_router::control::{LATENCIES_MAX, Refusal};
 use tandem_router::tls::TlsPem;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::{
-    Backoff, Connector, Identity, NoTarget, Redial, Role, Settings as QuicSettings, Target, TransportError,
+    Backoff, Connector, Identity, Link, NoTarget, Redial, Role, Settings as QuicSettings, Target, TransportError,
 };
+use tokio::sync::watch;
 
 use crate::config::PeerSettings;
 use crate::failure::{Code, Failure, OrFail as _};
@@ -21,6 +23,8 @@ use crate::renewal::{Issuer, keep_fresh};
 
 /// A router that takes longer is passed over where an earlier ticket is at hand: an answer may be waiting.
 const ROUTER_PATIENCE: Duration = Duration::from_millis(700);
+/// Between two measurements of a link's round trip.
+const ROUND_TRIP_EVERY: Duration = Duration::from_secs(10);
 
 /// The key material in the form the control plane takes.
 pub(crate) fn tls_pem(identity: &Identity) -> TlsPem {
@@ -67,22 +71,65 @@ pub(crate) fn start(
         dials.set_identity(next).or_fail(Code::State)?;
         calls.set_tls(&tls_pem(next)).or_fail(Code::State)
     });
+    let round_trips = RoundTrips::default();
     let places = Arc::new(Places {
         source: TicketSource::new(client, TicketCache::default()),
         model: cloud_model.to_owned(),
+        region: peers.region.clone(),
+        round_trips: round_trips.clone(),
         epoch: epoch.clone(),
     });
     let redial = Redial::start(connector, Backoff::default(), move |avoid| {
         let places = Arc::clone(&places);
         async move { places.next(avoid).await }
     });
+    tokio::spawn(round_trips.watch(redial.link()));
     Ok(Uplinks::new(redial, epoch, bulk.clone()))
+}
+
+/// Round trips to the nodes that this edge has had links to, as the links' estimators measured them last,
+/// microseconds. Bounded by what a router takes.
+#[derive(Clone, Debug, Default)]
+struct RoundTrips(Arc<Mutex<BTreeMap<String, u32>>>);
+
+impl RoundTrips {
+    fn known(&self) -> BTreeMap<String, u32> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, node: &str, us: u64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= LATENCIES_MAX && !known.contains_key(node) {
+            known.pop_first();
+        }
+        known.insert(node.to_owned(), u32::try_from(us).unwrap_or(u32::MAX));
+    }
+
+    /// Measures now and then, until there are no more links to come. Holds no link: one that is done must
+    /// be let go of.
+    async fn watch(self, mut links: watch::Receiver<Option<Arc<Link>>>) {
+        loop {
+            let link = links.borrow_and_update().as_ref().map(Arc::downgrade);
+            if let Some(link) = link.as_ref().and_then(Weak::upgrade) {
+                self.note(&link.peer_hello().node, link.stats().rtt_us);
+            }
+            let changed = match link {
+                Some(_) => tokio::time::timeout(ROUND_TRIP_EVERY, links.changed()).await,
+                None => Ok(links.changed().await),
+            };
+            if matches!(changed, Ok(Err(_))) {
+                return;
+            }
+        }
+    }
 }
 
 /// Where the router places this edge.
 struct Places {
     source: TicketSource,
     model: String,
+    region: String,
+    round_trips: RoundTrips,
     epoch: TicketEpoch,
 }
 
@@ -92,6 +139,8 @@ impl Places {
     async fn next(&self, avoid: Vec<String>) -> Result<Target, TransportError> {
         let mut place = place_for(&self.model);
         place.avoid = avoid;
+        place.region.clone_from(&self.region);
+        place.latencies_us = self.round_trips.known();
         let placed = tokio::time::timeout(ROUTER_PATIENCE, self.source.ticket(&place, now_ms())).await;
         let ticket = match placed {
             Ok(placed) => placed.map_err(|e| no_ticket(&e))?.ticket,
@@ -155,7 +204,15 @@ fn named_address(text: &str) -> Result<(String, String), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::named_address;
+    use super::*;
+
+    #[test]
+    fn as_many_round_trips_are_kept_as_a_router_takes() {
+        let known = RoundTrips::default();
+        (0..LATENCIES_MAX + 5).for_each(|n| known.note(&format!("cloud-{n:03}"), 1000));
+        known.note("cloud-050", u64::MAX);
+        assert_eq!((known.known().len(), known.known()["cloud-050"]), (LATENCIES_MAX, u32::MAX));
+    }
 
     #[test]
     fn addresses_of_cloud_nodes() {

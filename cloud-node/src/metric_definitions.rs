@@ -1,5 +1,7 @@
 //! Names and labels of the cloud node's metrics, in one place.
 
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
 /// Label: `true` if the session came back, else `false`.
 pub const LABEL_RESUMED: &str = "resumed";
 /// Label: name of the refusal.
@@ -19,6 +21,14 @@ pub const SESSIONS_OPENED: &str = "tandem_cloud_sessions_opened_total";
 pub const SESSIONS_REFUSED: &str = "tandem_cloud_sessions_refused_total";
 /// Gauge: open sessions.
 pub const SESSIONS: &str = "tandem_cloud_sessions";
+/// Gauge: jobs waiting for the model or running.
+pub const QUEUE_JOBS: &str = "tandem_cloud_queue_jobs";
+/// Gauge: rows that these jobs have still to feed.
+pub const QUEUE_ROWS: &str = "tandem_cloud_queue_rows";
+/// Gauge: KV blocks of the node.
+pub const KV_POOL_BLOCKS: &str = "tandem_cloud_kv_pool_blocks";
+/// Gauge: KV blocks that are free.
+pub const KV_POOL_FREE_BLOCKS: &str = "tandem_cloud_kv_pool_free_blocks";
 /// Counter: draft tokens judged.
 pub const DRAFTS_JUDGED: &str = "tandem_cloud_drafts_judged_total";
 /// Counter: draft tokens accepted.
@@ -37,3 +47,23 @@ pub const KV_BLOCKS: &str = "tandem_cloud_kv_blocks_total";
 pub const KV_BYTES: &str = "tandem_cloud_kv_bytes_total";
 /// Counter: trunk state brought in; label `source`.
 pub const TRUNK_FETCHED: &str = "tandem_cloud_trunk_fetched_total";
+
+/// Tells the installed recorder what each metric means. Call once after installing it.
+pub fn describe() {
+    describe_counter!(SESSIONS_OPENED, "Sessions opened, by whether they came back");
+    describe_counter!(SESSIONS_REFUSED, "Sessions refused, by code");
+    describe_gauge!(SESSIONS, "Open sessions");
+    describe_gauge!(QUEUE_JOBS, "Jobs waiting for the model or running");
+    describe_gauge!(QUEUE_ROWS, "Rows that waiting and running jobs have still to feed");
+    describe_gauge!(KV_POOL_BLOCKS, "KV blocks of the node");
+    describe_gauge!(KV_POOL_FREE_BLOCKS, "KV blocks that are free");
+    describe_counter!(DRAFTS_JUDGED, "Draft tokens judged");
+    describe_counter!(DRAFTS_ACCEPTED, "Draft tokens accepted");
+    describe_counter!(TOKENS_STREAMED, "Tokens decoded for edges that stream");
+    describe_counter!(ROWS, "Rows fed, by whose trunk numbers they have");
+    describe_histogram!(QUEUE_SECONDS, Unit::Seconds, "Time a job waited for the model");
+    describe_histogram!(COMPUTE_SECONDS, Unit::Seconds, "Time a job took in the model");
+    describe_counter!(KV_BLOCKS, "KV blocks exchanged, by direction and result");
+    describe_counter!(KV_BYTES, Unit::Bytes, "KV payload exchanged, by direction");
+    describe_counter!(TRUNK_FETCHED, "Trunk state brought in, by source");
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use metrics::gauge;
 use serde::Serialize;
 use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
 use tandem_engine::tokenizer::Tokenizer;
@@ -18,9 +19,12 @@ use tandem_transport::link::Link;
 use tandem_transport::server::Server;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::admission::{Load, Refusal, admit};
 use crate::grammars::Grammars;
+use crate::metric_definitions as m;
 use crate::registry::{Live, Registry};
 use crate::session;
 use crate::settings::CloudSettings;
@@ -50,6 +54,8 @@ pub struct NodeLoad {
     pub sessions_max: usize,
     /// Jobs waiting or running.
     pub jobs: usize,
+    /// Rows that these jobs have still to feed.
+    pub rows_waiting: usize,
     /// Free KV blocks.
     pub kv_blocks_free: usize,
     /// KV blocks.
@@ -146,6 +152,7 @@ impl CloudNode {
             sessions: self.registry.live(),
             sessions_max: self.settings.bounds.sessions_max,
             jobs: load.jobs.load(Ordering::Relaxed),
+            rows_waiting: load.rows_waiting.load(Ordering::Relaxed),
             kv_blocks_free: load.kv_blocks_free.load(Ordering::Relaxed),
             kv_blocks: self.settings.bounds.kv_blocks,
             rows: load.rows.load(Ordering::Relaxed),
@@ -154,6 +161,15 @@ impl CloudNode {
             stalled_ms: self.stalled_ms(),
             draining: self.draining.load(Ordering::Relaxed),
         }
+    }
+
+    /// Sets the gauges that show what the node reports. For whoever is about to read them.
+    pub fn publish_gauges(&self) {
+        let load = self.load();
+        gauge!(m::QUEUE_JOBS).set(load.jobs as f64);
+        gauge!(m::QUEUE_ROWS).set(load.rows_waiting as f64);
+        gauge!(m::KV_POOL_BLOCKS).set(load.kv_blocks as f64);
+        gauge!(m::KV_POOL_FREE_BLOCKS).set(load.kv_blocks_free as f64);
     }
 
     /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
@@ -208,7 +224,11 @@ impl CloudNode {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 channel = link.accept_session() => match channel {
-                    Some(channel) => { tasks.spawn(session::run(self.clone(), link.clone(), channel)); }
+                    Some(channel) => {
+                        // The opening frame says which session it is, and whose request.
+                        let span = tracing::info_span!("session", device = %peer, id = Empty, request = Empty);
+                        tasks.spawn(session::run(self.clone(), link.clone(), channel).instrument(span));
+                    }
                     None => break,
                 },
             }

@@ -21,6 +21,7 @@ use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::account::{Account, Totals};
 use crate::admission::{Admission, Slot, Slots};
@@ -253,7 +254,14 @@ impl EdgeNode {
         let id = session_id()?;
         let (tx, events) = mpsc::channel(EVENTS_MAX);
         let (account, route) = Account::open(inner.clone());
-        tokio::spawn(generate::run(inner.clone(), slot, request, id, tx, account.clone()));
+        let span = tracing::info_span!(
+            "answer",
+            request = ?request.request_id,
+            session = %id,
+            device = inner.settings.name,
+            mode = request.mode.name()
+        );
+        tokio::spawn(generate::run(inner.clone(), slot, request, id, tx, account.clone()).instrument(span));
         Ok(Generation { events: Events::new(events, move |tokens| account.taken(tokens)), route })
     }
 

@@ -53,7 +53,7 @@ pub struct LoadReport {
     pub sessions_max: u32,
     /// Tokens waiting for a place in a batch.
     pub queued_tokens: u64,
-    /// Tokens a second lately, prefill and verification together; 0 if it was idle.
+    /// Tokens a second of time in the model lately, prefill and verification together; 0 if it was idle.
     pub tokens_per_second: u32,
     /// KV blocks in use.
     pub kv_blocks_used: u32,

@@ -115,6 +115,49 @@ async fn a_node_registers_and_an_edge_gets_a_ticket() {
     router.stop().await;
 }
 
+/// Of four nodes the far one, the loaded one and the one that holds nothing of the prompt are passed over,
+/// although each comes first by its name; and each is taken where the others are worse.
+#[tokio::test]
+async fn the_far_the_loaded_and_the_cold_node_are_not_chosen() {
+    let fleet = Fleet::new();
+    let router = fleet.plain_router().await;
+    let prompt: Vec<Digest> = (0..8_u8).map(|block| Digest::of(&[block])).collect();
+    let mut held = prompt.clone();
+    held.sort_unstable();
+    let warm = LoadReport { prefixes: held, tokens_per_second: 2000, ..idle() };
+    let queued = LoadReport { queued_tokens: 900, ..warm.clone() };
+    let nodes = [
+        ("a-far", "sea", warm.clone()),
+        ("b-loaded", "home", queued),
+        ("c-cold", "home", LoadReport { prefixes: vec![], ..warm.clone() }),
+        ("d-good", "home", warm.clone()),
+    ];
+    for (name, region, load) in &nodes {
+        let cloud = fleet.client(Role::Cloud, name, &[&router]);
+        cloud.register(&NodeCard { region: (*region).into(), ..card(name, 1) }, load).await.unwrap();
+    }
+    let place = |edge: &str, avoid: &[&str]| {
+        let client = fleet.client(Role::Edge, edge, &[&router]);
+        let avoid = avoid.iter().map(|name| (*name).to_owned()).collect();
+        let place = PlaceCommand { region: "home".into(), prefix: prompt.clone(), avoid, ..place_for("tandem-cloud") };
+        async move { client.place(&place).await.unwrap() }
+    };
+    let ticket = place("phone", &[]).await;
+    assert_eq!(ticket.node, "d-good", "{:?}", ticket.reasons);
+    // 60 ms of sea, 128 ms of prefill for 256 tokens, 450 ms of queue.
+    assert_eq!(place("tablet", &["d-good"]).await.node, "a-far");
+    assert_eq!(place("watch", &["d-good", "a-far"]).await.node, "c-cold");
+    // A device that has measured the way across the sea knows better than the region's name.
+    let near = PlaceCommand {
+        region: "home".into(),
+        prefix: prompt.clone(),
+        latencies_us: [("a-far".to_owned(), 900)].into(),
+        ..place_for("tandem-cloud")
+    };
+    assert_eq!(fleet.client(Role::Edge, "laptop", &[&router]).place(&near).await.unwrap().node, "a-far");
+    router.stop().await;
+}
+
 #[tokio::test]
 async fn an_unknown_model_is_refused_with_the_known_ones() {
     let fleet = Fleet::new();

@@ -138,7 +138,7 @@ pub struct PeerSettings {
     pub routers: Vec<String>,
     /// `host:port` under which edges reach this cloud node; what it listens on if absent.
     pub advertise: Option<String>,
-    /// Region of this cloud node.
+    /// Region of this node: edges are placed on cloud nodes of theirs first.
     pub region: String,
     /// Folder with `cert.pem`, `key.pem` and `trust.pem`; the CA of the state folder if absent.
     pub identity: Option<PathBuf>,

@@ -104,6 +104,10 @@ async fn serve(
     let Message::Open(open) = first.message else {
         return Ending::Refused(RefuseCode::OutOfOrder, "a session begins with Open".into(), 0);
     };
+    // Quoted and escaped: the name is the peer's.
+    let span = tracing::Span::current();
+    span.record("id", tracing::field::display(open.session)).record("request", tracing::field::debug(&open.request_id));
+    tracing::debug!(epoch = open.epoch.0, tokens = open.prompt_tokens, "opened");
     let entering = entry::enter(node, link, &open, &first.payload);
     let Entered { seat, session, trunk_layers } = match reporting(node, &open, tx, entering).await.flatten() {
         Ok(entered) => entered,
@@ -241,7 +245,7 @@ impl SessionTask {
             tokio::select! {
                 () = tokio::time::sleep_until(quiet_since + idle), if self.running.is_none() => {
                     // Nothing is wrong: an edge that needs the session again opens it again.
-                    tracing::debug!(session = %self.id, "no frame for {idle:?}");
+                    tracing::debug!("no frame for {idle:?}");
                     return Ok(());
                 }
                 frame = rx.next() => {

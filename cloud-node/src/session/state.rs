@@ -135,7 +135,7 @@ impl SessionTask {
         match incoming.accept(&block, payload) {
             Ok(()) => count_blocks("received", "published", 1),
             Err(e) => {
-                tracing::warn!(session = %self.id, "a KV block was refused: {e}");
+                tracing::warn!("a KV block was refused: {e}");
                 count_blocks("received", "refused", 1);
             }
         }

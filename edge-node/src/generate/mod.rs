@@ -121,6 +121,7 @@ pub(crate) async fn run(
         Err(Halt::Closing) => Some(Event::Failed(GenerateError::Closing)),
         Err(Halt::Cancelled) => None,
     };
+    tracing::debug!(tokens = trace.len(), degraded = summary.degraded, cancelled, "ended");
     // The KV state goes before the next request takes the slot.
     drop(drafter);
     account.written(Written { request, route: summary, trace, took: begun.elapsed() });

@@ -228,6 +228,8 @@ impl Outstanding {
 pub struct RunnerLoad {
     /// Jobs waiting or running.
     pub jobs: AtomicUsize,
+    /// Rows that these jobs have still to feed.
+    pub rows_waiting: AtomicUsize,
     /// Free KV blocks (of the scarcer pool).
     pub kv_blocks_free: AtomicUsize,
     /// Rows fed since the start.

@@ -93,6 +93,7 @@ impl<T> Worker<T> {
         let free = self.trunk_pool.as_ref().map_or(usize::MAX, KvPool::free_blocks).min(self.upper_pool.free_blocks());
         self.load.kv_blocks_free.store(free, Ordering::Relaxed);
         self.load.jobs.store(self.pending.len(), Ordering::Relaxed);
+        self.load.rows_waiting.store(self.pending.iter().map(Pending::rows_left).sum(), Ordering::Relaxed);
     }
 
     fn take(&mut self, command: Command<T>) {
