@@ -160,6 +160,7 @@ pub(crate) async fn start(
     settings.edge.name.clone_from(&identity.id().name);
     let hello = Hello::new(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
     let bulk = BulkInbox::default();
+    let tenant_key = identity.tenant_key();
     let uplinks = uplink::start(
         &settings.peers,
         &settings.edge.cloud_model,
@@ -179,7 +180,7 @@ pub(crate) async fn start(
         policy,
         uplinks,
         bulk,
-        tenant: identity.id().tenant.clone(),
+        tenant_key,
     };
     backend.loaded(EdgeNode::start(settings.edge, parts).or_fail(Code::Config)?);
     Ok(Edge { backend, address, links, serving })

@@ -33,10 +33,11 @@ fn table(answer: &Value) -> Vec<String> {
     let count = |name: &str| route[name].as_u64().unwrap_or(0);
     let mut lines = vec![
         format!(
-            "{}  mode {}  {} prompt tokens  {:.0} ms",
+            "{}  mode {}  {} prompt tokens ({} held)  {:.0} ms",
             answer["request_id"].as_str().unwrap_or("?"),
             answer["mode"].as_str().unwrap_or("?"),
             answer["prompt_tokens"],
+            count("cached_tokens"),
             answer["seconds"].as_f64().unwrap_or(0.0) * 1e3,
         ),
         format!(
@@ -91,7 +92,7 @@ mod tests {
     fn a_row_per_token() {
         let answer = json!({
             "request_id": "r1", "mode": "auto", "prompt_tokens": 9, "seconds": 0.012,
-            "route": { "edge_tokens": 1, "cloud_tokens": 1, "degraded": true, "degraded_reason": "cut" },
+            "route": { "edge_tokens": 1, "cloud_tokens": 1, "cached_tokens": 7, "degraded": true, "degraded_reason": "cut" },
             "tokens": [
                 { "index": 0, "text": " Li\n", "origin": "edge", "logprob": 0.0, "edge_top1": 0.99, "edge_entropy": 0.05,
                   "risk": 0.01, "reason": "sure" },
@@ -101,6 +102,7 @@ mod tests {
         });
         let lines = table(&answer);
         assert_eq!(lines.len(), 6);
+        assert!(lines[0].contains("9 prompt tokens (7 held)"), "{}", lines[0]);
         assert!(lines[2].contains("cut"));
         assert!(lines[4].contains("\" Li\\n\"") && lines[4].contains("sure") && lines[4].contains("1.000"));
         assert!(lines[5].contains("0.607") && lines[5].contains('–'));

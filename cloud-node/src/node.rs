@@ -120,6 +120,7 @@ impl CloudNode {
         let options = RunnerOptions {
             split: settings.trunk_layers,
             kv_blocks: settings.bounds.kv_blocks,
+            prefix_blocks_max: 0,
             queue_max: settings.bounds.jobs_max.max(settings.bounds.sessions_max) * 2,
             batch: settings.batch(),
         };

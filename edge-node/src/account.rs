@@ -5,10 +5,11 @@
 //! the last before the client went away. What had become final past them is `discarded`. So an account is
 //! closed when both are done: the node with its work, and the reader with the answer.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use metrics::counter;
+use metrics::{counter, gauge};
 use tokio::sync::oneshot;
 
 use crate::explained::Answered;
@@ -86,6 +87,16 @@ pub(crate) struct Totals {
 }
 
 impl Inner {
+    /// Records what the engine has counted.
+    pub(crate) fn record_engine(&self) {
+        let load = self.runner.load();
+        counter!(names::ROWS_TOTAL).absolute(load.rows.load(Ordering::Relaxed));
+        gauge!(names::PREFIX_BLOCKS).set(load.prefix_blocks.load(Ordering::Relaxed) as f64);
+        counter!(names::PREFIX_HITS_TOTAL).absolute(load.prefix_hits.load(Ordering::Relaxed));
+        counter!(names::PREFIX_ROWS_TOTAL).absolute(load.prefix_rows.load(Ordering::Relaxed));
+        counter!(names::PREFIX_EVICTED_TOTAL).absolute(load.prefix_evicted.load(Ordering::Relaxed));
+    }
+
     /// Books an answer.
     fn book(
         &self,
@@ -102,6 +113,8 @@ impl Inner {
         }
         counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.round_trips));
         counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.degraded));
+        counter!(names::PROMPT_TOKENS_CACHED_TOTAL, names::LABEL_MODE => mode)
+            .increment(u64::from(route.cached_tokens));
         counter!(names::DISCARDED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.discarded));
         self.answered.lock().unwrap_or_else(PoisonError::into_inner).push(Answered {
             request_id: request.request_id.clone(),

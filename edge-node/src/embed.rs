@@ -44,8 +44,9 @@ pub(crate) async fn embed(
         sampling: Arc::new(SamplingParams::default()),
         top_logprobs: 0,
         is_prefill: true,
-        keep_trunk_hidden: false,
+        keep_hidden_from: None,
         constraint: None,
+        prefix: None,
     };
     let (done, result) = oneshot::channel();
     let _forget = Forget(runner, key);

@@ -59,6 +59,19 @@ pub const ITL_SECONDS: &str = "tandem_edge_itl_seconds";
 pub const TOKENS_TOTAL: &str = "tandem_edge_tokens_total";
 /// Counter {mode}: tokens of prompts.
 pub const PROMPT_TOKENS_TOTAL: &str = "tandem_edge_prompt_tokens_total";
+/// Counter {mode}: tokens of prompts that were not computed, as their state was held, see
+/// `RouteSummary::cached_tokens`.
+pub const PROMPT_TOKENS_CACHED_TOTAL: &str = "tandem_edge_prompt_tokens_cached_total";
+/// Counter: rows that the edge's model computed.
+pub const ROWS_TOTAL: &str = "tandem_edge_rows_total";
+/// Counter: sequences of the edge's model that began with rows of earlier ones.
+pub const PREFIX_HITS_TOTAL: &str = "tandem_edge_prefix_cache_hits_total";
+/// Counter: rows of the edge's model that were reused instead of computed.
+pub const PREFIX_ROWS_TOTAL: &str = "tandem_edge_prefix_cache_rows_total";
+/// Gauge: KV blocks held for reuse.
+pub const PREFIX_BLOCKS: &str = "tandem_edge_prefix_cache_blocks";
+/// Counter: KV blocks held for reuse that were given up.
+pub const PREFIX_EVICTED_TOTAL: &str = "tandem_edge_prefix_cache_evicted_blocks_total";
 /// Counter {mode, direction}: bytes exchanged with the cloud, frames with headers.
 pub const BYTES_TOTAL: &str = "tandem_edge_bytes_total";
 /// Counter {mode}: times an answer asked the cloud and got something back.
@@ -96,6 +109,12 @@ pub fn describe() {
     describe_histogram!(ITL_SECONDS, Unit::Seconds, "Token to next token of a choice");
     describe_counter!(TOKENS_TOTAL, "Tokens of answers by whose decision they are");
     describe_counter!(PROMPT_TOKENS_TOTAL, "Tokens of prompts");
+    describe_counter!(PROMPT_TOKENS_CACHED_TOTAL, "Tokens of prompts whose state was held from earlier answers");
+    describe_counter!(ROWS_TOTAL, "Rows computed");
+    describe_counter!(PREFIX_HITS_TOTAL, "Sequences that began with rows of earlier ones");
+    describe_counter!(PREFIX_ROWS_TOTAL, "Rows reused instead of computed");
+    describe_gauge!(PREFIX_BLOCKS, "KV blocks held for reuse");
+    describe_counter!(PREFIX_EVICTED_TOTAL, "KV blocks held for reuse that were given up");
     describe_counter!(BYTES_TOTAL, Unit::Bytes, "Bytes exchanged with the cloud");
     describe_counter!(ROUND_TRIPS_TOTAL, "Times an answer asked the cloud and got something back");
     describe_counter!(DISCARDED_TOTAL, "Final tokens that were not read: past a stop string, or of a client that left");

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
-use tandem_engine::runner::{Job, JobDone, Runner, RunnerError, RunnerOptions};
+use tandem_engine::runner::{Job, JobDone, Runner, RunnerError, RunnerOptions, prefix_key};
 use tandem_engine::tokenizer::{Difference, Tokenizer};
 use tandem_engine::trunk::Trunk;
 use tandem_engine::{Model, memory};
-use tandem_proto::block::development_tenant_key;
+use tandem_proto::block::BlockChain;
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
 use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
@@ -85,8 +85,8 @@ pub struct EdgeParts {
     pub uplinks: Uplinks,
     /// Blocks that arrive on it.
     pub bulk: BulkInbox,
-    /// Tenant the node belongs to, from its certificate.
-    pub tenant: String,
+    /// Key of the tenant's KV blocks, from the node's certificate.
+    pub tenant_key: [u8; 32],
 }
 
 /// Things that the page's controls change.
@@ -114,6 +114,8 @@ pub(crate) struct Inner {
     /// Cloud model for which the fitted rule was last found wanting, so that it is logged once.
     unfit_for: Mutex<Option<Digest>>,
     tenant_key: [u8; 32],
+    /// Under which sequences share rows.
+    pub(crate) prefix_key: BlockChain,
     pub(crate) trunk: Option<Trunk>,
     sampling: SamplingParams,
     short_json: bool,
@@ -166,9 +168,11 @@ impl EdgeNode {
         let options = RunnerOptions {
             split: settings.trunk_layers,
             kv_blocks,
+            prefix_blocks_max: memory::blocks_of_mib(spec, settings.prefix_cache_mib_max),
             queue_max: settings.requests_max.max(1) * 4,
             batch: settings.batch(),
         };
+        let prefix_key = prefix_key(&parts.model, parts.tenant_key);
         let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
         let tokenizer = Arc::new(parts.tokenizer);
         let admission = Admission::new(settings.requests_max, settings.queue_ms_max);
@@ -191,7 +195,8 @@ impl EdgeNode {
             policy,
             aim,
             unfit_for: Mutex::default(),
-            tenant_key: development_tenant_key(&parts.tenant),
+            tenant_key: parts.tenant_key,
+            prefix_key,
             trunk,
             sampling: parts.sampling,
             short_json: parts.short_json.unwrap_or_else(|| short_json::by_default(context_tokens)),
@@ -294,8 +299,9 @@ impl EdgeNode {
             sampling: Arc::new(SamplingParams::default()),
             top_logprobs: alternatives as usize,
             is_prefill: true,
-            keep_trunk_hidden: false,
+            keep_hidden_from: None,
             constraint: None,
+            prefix: None,
         };
         let (done, scores) = oneshot::channel();
         let on_done = move |result: Result<JobDone<EdgeChoice>, RunnerError>| {
@@ -419,6 +425,11 @@ impl EdgeNode {
             answers: totals.answers,
             tokens_per_s: totals.tokens_per_s,
         }
+    }
+
+    /// Records what the engine has counted.
+    pub fn record_engine(&self) {
+        self.0.record_engine();
     }
 
     /// Changes the controls; values are checked by the caller.
@@ -579,8 +590,9 @@ impl Inner {
         }
     }
 
-    /// Whether the prompt's state comes sooner from the cloud than from this device's own trunk.
-    pub(crate) fn prompt_fetch_pays(&self, link: &Link, tokens: usize) -> bool {
+    /// Whether the prompt's state comes sooner from the cloud than from this device's own trunk, which has
+    /// `held` of its tokens.
+    pub(crate) fn prompt_fetch_pays(&self, link: &Link, tokens: usize, held: usize) -> bool {
         let Some(trunk) = &self.trunk else { return false };
         self.settings.fetch_prompt.moves(|| {
             let row_s = self.estimates().prefill_row_s();
@@ -591,7 +603,7 @@ impl Inner {
                 rtt_s: link.stats().rtt_us as f64 / 1e6,
                 goodput: Self::goodput(link),
                 holder_delay_s: tokens as f64 * self.estimates().cloud_row_s(),
-                recompute_rate: 1.0 / (row_s * share).max(1e-9),
+                recompute_rate: tokens as f64 / (row_s * share * tokens.saturating_sub(held) as f64).max(1e-9),
             }
         })
     }

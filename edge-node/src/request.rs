@@ -139,6 +139,10 @@ pub struct RouteSummary {
     pub bytes_down: u64,
     /// Drafts thrown away after a rejection.
     pub rolled_back: u32,
+    /// Tokens of the prompt that were not computed for this answer, as the model that began it held their
+    /// state from earlier ones.
+    #[serde(default)]
+    pub cached_tokens: u32,
     /// Tokens that became final and were not read: past a stop string, or of a client that left. The
     /// counts above are of the others.
     #[serde(default)]
@@ -160,6 +164,7 @@ impl RouteSummary {
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
         self.rolled_back += other.rolled_back;
+        self.cached_tokens += other.cached_tokens;
         self.discarded += other.discarded;
         self.degraded |= other.degraded;
         if self.degraded_reason.is_none() {

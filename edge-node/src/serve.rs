@@ -179,6 +179,9 @@ impl Backend for NodeBackend {
     }
 
     fn render_metrics(&self) -> String {
+        if let Some(node) = self.node.get() {
+            node.record_engine();
+        }
         self.metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
     }
 }

@@ -28,6 +28,9 @@ pub struct EdgeSettings {
     pub queue_ms_max: u64,
     /// KV blocks of the node; 0 for what the requests can fill and the memory allows.
     pub kv_blocks: usize,
+    /// Most memory for the KV state of prompts and answers that is kept for later requests which begin alike,
+    /// MiB of the node's KV blocks; requests under way come first. 0 keeps none.
+    pub prefix_cache_mib_max: u64,
     /// Threshold on the risk in `auto`, in the policy's unit (a probability, or nats of the entropy
     /// baseline); the policy's own if absent.
     pub threshold: Option<f32>,
@@ -67,6 +70,7 @@ impl Default for EdgeSettings {
             requests_max: 32,
             queue_ms_max: 10_000,
             kv_blocks: 0,
+            prefix_cache_mib_max: 512,
             threshold: None,
             quality: None,
             cloud_share: None,

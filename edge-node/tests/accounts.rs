@@ -23,8 +23,16 @@ use tower::ServiceExt as _;
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+fn settings() -> EdgeSettings {
+    EdgeSettings { trunk_layers: 0, threshold: Some(2.5), ..EdgeSettings::default() }
+}
+
 /// A node without a cloud, and what its process records.
 fn node() -> (Router, PrometheusHandle) {
+    node_with(settings())
+}
+
+fn node_with(settings: EdgeSettings) -> (Router, PrometheusHandle) {
     let recorder = exporter().expect("the buckets are good").build_recorder();
     let metrics = recorder.handle();
     // Tests of this file run in one process and add up: each looks at what it adds.
@@ -46,9 +54,8 @@ fn node() -> (Router, PrometheusHandle) {
         policy: Arc::new(Entropy::new(1.0).expect("a policy")),
         uplinks: Uplinks::none(),
         bulk: BulkInbox::default(),
-        tenant: "dev".into(),
+        tenant_key: [1; 32],
     };
-    let settings = EdgeSettings { trunk_layers: 0, threshold: Some(2.5), ..EdgeSettings::default() };
     let backend = NodeBackend::loading(Some(metrics.clone()));
     backend.loaded(EdgeNode::start(settings, parts).expect("an edge node"));
     (router(backend), metrics)
@@ -172,6 +179,65 @@ async fn all_accounts_of_an_answer_agree_wherever_it_ends() {
     }
     thresholds_have_one_unit(&app).await;
     prompts_are_scored_as_answers_are(&app).await;
+    only_what_is_new_is_computed(&app).await;
+}
+
+/// Rows that the node's model has computed.
+async fn rows(app: &Router) -> u64 {
+    let (_, text) = send(app, Request::get("/metrics").body(Body::empty()).expect("a request")).await;
+    let text = String::from_utf8(text).expect("text");
+    let count = text.lines().find_map(|line| line.strip_prefix("tandem_edge_rows_total ")?.parse().ok());
+    count.expect("a count")
+}
+
+/// A second turn, an answer once more, several answers and a shared system prompt: what `usage` says was held
+/// was not computed, in every API's words, and the text is that of a node that holds nothing.
+async fn only_what_is_new_is_computed(app: &Router) {
+    let (cold, _) = node_with(EdgeSettings { prefix_cache_mib_max: 0, ..settings() });
+    let system = "You answer in one short sentence. ".repeat(12);
+    // The template of this model leaves system prompts out.
+    let first = |question: &str| format!("{system}{question}");
+    let (mut messages, mut last) = (Vec::new(), String::new());
+    let chat = |messages: &[Value], n: usize| json!({ "model": "tandem:local", "temperature": 0.7, "seed": 5, "max_tokens": 24, "n": n, "messages": messages });
+    let text = |body: &Value, i: usize| body["choices"][i]["message"]["content"].as_str().expect("text").to_owned();
+    let count = |body: &Value, path: &str| body.pointer(path).and_then(Value::as_u64).expect("a count");
+    let (whole, held) = ("/usage/prompt_tokens", "/usage/prompt_tokens_details/cached_tokens");
+    // (what is asked, answers, tokens of the prompt that are new)
+    let table = [("Who are you?", 1, 60..400), ("Count to five.", 1, 5..60), ("", 1, 1..2), ("", 4, 1..2)];
+    for (question, n, new) in table {
+        if !question.is_empty() {
+            let content = if messages.is_empty() { first(question) } else { question.to_owned() };
+            if !messages.is_empty() {
+                messages.push(json!({ "role": "assistant", "content": last }));
+            }
+            messages.push(json!({ "role": "user", "content": content }));
+        }
+        let before = rows(app).await;
+        let path = "/v1/chat/completions";
+        let body = post(app, path, &chat(&messages, n)).await;
+        let expected = post(&cold, path, &chat(&messages, n)).await;
+        for i in 0..n {
+            assert_eq!(text(&body, i), text(&expected, i), "{question} {n}");
+        }
+        assert_eq!(count(&expected, held), 0);
+        let (computed, told) = (rows(app).await - before, count(&body, whole) - count(&body, held));
+        assert!(new.contains(&told), "{question} {n}: {told} of {} new", count(&body, whole));
+        // The prompt's new tokens once, those of an answer but its last, and of the other answers the row
+        // that says what comes first.
+        let answers = count(&body, "/usage/completion_tokens");
+        assert_eq!(computed, told + answers - n as u64 + (n as u64 - 1), "{question} {n}");
+        last = text(&body, 0);
+    }
+    // Another conversation that begins alike, as the other APIs have it.
+    let ask = json!({ "model": "tandem:local", "max_output_tokens": 4, "input": first("Hello.") });
+    let usage = &post(app, "/v1/responses", &ask).await["usage"];
+    assert!(count(usage, "/input_tokens") - count(usage, "/input_tokens_details/cached_tokens") < 30, "{usage}");
+    let ask = json!({ "model": "tandem:local", "max_tokens": 4,
+        "messages": [{ "role": "user", "content": first("Hello.") }] });
+    let usage = &post(app, "/v1/messages", &ask).await["usage"];
+    assert!(count(usage, "/input_tokens") == 1 && count(usage, "/cache_read_input_tokens") > 60, "{usage}");
+    let explained = get(app, "/tandem/explain/last").await;
+    assert_eq!(explained["route"]["cached_tokens"], usage["cache_read_input_tokens"]);
 }
 
 /// What is read of the threshold can be written back, in the unit of the policy in use.

@@ -91,7 +91,7 @@ where
         policy: Arc::new(Top1::new(0.9).expect("a policy")),
         uplinks,
         bulk,
-        tenant: "dev".into(),
+        tenant_key: [1; 32],
     };
     let edge = EdgeNode::start(settings, parts).expect("an edge node");
     within(links.wait_for(Option::is_some)).await.expect("a link");

@@ -62,6 +62,13 @@ pub fn kv_blocks(spec: &DecoderSpec, sequences: usize, available: Option<u64>) -
     wanted.min(fits).max(BLOCKS_MIN).min(largest)
 }
 
+/// Blocks that take `mib` MiB.
+#[must_use]
+pub fn blocks_of_mib(spec: &DecoderSpec, mib: u64) -> usize {
+    let block_bytes = kv_token_bytes(spec).max(1) * KV_BLOCK_TOKENS as u64;
+    usize::try_from(mib.saturating_mul(1 << 20) / block_bytes).unwrap_or(usize::MAX)
+}
+
 /// Longest sequence of a model whose pool has `blocks` blocks, tokens.
 #[must_use]
 pub fn context_tokens(spec: &DecoderSpec, blocks: usize) -> usize {
@@ -89,6 +96,7 @@ mod tests {
         assert_eq!(kv_blocks(&spec, 4, None), 4 * 4096 / 32);
         assert_eq!(kv_blocks(&spec, 4, Some(200 * 2 * 16 * 1024)), 200);
         assert_eq!(kv_blocks(&spec, 4, Some(0)), BLOCKS_MIN);
+        assert_eq!([0, 1, 3].map(|mib| blocks_of_mib(&spec, mib)), [0, 64, 192]);
         assert_eq!(context_tokens(&spec, 64), 2048);
         assert_eq!(context_tokens(&spec, 1024), 4096);
         assert_eq!(context_tokens(&self::spec(1 << 20), usize::MAX), SESSION_TOKENS_MAX);

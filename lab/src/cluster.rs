@@ -156,7 +156,7 @@ impl Cluster {
                 policy,
                 uplinks,
                 bulk,
-                tenant: edge_identity.id().tenant.clone(),
+                tenant_key: edge_identity.tenant_key(),
             },
         )?;
         let linked = tokio::time::timeout(LINK_TIMEOUT, links.wait_for(Option::is_some)).await;

@@ -10,11 +10,16 @@ use crate::message::KvShape;
 /// Domain separation of the root hash; the number is the version of this recipe.
 const DOMAIN: &[u8] = b"tandem-kv-1";
 
-/// Key of a tenant's block ids in development mode, where no router hands keys out: two tenants never
-/// share an id, and nothing about the key is secret.
+/// Key of a tenant's block ids, from its identity: the public key of the authority that vouches for its
+/// certificates, and its name there. Two tenants never share an id, nor do two fleets. The key is no secret:
+/// who may see a tenant's blocks is decided by certificates.
 #[must_use]
-pub fn development_tenant_key(tenant: &str) -> [u8; 32] {
-    blake3::derive_key("tandem 2026 development tenant key for KV block ids", tenant.as_bytes())
+pub fn tenant_key(authority: &[u8], tenant: &str) -> [u8; 32] {
+    let mut h = blake3::Hasher::new_derive_key("tandem 2026 tenant key for KV block ids");
+    h.update(&(authority.len() as u64).to_le_bytes());
+    h.update(authority);
+    h.update(tenant.as_bytes());
+    *h.finalize().as_bytes()
 }
 
 /// Chain of block ids of one token sequence under one recipe.
@@ -39,6 +44,12 @@ impl BlockChain {
             h.update(&n.to_le_bytes());
         }
         Self { tenant_key, parent: Digest(*h.finalize().as_bytes()), next_index: 0 }
+    }
+
+    /// Id of the last block; before the first one, of the recipe.
+    #[must_use]
+    pub fn id(&self) -> Digest {
+        self.parent
     }
 
     /// Id of the next block, which holds `tokens`. A partial block has an id of its own.
@@ -82,6 +93,16 @@ mod tests {
         assert_eq!(a[..2], b[..2]);
         assert_ne!(a[2], b[2]);
         assert_ne!(a[3], b[3], "an id covers everything before its block");
+    }
+
+    #[test]
+    fn a_tenant_is_its_name_under_its_authority() {
+        let keys = [(&b"ca"[..], "a"), (b"ca", "b"), (b"cb", "a"), (b"c", "aa"), (b"caa", "")]
+            .map(|(authority, tenant)| tenant_key(authority, tenant));
+        for (i, key) in keys.iter().enumerate() {
+            assert!(!keys[..i].contains(key), "{i}");
+        }
+        assert_eq!(keys[0], tenant_key(b"ca", "a"));
     }
 
     #[test]

@@ -64,7 +64,7 @@ def anthropic_plain_and_streamed(args):
     expect_equal((text, final.content[0].text), (whole.content[0].text,) * 2, "streamed text")
     expect_equal(final.usage.output_tokens, whole.usage.output_tokens, "tokens")
     counted = client.messages.count_tokens(model=MODEL, messages=ANTHROPIC["messages"])
-    expect_equal(counted.input_tokens, whole.usage.input_tokens, "tokens of the prompt")
+    expect_equal(counted.input_tokens, whole.usage.input_tokens + whole.usage.cache_read_input_tokens, "tokens of the prompt")
 
 
 @check

@@ -14,7 +14,7 @@ use crate::{
     close::CloseCode,
     error::TransportError,
     identity::{Identity, IdentityError, Role},
-    link::{Link, Side},
+    link::{Link, Peers, Side},
     probe::PortCheck,
     settings::Settings,
     socket,
@@ -29,7 +29,7 @@ const PORT_CHECK_AFTER: Duration = Duration::from_millis(30);
 #[derive(Debug)]
 pub struct Connector {
     settings: Settings,
-    roles: Vec<Role>,
+    peers: Peers,
     state: Mutex<State>,
 }
 
@@ -71,7 +71,7 @@ impl Connector {
     ) -> Result<Self, TransportError> {
         let config = client_config(identity, &settings)?;
         let state = Mutex::new(State { config, hello, v4: None, v6: None });
-        Ok(Self { settings, roles: roles.to_vec(), state })
+        Ok(Self { settings, peers: Peers::new(identity, roles), state })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -102,7 +102,7 @@ impl Connector {
                 .map_err(|_| TransportError::Timeout { what: "the connection", ms: limit.as_millis() as u64 })??,
             () = closed => return Err(TransportError::NobodyListens { addr }),
         };
-        Link::establish(conn, Side::Client, &hello, &self.settings, &self.roles, ()).await
+        Link::establish(conn, Side::Client, &hello, &self.settings, &self.peers, ()).await
     }
 
     /// As [`Connector::connect`], for a peer with several addresses: each gets a short start before the next

@@ -14,7 +14,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
-use tandem_proto::limits::ALPN;
+use tandem_proto::{block::tenant_key, limits::ALPN};
 
 pub use self::ca::{CA_CERT_FILE, CA_KEY_FILE, DEV_TENANT, DevCa};
 use self::files::{read_text, write_private};
@@ -292,6 +292,17 @@ impl Identity {
     #[must_use]
     pub fn id(&self) -> &PeerIdentity {
         &self.id
+    }
+
+    /// Key of the block ids of this node's tenant ([`tandem_proto::block::tenant_key`]).
+    #[must_use]
+    pub fn tenant_key(&self) -> [u8; 32] {
+        tenant_key(&self.authority(), &self.id.tenant)
+    }
+
+    /// Public key of the first authority it trusts. A renewed certificate of an authority has the same one.
+    pub(crate) fn authority(&self) -> Arc<[u8]> {
+        self.roots.roots.first().map(|root| root.subject_public_key_info.as_ref().into()).unwrap_or_default()
     }
 
     /// When the certificate ends; renew at half-life.

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tandem_proto::{
+    block::tenant_key,
     frame::{Frame, Message},
     limits::PAYLOAD_BYTES_MAX,
     message::Hello,
@@ -30,7 +31,7 @@ use crate::{
     channel::{Bounds, Channel, FrameReceiver, FrameSender, handshake_bounds},
     close::CloseCode,
     error::TransportError,
-    identity::{self, IdentityError, PeerIdentity, Role},
+    identity::{self, Identity, IdentityError, PeerIdentity, Role},
     meter::{Direction, Meter},
     probe::{self, ProbeGuard},
     settings::{CONTROL_PRIORITY, SESSION_PRIORITY, Settings, bulk_priority},
@@ -93,11 +94,26 @@ impl Ended {
     }
 }
 
+/// Whom an end takes for a peer.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    pub(crate) roles: Vec<Role>,
+    /// Public key of the authority that vouches for them.
+    pub(crate) authority: Arc<[u8]>,
+}
+
+impl Peers {
+    pub(crate) fn new(identity: &Identity, roles: &[Role]) -> Self {
+        Self { roles: roles.to_vec(), authority: identity.authority() }
+    }
+}
+
 /// A link to an authenticated peer. Dropping it closes the connection and every channel on it, so
 /// share it as `Arc<Link>` with whoever uses a channel.
 pub struct Link {
     conn: Connection,
     peer: PeerIdentity,
+    authority: Arc<[u8]>,
     hello: Hello,
     minor: u16,
     bounds: Bounds,
@@ -136,12 +152,12 @@ impl Link {
         side: Side,
         ours: &Hello,
         settings: &Settings,
-        roles: &[Role],
+        peers: &Peers,
         keep: impl Send + 'static,
     ) -> Result<Self, TransportError> {
         let result = tokio::time::timeout(
             settings.handshake,
-            Self::try_establish(conn.clone(), side, ours, settings, roles, keep),
+            Self::try_establish(conn.clone(), side, ours, settings, peers, keep),
         );
         let result = result.await.unwrap_or_else(|_| {
             let ms = settings.handshake.as_millis() as u64;
@@ -164,12 +180,12 @@ impl Link {
         side: Side,
         ours: &Hello,
         settings: &Settings,
-        roles: &[Role],
+        peers: &Peers,
         keep: impl Send + 'static,
     ) -> Result<Self, TransportError> {
         let (peer, not_after) = peer_identity(&conn)?;
-        if !roles.contains(&peer.role) {
-            let expected = roles.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" or ");
+        if !peers.roles.contains(&peer.role) {
+            let expected = peers.roles.iter().map(|r| r.as_str()).collect::<Vec<_>>().join(" or ");
             return Err(TransportError::WrongPeer { found: peer.to_string(), expected });
         }
         let meter = Meter::new();
@@ -198,6 +214,7 @@ impl Link {
         Ok(Self {
             conn,
             peer,
+            authority: Arc::clone(&peers.authority),
             hello,
             minor,
             bounds,
@@ -222,6 +239,12 @@ impl Link {
     #[must_use]
     pub fn peer_identity(&self) -> &PeerIdentity {
         &self.peer
+    }
+
+    /// Key of the block ids of the peer's tenant ([`tandem_proto::block::tenant_key`]).
+    #[must_use]
+    pub fn peer_tenant_key(&self) -> [u8; 32] {
+        tenant_key(&self.authority, &self.peer.tenant)
     }
 
     /// The minor protocol version both speak.

@@ -20,7 +20,7 @@ use crate::{
     close::CloseCode,
     error::TransportError,
     identity::{Identity, IdentityError, PeerIdentity, Role},
-    link::{Link, Side, peer_identity},
+    link::{Link, Peers, Side, peer_identity},
     settings::Settings,
     socket,
 };
@@ -39,7 +39,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    roles: Vec<Role>,
+    peers: Peers,
     hello: Mutex<Hello>,
     live: Mutex<HashMap<PeerIdentity, Vec<Connection>>>,
     refused: AtomicU64,
@@ -95,7 +95,7 @@ impl Server {
         let endpoint = socket::server(addr, quic_config(identity, &settings)?, identity.reset_key())?;
         let shared = Arc::new(Shared {
             settings,
-            roles: roles.to_vec(),
+            peers: Peers::new(identity, roles),
             hello: Mutex::new(hello),
             live: Mutex::default(),
             refused: AtomicU64::new(0),
@@ -228,7 +228,7 @@ async fn handshake(
         conn.close(CloseCode::NameInUse.to_wire(), e.to_string().as_bytes());
     })?;
     let hello = lock(&shared.hello).clone();
-    Link::establish(conn, Side::Server, &hello, &shared.settings, &shared.roles, (entry, slot)).await
+    Link::establish(conn, Side::Server, &hello, &shared.settings, &shared.peers, (entry, slot)).await
 }
 
 /// A connection's place in the list of live ones; leaves it when dropped.

@@ -328,8 +328,9 @@ impl SessionTask {
             sampling: self.sampling.clone(),
             top_logprobs: self.top_logprobs,
             is_prefill: false,
-            keep_trunk_hidden: self.prompt_state.is_some(),
+            keep_hidden_from: self.prompt_state.is_some().then_some(job.feed_from),
             constraint: self.constraint.clone(),
+            prefix: None,
         };
         let (done, result) = oneshot::channel();
         let progress = self.node.runner.submit(request, Box::new(move |r| drop(done.send(r))))?;

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use metrics::counter;
 use tandem_engine::runner::RunnerError;
 use tandem_engine::trunk;
-use tandem_proto::block::development_tenant_key;
 use tandem_proto::exchange::{CostInputs, Incoming, Outgoing, StateRun, bytes_per_token};
 use tandem_proto::frame::Message;
 use tandem_proto::message::{KvBlock, KvOffer, KvPull, KvWant, RefuseCode};
@@ -172,7 +171,7 @@ impl SessionTask {
         let Some(trunk) = &self.node.trunk else {
             return Err(Ending::Refused(RefuseCode::BadState, "this node has no trunk".into(), 0));
         };
-        Ok(trunk.run(development_tenant_key(&self.link.peer_identity().tenant), tokens, with_hidden)?)
+        Ok(trunk.run(self.link.peer_tenant_key(), tokens, with_hidden)?)
     }
 }
 

@@ -138,6 +138,7 @@ export class Turn {
       // The first count says what is counted.
       const name = { edge: t("edge"), verified: t("verified"), cloud: t("cloudTag") };
       shares.forEach(([who, n], at) => parts.push(`${at === 0 ? t("tokens", n) : n.toLocaleString("en")} ${name[who]}`));
+      if (route.cached_tokens) parts.push(t("reused", route.cached_tokens.toLocaleString("en")));
       if (route.rolled_back) parts.push(t("rolledBack", route.rolled_back));
       parts.push(t("roundTrips", route.round_trips ?? 0));
       parts.push(bytes((route.bytes_up ?? 0) + (route.bytes_down ?? 0)).join(" "));

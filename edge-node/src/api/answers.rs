@@ -14,7 +14,7 @@ use tokio::time::{Timeout, timeout};
 use super::backend::Backend;
 use super::meter::Meter;
 use super::pieces::{Assembler, Piece};
-use super::reply::Usage;
+use super::reply::{PromptTokens, Usage};
 use crate::admission::Slots;
 use crate::request::{
     Event, FinishReason, GenerateError, GenerateRequest, Generation, Origin, RouteSummary, TokenEvent,
@@ -86,6 +86,10 @@ struct Running {
     /// Tokens by origin, for an answer that a stop string ends.
     counted: RouteSummary,
     last_token: Option<Instant>,
+    /// Which of the request's prompts it answers.
+    prompt: usize,
+    /// Tokens of the prompt whose state was held, once it is over.
+    cached: u64,
 }
 
 impl Answers {
@@ -112,7 +116,11 @@ impl Answers {
             spelt,
             backend,
         };
+        let mut last_prompt = Vec::new();
         for request in requests {
+            // The answers to one prompt follow each other.
+            let prompt = all.choices.last().map_or(0, |last| last.prompt + usize::from(request.prompt != last_prompt));
+            last_prompt.clone_from(&request.prompt);
             let tokenizer = all.backend.tokenizer();
             let decoder = match goes_on {
                 true => tokenizer.stream_after(&request.prompt).map_err(|e| GenerateError::Engine(e.to_string()))?,
@@ -128,6 +136,8 @@ impl Answers {
                 assembler: Assembler::new(stops),
                 counted: RouteSummary::default(),
                 last_token: None,
+                prompt,
+                cached: 0,
             });
         }
         Ok(all)
@@ -166,9 +176,17 @@ impl Answers {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
             total_tokens: self.prompt_tokens + self.completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens: self.cached_tokens() },
             reasoning_tokens: 0,
             tandem: self.route.clone(),
         }
+    }
+
+    /// Tokens of the prompts whose state was there before the request: a prompt is computed once for all its
+    /// answers, so of these the one that found least counts.
+    fn cached_tokens(&self) -> u64 {
+        let prompts = self.choices.chunk_by(|a, b| a.prompt == b.prompt);
+        prompts.filter_map(|answers| answers.iter().map(|answer| answer.cached).min()).sum()
     }
 
     /// What any choice says next; ready with `None` if all have ended.
@@ -251,6 +269,7 @@ impl Answers {
             FinishReason::Length => "length",
         };
         self.meter.end(outcome);
+        self.choices[choice].cached = u64::from(route.cached_tokens);
         self.route.add(&route);
         Update::End { choice, finish, stop: self.choices[choice].assembler.stopped_by().map(str::to_owned), route }
     }

@@ -76,10 +76,18 @@ pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
     pub(crate) total_tokens: u64,
+    pub(crate) prompt_tokens_details: PromptTokens,
     /// Tokens of the completion that are reasoning and nothing else.
     #[serde(skip)]
     pub(crate) reasoning_tokens: u64,
     pub(crate) tandem: RouteSummary,
+}
+
+/// What became of the tokens of the prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct PromptTokens {
+    /// Tokens whose state was held from earlier requests.
+    pub(crate) cached_tokens: u64,
 }
 
 #[derive(Debug, Serialize)]

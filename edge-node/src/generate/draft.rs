@@ -9,6 +9,7 @@ use tandem_engine::constraint::Followed;
 use tandem_engine::runner::{Job, JobDone, RowOutput, Runner, RunnerError};
 use tandem_engine::uncertainty::{self, Uncertainty};
 use tandem_engine::{EngineError, sampling, trunk};
+use tandem_proto::block::BlockChain;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{Alternative, SamplingParams};
 use tokio::sync::oneshot;
@@ -80,6 +81,8 @@ pub(crate) struct Step {
     pub(crate) choice: Option<EdgeChoice>,
     /// Tokens fed.
     pub(crate) rows: usize,
+    /// Leading tokens whose state was there before the answer.
+    pub(crate) reused: usize,
     /// Wall time, seconds.
     pub(crate) seconds: f64,
 }
@@ -92,6 +95,7 @@ pub(crate) struct Drafter {
     prompt_len: usize,
     top_logprobs: usize,
     constraint: Option<Followed>,
+    prefix: BlockChain,
     fed: usize,
     running: Option<Running>,
     width: usize,
@@ -107,6 +111,7 @@ impl Drafter {
         sampling: Arc<SamplingParams>,
         request: &GenerateRequest,
         constraint: Option<Followed>,
+        prefix: BlockChain,
         width: usize,
     ) -> Self {
         Self {
@@ -116,6 +121,7 @@ impl Drafter {
             prompt_len: request.prompt.len(),
             top_logprobs: request.top_logprobs as usize,
             constraint,
+            prefix,
             fed: 0,
             running: None,
             width,
@@ -125,7 +131,7 @@ impl Drafter {
         }
     }
 
-    /// Keeps the trunk's hidden states from now on.
+    /// Keeps the trunk's hidden states of the answer from now on.
     pub(crate) fn keep_hidden(&mut self) {
         self.keep_hidden = true;
     }
@@ -154,8 +160,9 @@ impl Drafter {
             sampling: self.sampling.clone(),
             top_logprobs: self.top_logprobs,
             is_prefill: false,
-            keep_trunk_hidden: self.keep_hidden,
+            keep_hidden_from: self.keep_hidden.then_some(self.prompt_len),
             constraint: self.constraint.clone(),
+            prefix: Some(self.prefix.clone()),
         };
         let (done, result) = oneshot::channel();
         self.runner.submit(job, Box::new(move |r| drop(done.send(r))))?;
@@ -172,13 +179,21 @@ impl Drafter {
         };
         let mut done = result?;
         self.fed = valid_to;
+        let from = from.max(done.reused);
         if !done.trunk_hidden.is_empty() {
-            let keep = valid_to.saturating_sub(from) * self.width;
+            let kept_from = from.max(self.prompt_len);
+            let keep = valid_to.saturating_sub(kept_from) * self.width;
             done.trunk_hidden.truncate(keep);
-            self.store_hidden(from, &done.trunk_hidden);
+            self.store_hidden(kept_from, &done.trunk_hidden);
         }
         let choice = if valid_to == end { done.outputs.pop() } else { None };
-        Ok(Step { position: end, choice, rows: end - from, seconds: begun.elapsed().as_secs_f64() })
+        Ok(Step {
+            position: end,
+            choice,
+            rows: end - from,
+            reused: done.reused,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
     }
 
     fn store_hidden(&mut self, from: usize, rows: &[f32]) {
@@ -210,6 +225,13 @@ impl Drafter {
         self.hidden.drain(..(from - self.hidden_from) * self.width);
         self.hidden_from = from;
         Some(trunk::payload(&self.hidden[..(to - from) * self.width]).into())
+    }
+
+    /// How many of the prompt's tokens have their state held from earlier answers.
+    pub(crate) async fn held(&self, prompt: &[u32]) -> Result<usize, RunnerError> {
+        let (done, result) = oneshot::channel();
+        self.runner.held(self.prefix.clone(), prompt.to_vec(), Box::new(move |r| drop(done.send(r))))?;
+        result.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
     }
 
     /// Copies out the trunk's state of the first `tokens` tokens. No step may be running.

@@ -70,6 +70,9 @@ impl Answer {
             }
             Message::Opened(o) => {
                 self.session.opened();
+                if self.sent == 0 && self.drafter.fed() == 0 && !self.drafter.is_running() {
+                    self.summary.cached_tokens = o.held_tokens.min(self.request.prompt.len() as u32);
+                }
                 // Above a trunk of another depth our numbers mean nothing.
                 if o.trunk_layers as usize != self.node.settings.trunk_layers {
                     self.trunk_shared = false;

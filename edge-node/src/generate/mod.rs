@@ -84,6 +84,8 @@ pub(crate) struct Answer {
     send_hidden: bool,
     fetch: Option<PromptFetch>,
     fetched: bool,
+    /// Tokens of the prompt whose state is held from earlier answers.
+    held: usize,
     pull: Option<KvPull>,
     lent: Option<(Outgoing, Vec<Vec<f32>>)>,
     /// The edge's model cannot go on with this answer: only the cloud can.
@@ -141,6 +143,7 @@ impl Answer {
             sampling.clone(),
             &request,
             request.grammar.as_ref().map(|grammar| grammar.follow(&node.stop_tokens)),
+            node.prefix_key.clone(),
             node.model.spec().hidden_size,
         );
         let patience = Patience {
@@ -171,6 +174,7 @@ impl Answer {
             send_hidden: false,
             fetch: None,
             fetched: false,
+            held: 0,
             pull: None,
             lent: None,
             draft_error: None,
@@ -185,6 +189,10 @@ impl Answer {
 
     async fn run(&mut self) -> Result<FinishReason, Halt> {
         let closing = self.node.closing.clone();
+        if self.node.trunk.is_some() && matches!(self.request.mode, Mode::Auto | Mode::Exact) {
+            // What is here need not be fetched.
+            self.held = self.drafter.held(&self.request.prompt).await?;
+        }
         loop {
             self.emit().await?;
             if self.session.is_finished() {
@@ -359,7 +367,7 @@ impl Answer {
             && self.trunk_shared
             && self.drafter.fed() == 0
             && !self.drafter.is_running()
-            && self.node.prompt_fetch_pays(link, self.request.prompt.len())
+            && self.node.prompt_fetch_pays(link, self.request.prompt.len(), self.held)
     }
 
     /// Sends what is due to be asked.
@@ -453,6 +461,8 @@ impl Answer {
                 e.saw_prefill(step.seconds, step.rows);
             }
         });
+        // Only the first step finds rows.
+        self.summary.cached_tokens += step.reused as u32;
         self.finish_fetch().await;
         let Some(choice) = step.choice else { return Ok(()) };
         // The cloud may have put a token of its own where this one was to go.

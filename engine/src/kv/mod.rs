@@ -2,6 +2,7 @@
 //! a table of blocks and a length. Dropping a sequence returns its blocks; forks share them and
 //! copy on write.
 
+pub(crate) mod prefix;
 #[cfg(test)]
 mod tests;
 
@@ -27,15 +28,29 @@ struct Ledger {
     free: Vec<u32>,
     /// Holders per block.
     holders: Vec<u32>,
+    /// Whether a [`HeldBlock`] is one of them.
+    held: Vec<bool>,
+    /// Blocks that nobody but a [`HeldBlock`] holds.
+    idle: usize,
 }
 
 impl Ledger {
     fn release(&mut self, block: u32) {
         let Some(n) = self.holders.get_mut(block as usize) else { return };
         *n -= 1;
-        if *n == 0 {
-            self.free.push(block);
+        match *n {
+            0 => self.free.push(block),
+            1 if self.held[block as usize] => self.idle += 1,
+            _ => {}
         }
+    }
+
+    fn share(&mut self, block: u32) {
+        let n = &mut self.holders[block as usize];
+        if *n == 1 && self.held[block as usize] {
+            self.idle -= 1;
+        }
+        *n += 1;
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -93,7 +108,7 @@ impl KvPool {
             .ok_or_else(|| EngineError::Shape(format!("a KV pool of {blocks} blocks is too large")))?;
         let mut free: Vec<u32> = (0..blocks as u32).collect();
         free.reverse();
-        let ledger = Mutex::new(Ledger { free, holders: vec![0; blocks] });
+        let ledger = Mutex::new(Ledger { free, holders: vec![0; blocks], held: vec![false; blocks], idle: 0 });
         let shared = Arc::new(Shared { ledger });
         let data = Numbers::zeroed(numbers)
             .map_err(|source| EngineError::Io { path: "memory for the KV pool".into(), source })?;
@@ -122,6 +137,23 @@ impl KvPool {
     #[must_use]
     pub fn free_blocks(&self) -> usize {
         self.shared.ledger().free.len()
+    }
+
+    /// Blocks that are free or that nobody works with, as only an index of prefixes holds them.
+    #[must_use]
+    pub fn available_blocks(&self) -> usize {
+        let ledger = self.shared.ledger();
+        ledger.free.len() + ledger.idle
+    }
+
+    /// A sequence of `tokens` tokens whose state lies in `blocks`; whoever writes to them first copies.
+    pub(crate) fn resume<'a>(&self, blocks: impl IntoIterator<Item = &'a HeldBlock>, tokens: usize) -> Sequence {
+        let table: Vec<u32> = blocks.into_iter().map(|held| held.block).collect();
+        debug_assert_eq!(table.len(), tokens.div_ceil(KV_BLOCK_TOKENS));
+        let mut ledger = self.shared.ledger();
+        table.iter().for_each(|&block| ledger.share(block));
+        drop(ledger);
+        Sequence { shared: Arc::clone(&self.shared), table, len: tokens }
     }
 
     /// An empty sequence of this pool.
@@ -311,11 +343,30 @@ impl Sequence {
     pub fn fork(&self) -> Self {
         let table: Vec<u32> = self.table[..self.len.div_ceil(KV_BLOCK_TOKENS)].to_vec();
         let mut ledger = self.shared.ledger();
-        for &block in &table {
-            ledger.holders[block as usize] += 1;
-        }
+        table.iter().for_each(|&block| ledger.share(block));
         drop(ledger);
         Self { shared: Arc::clone(&self.shared), table, len: self.len }
+    }
+
+    /// Holds block `index`, which the sequence has, beyond its own life.
+    pub(crate) fn hold(&self, index: usize) -> HeldBlock {
+        let block = self.table[index];
+        let mut ledger = self.shared.ledger();
+        ledger.share(block);
+        debug_assert!(!ledger.held[block as usize], "a block is held once");
+        ledger.held[block as usize] = true;
+        drop(ledger);
+        HeldBlock { shared: Arc::clone(&self.shared), block }
+    }
+
+    /// Takes a block with the same numbers in place of its own block `index`.
+    pub(crate) fn adopt(&mut self, index: usize, held: &HeldBlock) {
+        let own = std::mem::replace(&mut self.table[index], held.block);
+        if own != held.block {
+            let mut ledger = self.shared.ledger();
+            ledger.share(held.block);
+            ledger.release(own);
+        }
     }
 
     pub(crate) fn table(&self) -> &[u32] {
@@ -335,5 +386,30 @@ impl Drop for Sequence {
         for block in self.table.drain(..) {
             ledger.release(block);
         }
+    }
+}
+
+/// A block of a pool that outlives the sequence that wrote it. Dropping it lets the block go.
+#[derive(Debug)]
+pub(crate) struct HeldBlock {
+    shared: Arc<Shared>,
+    block: u32,
+}
+
+impl HeldBlock {
+    /// Whether a sequence has the block too.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.shared.ledger().holders[self.block as usize] > 1
+    }
+}
+
+impl Drop for HeldBlock {
+    fn drop(&mut self) {
+        let mut ledger = self.shared.ledger();
+        ledger.held[self.block as usize] = false;
+        if ledger.holders[self.block as usize] == 1 {
+            ledger.idle -= 1;
+        }
+        ledger.release(self.block);
     }
 }

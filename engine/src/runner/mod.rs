@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod fairness;
 pub mod pass_times;
+mod prefix;
 mod state;
 mod streams;
 mod worker;
@@ -20,6 +21,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tandem_proto::block::BlockChain;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::SamplingParams;
 
@@ -29,6 +31,7 @@ use crate::kv::KvPool;
 use crate::model::{Model, ROWS_MAX};
 use crate::sampling::Before;
 use batch::BatchBounds;
+pub use prefix::prefix_key;
 
 /// Why a job failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -101,13 +104,21 @@ pub struct Job {
     pub top_logprobs: usize,
     /// All rows count as a prompt's, those with outputs too: no answer is written here (a text is scored).
     pub is_prefill: bool,
-    /// Return the hidden states above the trunk of the tokens fed.
-    pub keep_trunk_hidden: bool,
+    /// Return the hidden states above the trunk of the tokens fed, from this one on.
+    pub keep_hidden_from: Option<usize>,
     /// The grammar that the answer follows, if any.
     pub constraint: Option<Followed>,
+    /// Sequences with an equal key share rows ([`prefix_key`]): of a new sequence, those that are held for
+    /// its first tokens are not computed again, and what is computed is kept for others. None to share none.
+    pub prefix: Option<BlockChain>,
 }
 
 impl Job {
+    /// Tokens of the prompt.
+    fn prompt(&self) -> &[u32] {
+        &self.sequence[..self.prompt_len.min(self.sequence.len())]
+    }
+
     /// Tokens of the answer before `position`.
     fn answer_before(&self, position: usize) -> &[u32] {
         self.sequence.get(self.prompt_len..position).unwrap_or(&[])
@@ -157,8 +168,10 @@ pub struct JobDone<T> {
     pub trunk_tokens: usize,
     /// Rows that ran through the trunk here, and rows whose hidden states were given.
     pub trunk_rows: (usize, usize),
-    /// Hidden states above the trunk of the tokens fed, if asked for.
+    /// Hidden states above the trunk of the tokens fed, as asked for.
     pub trunk_hidden: Vec<f32>,
+    /// Leading tokens that were not fed, as their state was held.
+    pub reused: usize,
 }
 
 /// Gets the result of a job, on the engine thread: hand it on, do not work there.
@@ -178,6 +191,11 @@ enum Command<T> {
         key: SessionId,
         blocks: Vec<Vec<f32>>,
         tokens: usize,
+        done: OnDone<usize>,
+    },
+    Held {
+        prefix: BlockChain,
+        tokens: Vec<u32>,
         done: OnDone<usize>,
     },
 }
@@ -230,8 +248,16 @@ pub struct RunnerLoad {
     pub jobs: AtomicUsize,
     /// Rows that these jobs have still to feed.
     pub rows_waiting: AtomicUsize,
-    /// Free KV blocks (of the scarcer pool).
+    /// KV blocks that can be had (of the scarcer pool): those held for reuse only are given up when needed.
     pub kv_blocks_free: AtomicUsize,
+    /// KV blocks held for reuse.
+    pub prefix_blocks: AtomicUsize,
+    /// KV blocks held for reuse that have been given up since the start.
+    pub prefix_evicted: AtomicU64,
+    /// Sequences since the start that found rows to reuse.
+    pub prefix_hits: AtomicU64,
+    /// Rows reused since the start.
+    pub prefix_rows: AtomicU64,
     /// Rows fed since the start.
     pub rows: AtomicU64,
     /// Forward passes since the start.
@@ -247,6 +273,8 @@ pub struct RunnerOptions {
     pub split: usize,
     /// KV blocks of each pool.
     pub kv_blocks: usize,
+    /// Most KV blocks held for reuse; 0 to reuse none.
+    pub prefix_blocks_max: usize,
     /// Most commands waiting.
     pub queue_max: usize,
     /// Bounds of a pass.
@@ -408,6 +436,14 @@ impl<T: Send + 'static> Runner<T> {
         done: OnDone<usize>,
     ) -> Result<(), RunnerError> {
         self.send(Command::ImportTrunk { key, blocks, tokens, done })
+    }
+
+    /// Tells `done` how many of the first `tokens` a sequence under this key would find computed.
+    ///
+    /// # Errors
+    /// The queue is full or the thread is gone.
+    pub fn held(&self, prefix: BlockChain, tokens: Vec<u32>, done: OnDone<usize>) -> Result<(), RunnerError> {
+        self.send(Command::Held { prefix, tokens, done })
     }
 
     fn send(&self, command: Command<T>) -> Result<(), RunnerError> {

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tandem_proto::ids::SessionId;
+
 use crate::kv::{KvPool, Sequence};
 
 use super::batch::Take;
+use super::prefix::Path;
 use super::{Job, JobDone, JobProgress, OnDone, RunnerError};
 
 /// Rows without an output that a decision may bring along, such as those of tokens that the cloud corrected.
@@ -14,11 +17,39 @@ const DECISION_ROWS_MAX: usize = 8;
 pub(super) struct KvState {
     pub(super) trunk: Option<Sequence>,
     pub(super) upper: Sequence,
+    /// The tokens whose state this is, as far as a finished job has told.
+    pub(super) tokens: Vec<u32>,
+    /// From this row on the state rests on numbers of a peer.
+    pub(super) given_from: Option<usize>,
+    /// Where the sequence stands among those it shares rows with, if it does.
+    pub(super) path: Option<Path>,
 }
 
 impl KvState {
     pub(super) fn new(trunk: Option<&KvPool>, upper: &KvPool) -> Self {
-        Self { trunk: trunk.map(KvPool::sequence), upper: upper.sequence() }
+        Self {
+            trunk: trunk.map(KvPool::sequence),
+            upper: upper.sequence(),
+            tokens: Vec::new(),
+            given_from: None,
+            path: None,
+        }
+    }
+
+    /// Whether there is no state at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.upper.is_empty() && self.trunk.as_ref().is_none_or(Sequence::is_empty)
+    }
+
+    /// Leading rows whose state is whole and was computed here.
+    pub(super) fn computed_rows(&self) -> usize {
+        let trunk = self.trunk.as_ref().map_or(usize::MAX, Sequence::len);
+        self.upper.len().min(trunk).min(self.given_from.unwrap_or(usize::MAX))
+    }
+
+    /// A peer's numbers stand in from row `from` on.
+    pub(super) fn given(&mut self, from: usize) {
+        self.given_from = Some(self.given_from.map_or(from, |given| given.min(from)));
     }
 
     /// Cuts both states to `len` tokens.
@@ -26,6 +57,10 @@ impl KvState {
         self.upper.truncate(len.min(self.upper.len()));
         if let Some(trunk) = &mut self.trunk {
             trunk.truncate(len.min(trunk.len()));
+        }
+        self.given_from = self.given_from.filter(|given| *given < len);
+        if let Some(path) = &mut self.path {
+            path.cut(len);
         }
     }
 }
@@ -47,6 +82,10 @@ pub(super) struct Pending<T> {
     pub(super) started_at: Option<Instant>,
     /// The sequence is to be dropped after this job.
     pub(super) forget: bool,
+    /// Nothing of the sequence has been computed: rows of others may stand in for its first ones.
+    pub(super) fresh: bool,
+    /// Rows that did.
+    pub(super) reused: usize,
 }
 
 impl<T> Pending<T> {
@@ -71,7 +110,21 @@ impl<T> Pending<T> {
             queued_at,
             started_at: None,
             forget: false,
+            fresh: false,
+            reused: 0,
         }
+    }
+
+    /// Leading tokens that need not be fed if their state is there.
+    pub(super) fn reusable(&self) -> usize {
+        let outputs = self.job.outputs_from - 1;
+        outputs.min(self.job.keep_hidden_from.unwrap_or(usize::MAX)).min(self.job.sequence.len() - 1)
+    }
+
+    /// The tokens whose state this job is going to publish.
+    pub(super) fn promised(&self) -> Option<&[u32]> {
+        let publishes = self.job.hidden.is_none() && self.kv.given_from.is_none() && self.failed.is_none();
+        publishes.then(|| self.job.prompt())
     }
 
     /// Tokens that the trunk must catch up on before the next row.
@@ -106,7 +159,8 @@ impl<T> Pending<T> {
         }
     }
 
-    pub(super) fn finish(self) -> Option<(Box<Job>, KvState)> {
+    /// Answers the job; returns its sequence, its state, and whether that is to be dropped.
+    pub(super) fn finish(self) -> (SessionId, KvState, bool) {
         let started = self.started_at.unwrap_or(self.queued_at);
         let result = JobDone {
             outputs: self.outputs,
@@ -115,9 +169,12 @@ impl<T> Pending<T> {
             trunk_tokens: self.kv.trunk.as_ref().map_or(0, Sequence::len),
             trunk_rows: self.trunk_rows,
             trunk_hidden: self.trunk_hidden,
+            reused: self.reused,
         };
         (self.done)(Ok(result));
-        (!self.forget).then_some((self.job, self.kv))
+        let mut kv = self.kv;
+        kv.tokens = self.job.sequence;
+        (self.job.key, kv, self.forget)
     }
 }
 
@@ -143,8 +200,6 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    use tandem_proto::ids::SessionId;
-
     use super::*;
 
     /// However late the thread takes a job out of the queue.
@@ -160,8 +215,9 @@ mod tests {
             sampling: Arc::default(),
             top_logprobs: 0,
             is_prefill: false,
-            keep_trunk_hidden: false,
+            keep_hidden_from: None,
             constraint: None,
+            prefix: None,
         };
         let pool = KvPool::with_shape(0..1, 1, 1).expect("pool");
         let (send, result) = channel();
@@ -169,7 +225,7 @@ mod tests {
         let submitted = Instant::now();
         let mut pending = Pending::new(Box::new(job), Arc::default(), done, KvState::new(None, &pool), (0, submitted));
         pending.started_at = Some(submitted + Duration::from_micros(5000));
-        assert!(pending.finish().is_some());
+        pending.finish();
         assert_eq!(result.recv().expect("told").expect("done").queue_us, 5000);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use tandem_proto::ids::SessionId;
+use tandem_proto::limits::KV_BLOCK_TOKENS;
 
 use crate::error::EngineError;
 use crate::kv::{KvPool, Sequence};
@@ -15,6 +16,7 @@ use crate::model::{HEAD_ROWS_MAX, Hidden, Model, Rows};
 use super::batch::{Take, Waiting, decisions, prefills};
 use super::fairness::{Allowance, allowance};
 use super::pass_times::PassTimes;
+use super::prefix::{Path, Prefixes};
 use super::state::{KvState, Pending, Plan};
 use super::streams::Streams;
 use super::{
@@ -31,6 +33,7 @@ pub(super) struct Worker<T> {
     pending: Vec<Pending<T>>,
     streams: Streams,
     times: PassTimes,
+    prefixes: Prefixes,
     arrivals: u64,
     choose: Choose<T>,
     unwanted: Arc<Unwanted>,
@@ -55,6 +58,7 @@ impl<T> Worker<T> {
             pending: Vec::new(),
             streams: Streams::default(),
             times: PassTimes::default(),
+            prefixes: Prefixes::new(options.prefix_blocks_max.min(options.kv_blocks)),
             arrivals: 0,
             choose,
             unwanted,
@@ -90,8 +94,12 @@ impl<T> Worker<T> {
     }
 
     fn publish_load(&self) {
-        let free = self.trunk_pool.as_ref().map_or(usize::MAX, KvPool::free_blocks).min(self.upper_pool.free_blocks());
-        self.load.kv_blocks_free.store(free, Ordering::Relaxed);
+        let trunk = self.trunk_pool.as_ref().map_or(usize::MAX, KvPool::available_blocks);
+        self.load.kv_blocks_free.store(trunk.min(self.upper_pool.available_blocks()), Ordering::Relaxed);
+        self.load.prefix_blocks.store(self.prefixes.blocks(), Ordering::Relaxed);
+        self.load.prefix_evicted.store(self.prefixes.evicted(), Ordering::Relaxed);
+        self.load.prefix_hits.store(self.prefixes.hits, Ordering::Relaxed);
+        self.load.prefix_rows.store(self.prefixes.rows, Ordering::Relaxed);
         self.load.jobs.store(self.pending.len(), Ordering::Relaxed);
         self.load.rows_waiting.store(self.pending.iter().map(Pending::rows_left).sum(), Ordering::Relaxed);
     }
@@ -103,15 +111,24 @@ impl<T> Worker<T> {
             Command::Wake => {}
             Command::ExportTrunk { key, tokens, done } => done(self.export(key, tokens)),
             Command::ImportTrunk { key, blocks, tokens, done } => done(self.import(key, &blocks, tokens)),
+            Command::Held { prefix, tokens, done } => done(Ok(self.prefixes.held(prefix, &tokens))),
         }
     }
 
     fn forget(&mut self, key: SessionId) {
         self.streams.forget(key);
-        self.idle.remove(&key);
+        if let Some(kv) = self.idle.remove(&key) {
+            self.leave(kv);
+        }
         for p in self.pending.iter_mut().filter(|p| p.job.key == key) {
             p.forget = true;
         }
+    }
+
+    /// Drops a sequence's state; what others may use of it stays.
+    fn leave(&mut self, mut kv: KvState) {
+        let tokens = std::mem::take(&mut kv.tokens);
+        self.prefixes.publish(&mut kv, &tokens, true);
     }
 
     fn admit(&mut self, job: Box<Job>, progress: Arc<JobProgress>, done: OnDone<JobDone<T>>, queued_at: Instant) {
@@ -147,9 +164,22 @@ impl<T> Worker<T> {
             done(Err(RunnerError::Gap { have, wanted }));
             return;
         }
+        // What is kept for others is found by its tokens: they must be those of the state.
+        if job.prefix.is_some() && kv.tokens.get(..job.feed_from) != job.sequence.get(..job.feed_from) {
+            self.idle.insert(job.key, kv);
+            done(Err(RunnerError::BadJob("the tokens before those fed are not the ones whose state is held")));
+            return;
+        }
         kv.truncate(job.feed_from);
+        if job.hidden.is_some() {
+            kv.given(job.feed_from);
+        }
+        if kv.path.is_none() && self.prefixes.is_on() {
+            kv.path = job.prefix.clone().map(Path::new);
+        }
         self.arrivals += 1;
-        let pending = Pending::new(job, progress, done, kv, (self.arrivals, queued_at));
+        let mut pending = Pending::new(job, progress, done, kv, (self.arrivals, queued_at));
+        pending.fresh = pending.kv.path.is_some() && pending.kv.is_empty() && pending.job.hidden.is_none();
         if pending.is_prefill() {
             self.streams.forget(pending.job.key);
         } else {
@@ -158,11 +188,27 @@ impl<T> Worker<T> {
         self.pending.push(pending);
     }
 
+    /// Gives new sequences what is held of their first rows. One that an earlier job is about to compute
+    /// rows for waits.
+    fn attach(&mut self) {
+        for index in 0..self.pending.len() {
+            if !self.pending[index].fresh || self.prefixes.waits(&self.pending, index) {
+                continue;
+            }
+            let p = &mut self.pending[index];
+            p.fresh = false;
+            p.reused = self.prefixes.attach(p, self.trunk_pool.as_ref(), &self.upper_pool);
+            p.job.feed_from = p.reused;
+            p.cursor = p.reused;
+        }
+    }
+
     /// Rows of the next pass, in order of the jobs; how long to wait for a better one instead.
     fn compose(&mut self) -> Result<Vec<Take>, Duration> {
+        self.attach();
         let bounds = &self.options.batch;
         let waiting = |p: &Pending<T>| Waiting {
-            rows: p.rows_left(),
+            rows: if p.fresh { 0 } else { p.rows_left() },
             is_prefill: p.is_prefill() || p.rows_left() > bounds.prefill_chunk,
             arrival: p.arrival,
         };
@@ -208,16 +254,28 @@ impl<T> Worker<T> {
             p.progress.rows_left.store(p.rows_left(), Ordering::Relaxed);
             p.progress.in_pass.store(false, Ordering::Relaxed);
         }
+        for plan in &plans {
+            let Pending { job, kv, .. } = &mut self.pending[plan.index];
+            // Of an answer more than once: what is thrown away again is nothing to keep.
+            if plan.from < job.prompt_len {
+                let last = kv.upper.len() >= job.prompt_len;
+                self.prefixes.publish(kv, job.prompt(), last);
+            }
+        }
         for index in (0..self.pending.len()).rev() {
             if let Some(e) = self.pending[index].failed.take() {
                 (self.pending.remove(index).done)(Err(e));
-            } else if self.pending[index].rows_left() == 0
-                && let Some((job, kv)) = self.pending.remove(index).finish()
-            {
-                if !job.is_prefill {
-                    self.streams.went(job.key, Instant::now());
+            } else if self.pending[index].rows_left() == 0 {
+                let is_prefill = self.pending[index].job.is_prefill;
+                let (key, kv, forget) = self.pending.remove(index).finish();
+                if forget {
+                    self.leave(kv);
+                    continue;
                 }
-                self.idle.insert(job.key, kv);
+                if !is_prefill {
+                    self.streams.went(key, Instant::now());
+                }
+                self.idle.insert(key, kv);
             }
         }
     }
@@ -233,11 +291,15 @@ impl<T> Worker<T> {
             let plan = p.plan(take);
             let runs_trunk = p.runs_trunk();
             let trunk = match (&mut self.trunk_pool, &mut p.kv.trunk) {
-                (Some(pool), Some(seq)) if runs_trunk => pool.reserve(seq, plan.rows),
+                (Some(pool), Some(seq)) if runs_trunk => self.prefixes.reserve(pool, seq, plan.rows),
                 _ => Ok(()),
             };
             let upper = trunk.and_then(|()| {
-                if plan.catching_up { Ok(()) } else { self.upper_pool.reserve(&mut p.kv.upper, plan.rows) }
+                if plan.catching_up {
+                    Ok(())
+                } else {
+                    self.prefixes.reserve(&mut self.upper_pool, &mut p.kv.upper, plan.rows)
+                }
             });
             match upper {
                 Ok(()) => plans.push(plan),
@@ -247,6 +309,7 @@ impl<T> Worker<T> {
                     // The trunk may have got its blocks.
                     p.kv.truncate(usize::MAX);
                     if !p.forget {
+                        p.kv.tokens = p.job.sequence;
                         self.idle.insert(p.job.key, p.kv);
                     }
                     (p.done)(Err(e.into()));
@@ -280,8 +343,9 @@ impl<T> Worker<T> {
                 if plan.catching_up {
                     continue;
                 }
-                if p.job.keep_trunk_hidden {
-                    p.trunk_hidden.extend_from_slice(rows);
+                if let Some(keep_from) = p.job.keep_hidden_from {
+                    let skipped = keep_from.saturating_sub(plan.from).min(plan.rows);
+                    p.trunk_hidden.extend_from_slice(&rows[skipped * width..]);
                 }
                 data.extend_from_slice(rows);
             }
@@ -379,11 +443,13 @@ impl<T> Worker<T> {
         if tokens <= have {
             return Ok(have);
         }
-        let mut fresh = pool.sequence();
-        for (i, block) in blocks.iter().enumerate() {
-            let count = tokens
-                .saturating_sub(i * tandem_proto::limits::KV_BLOCK_TOKENS)
-                .min(tandem_proto::limits::KV_BLOCK_TOKENS);
+        // Whole blocks that were computed here stay.
+        let mut fresh = kv.trunk.as_ref().map_or_else(|| pool.sequence(), Sequence::fork);
+        fresh.truncate(have - have % KV_BLOCK_TOKENS);
+        let kept = fresh.len();
+        self.prefixes.reserve(pool, &mut fresh, tokens - kept)?;
+        for (i, block) in blocks.iter().enumerate().skip(kept / KV_BLOCK_TOKENS) {
+            let count = tokens.saturating_sub(i * KV_BLOCK_TOKENS).min(KV_BLOCK_TOKENS);
             pool.import_block(&mut fresh, i, count, block)?;
         }
         if fresh.len() != tokens {
@@ -392,6 +458,7 @@ impl<T> Worker<T> {
             );
         }
         kv.trunk = Some(fresh);
+        kv.given(kept);
         Ok(tokens)
     }
 }

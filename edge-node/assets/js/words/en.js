@@ -114,6 +114,7 @@ export default {
   cloudTag: "cloud",
   edge: "edge",
   verified: "verified",
+  reused: (n) => `${n} of the prompt reused`,
   rolledBack: (n) => `${n} rolled back`,
   roundTrips: form("round trip"),
   perSecond: "tok/s",

@@ -114,6 +114,7 @@ export default {
   cloudTag: "云端",
   edge: "本机",
   verified: "已确认",
+  reused: (n) => `复用提示 ${n} 个`,
   rolledBack: (n) => `回退 ${n} 个`,
   roundTrips: form("次往返"),
   perSecond: "词元/秒",

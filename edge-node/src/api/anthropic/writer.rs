@@ -148,9 +148,10 @@ impl MessagesWriter {
 
 fn usage_body(usage: &Usage) -> Value {
     json!({
-        "input_tokens": usage.prompt_tokens,
+        // Without those read from the cache, as Anthropic counts.
+        "input_tokens": usage.prompt_tokens.saturating_sub(usage.prompt_tokens_details.cached_tokens),
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": usage.prompt_tokens_details.cached_tokens,
         "output_tokens": usage.completion_tokens,
         "tandem": usage.tandem,
     })

@@ -286,9 +286,10 @@ fn answers() -> Vec<(&'static str, Value)> {
     let object = json!({ "type": "object" });
     let text_or_null = json!({ "type": ["string", "null"] });
     let (many, strings) = (|items: Value| json!({ "type": "array", "items": items }), string());
-    let usage = answer(
-        &json!({ "prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(), "tandem": object }),
-    );
+    let usage = answer(&json!({
+        "prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
+        "prompt_tokens_details": answer(&json!({ "cached_tokens": count() })), "tandem": object,
+    }));
     let whole = |kind: &str, choice: Value| {
         answer(&json!({
             "id": strings, "object": one_of(&[kind]), "created": count(), "model": strings,

@@ -77,7 +77,8 @@ impl ResponsesWriter {
             "output": items.iter().map(|item| item.to_json(false)).collect::<Vec<_>>(),
             "usage": usage.as_ref().map(|usage| json!({
                 "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": { "cached_tokens": 0, "cache_write_tokens": 0 },
+                "input_tokens_details":
+                    { "cached_tokens": usage.prompt_tokens_details.cached_tokens, "cache_write_tokens": 0 },
                 "output_tokens": usage.completion_tokens,
                 "output_tokens_details": { "reasoning_tokens": usage.reasoning_tokens },
                 "total_tokens": usage.total_tokens,

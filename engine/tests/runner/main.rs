@@ -1,5 +1,7 @@
 //! The engine thread over the embedded model: who fails alone, what state is kept, dropped and moved.
 
+mod prefix;
+
 use std::cell::{Cell, OnceCell};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
@@ -29,7 +31,8 @@ fn load() -> Arc<Model> {
 }
 
 const BATCH: BatchBounds = BatchBounds { rows_max: 256, sequences_max: 8, prefill_chunk: 128, prefill_reserve: 32 };
-const OPTIONS: RunnerOptions = RunnerOptions { split: TRUNK_LAYERS, kv_blocks: 64, queue_max: 16, batch: BATCH };
+const OPTIONS: RunnerOptions =
+    RunnerOptions { split: TRUNK_LAYERS, kv_blocks: 64, prefix_blocks_max: 0, queue_max: 16, batch: BATCH };
 
 fn text(tokens: usize) -> Vec<u32> {
     (0..tokens as u32).map(|i| (i * 37 + 11) % 4000).collect()
@@ -51,8 +54,9 @@ fn job(name: u8, sequence: &[u32], feed_from: usize) -> Job {
         sampling: Arc::default(),
         top_logprobs: 0,
         is_prefill: false,
-        keep_trunk_hidden: false,
+        keep_hidden_from: None,
         constraint: None,
+        prefix: None,
     }
 }
 
@@ -203,7 +207,7 @@ fn the_trunk_catches_up_on_rows_that_came_with_hidden_states() {
     let engine = Engine::start(RunnerOptions { batch: BatchBounds { prefill_chunk: 8, ..BATCH }, ..OPTIONS });
     let (text, width) = (text(50), MODEL.spec().hidden_size);
     let expected = expected(&text);
-    let whole = engine.run(Job { keep_trunk_hidden: true, ..job(1, &text, 0) }).expect("runs");
+    let whole = engine.run(Job { keep_hidden_from: Some(0), ..job(1, &text, 0) }).expect("runs");
     assert_eq!((whole.trunk_rows, whole.trunk_tokens), ((50, 0), 50));
     assert_eq!(whole.trunk_hidden.len(), 50 * width);
     assert_eq!(whole.outputs, expected);
@@ -275,7 +279,7 @@ fn a_sequence_without_memory_fails_alone_and_keeps_no_blocks() {
 fn trunk_state_moves_between_runners() {
     let (from, to) = (Engine::start(OPTIONS), Engine::start(OPTIONS));
     let text = text(50);
-    let done = from.run(Job { keep_trunk_hidden: true, ..job(1, &text[..40], 0) }).expect("runs");
+    let done = from.run(Job { keep_hidden_from: Some(0), ..job(1, &text[..40], 0) }).expect("runs");
     assert!(matches!(from.export(1, 41), Err(RunnerError::Gap { have: 40, wanted: 41 })));
     assert!(matches!(from.export(9, 1), Err(RunnerError::Gap { have: 0, wanted: 1 })));
     let blocks = from.export(1, 40).expect("there");
