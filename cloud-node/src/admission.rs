@@ -24,6 +24,9 @@ pub struct Bounds {
     pub grammar_bytes_max: usize,
     /// KV blocks of the node; 0 for what the sessions can fill and the memory allows.
     pub kv_blocks: usize,
+    /// Most memory for the KV state of sessions that is kept for later ones of their tenant which begin
+    /// alike, MiB of the node's KV blocks; open sessions come first. 0 keeps none.
+    pub prefix_cache_mib_max: u64,
     /// Free KV blocks below which no new session is admitted.
     pub kv_blocks_reserve: usize,
 }
@@ -39,6 +42,7 @@ impl Default for Bounds {
             jobs_max: 512,
             grammar_bytes_max: GRAMMAR_BYTES_MAX,
             kv_blocks: 0,
+            prefix_cache_mib_max: 4096,
             kv_blocks_reserve: 32,
         }
     }

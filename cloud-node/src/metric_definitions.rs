@@ -37,6 +37,14 @@ pub const DRAFTS_ACCEPTED: &str = "tandem_cloud_drafts_accepted_total";
 pub const TOKENS_STREAMED: &str = "tandem_cloud_tokens_streamed_total";
 /// Counter: rows fed; label `trunk`.
 pub const ROWS: &str = "tandem_cloud_rows_total";
+/// Counter: sessions that began with rows of earlier ones of their tenant.
+pub const PREFIX_HITS: &str = "tandem_cloud_prefix_cache_hits_total";
+/// Counter: rows that were reused instead of computed.
+pub const PREFIX_ROWS: &str = "tandem_cloud_prefix_cache_rows_total";
+/// Gauge: KV blocks held for reuse.
+pub const PREFIX_BLOCKS: &str = "tandem_cloud_prefix_cache_blocks";
+/// Counter: KV blocks held for reuse that were given up.
+pub const PREFIX_EVICTED: &str = "tandem_cloud_prefix_cache_evicted_blocks_total";
 /// Histogram: seconds a job waited for the model.
 pub const QUEUE_SECONDS: &str = "tandem_cloud_queue_seconds";
 /// Histogram: seconds a job took in the model.
@@ -56,11 +64,15 @@ pub fn describe() {
     describe_gauge!(QUEUE_JOBS, "Jobs waiting for the model or running");
     describe_gauge!(QUEUE_ROWS, "Rows that waiting and running jobs have still to feed");
     describe_gauge!(KV_POOL_BLOCKS, "KV blocks of the node");
-    describe_gauge!(KV_POOL_FREE_BLOCKS, "KV blocks that are free");
+    describe_gauge!(KV_POOL_FREE_BLOCKS, "KV blocks that are free, or held for reuse only");
     describe_counter!(DRAFTS_JUDGED, "Draft tokens judged");
     describe_counter!(DRAFTS_ACCEPTED, "Draft tokens accepted");
     describe_counter!(TOKENS_STREAMED, "Tokens decoded for edges that stream");
     describe_counter!(ROWS, "Rows fed, by whose trunk numbers they have");
+    describe_counter!(PREFIX_HITS, "Sessions that began with rows of earlier ones of their tenant");
+    describe_counter!(PREFIX_ROWS, "Rows reused instead of computed");
+    describe_gauge!(PREFIX_BLOCKS, "KV blocks held for reuse");
+    describe_counter!(PREFIX_EVICTED, "KV blocks held for reuse that were given up");
     describe_histogram!(QUEUE_SECONDS, Unit::Seconds, "Time a job waited for the model");
     describe_histogram!(COMPUTE_SECONDS, Unit::Seconds, "Time a job took in the model");
     describe_counter!(KV_BLOCKS, "KV blocks exchanged, by direction and result");

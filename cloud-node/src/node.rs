@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 use serde::Serialize;
-use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions};
+use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions, prefix_key};
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_engine::trunk::Trunk;
 use tandem_engine::{EngineError, Model, memory, sampling};
+use tandem_proto::block::BlockChain;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 use tandem_proto::message::ModelCard;
 use tandem_proto::session::Decided;
@@ -76,6 +77,7 @@ pub struct NodeLoad {
 pub struct CloudNode {
     pub(crate) settings: CloudSettings,
     pub(crate) card: ModelCard,
+    model: Arc<Model>,
     pub(crate) runner: Runner<Decided>,
     pub(crate) grammars: Arc<Grammars>,
     pub(crate) registry: Arc<Registry>,
@@ -120,11 +122,11 @@ impl CloudNode {
         let options = RunnerOptions {
             split: settings.trunk_layers,
             kv_blocks: settings.bounds.kv_blocks,
-            prefix_blocks_max: 0,
+            prefix_blocks_max: memory::blocks_of_mib(model.spec(), settings.bounds.prefix_cache_mib_max),
             queue_max: settings.bounds.jobs_max.max(settings.bounds.sessions_max) * 2,
             batch: settings.batch(),
         };
-        let runner = Runner::start(model, options, Box::new(decide))?;
+        let runner = Runner::start(model.clone(), options, Box::new(decide))?;
         let forgetful = runner.clone();
         let forget = move |id| {
             if let Err(e) = forgetful.forget(id) {
@@ -136,6 +138,7 @@ impl CloudNode {
             registry: Registry::new(settings.bounds, Box::new(forget)),
             settings,
             card,
+            model,
             runner,
             bulk: BulkInbox::default(),
             trunk,
@@ -171,6 +174,16 @@ impl CloudNode {
         gauge!(m::QUEUE_ROWS).set(load.rows_waiting as f64);
         gauge!(m::KV_POOL_BLOCKS).set(load.kv_blocks as f64);
         gauge!(m::KV_POOL_FREE_BLOCKS).set(load.kv_blocks_free as f64);
+        let engine = self.runner.load();
+        gauge!(m::PREFIX_BLOCKS).set(engine.prefix_blocks.load(Ordering::Relaxed) as f64);
+        counter!(m::PREFIX_HITS).absolute(engine.prefix_hits.load(Ordering::Relaxed));
+        counter!(m::PREFIX_ROWS).absolute(engine.prefix_rows.load(Ordering::Relaxed));
+        counter!(m::PREFIX_EVICTED).absolute(engine.prefix_evicted.load(Ordering::Relaxed));
+    }
+
+    /// The key under which the sessions of the tenant at the other end of `link` share rows.
+    pub(crate) fn prefix_key(&self, link: &Link) -> BlockChain {
+        prefix_key(&self.model, link.peer_tenant_key())
     }
 
     /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.

@@ -18,7 +18,7 @@ use tandem_proto::message::{
     Verdict,
 };
 use tandem_router::exchange::Exchange;
-use tandem_transport::{Channel, Connector, DevCa, Link, Role, Server, Settings};
+use tandem_transport::{Channel, Connector, DevCa, Link, PeerIdentity, Role, Server, Settings};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than any bound under test; a test that waits this long has failed.
@@ -37,6 +37,8 @@ struct Bed {
     /// The edge's side of the trunk.
     trunk: Trunk,
     shutdown: CancellationToken,
+    ca: DevCa,
+    address: SocketAddr,
     _connector: Connector,
     _folder: tempfile::TempDir,
 }
@@ -65,11 +67,36 @@ impl Bed {
         let connector =
             Connector::new(&identity, Settings::dev(), Hello::new("small", 1, vec![small.card])).expect("a connector");
         let link = within(connector.connect(address, "big.tandem")).await.expect("a link");
-        Self { node, link, trunk, shutdown, _connector: connector, _folder: folder }
+        Self { node, link, trunk, shutdown, ca, address, _connector: connector, _folder: folder }
+    }
+
+    /// A link of another device. Whoever lets go of the connector ends it.
+    async fn link_of(&self, tenant: &str, name: &str) -> (Connector, Link) {
+        let id = PeerIdentity::new(tenant, Role::Edge, name).expect("a name");
+        let identity = self.ca.issue_for(&id, Duration::from_secs(3600)).expect("an identity");
+        let connector = Connector::new(&identity, Settings::dev(), Hello::new(name, 1, vec![])).expect("a connector");
+        let link = within(connector.connect(self.address, "big.tandem")).await.expect("a link");
+        (connector, link)
+    }
+
+    /// What the cloud says by itself after `prompt`, with the tokens it held of it and the rows it computed.
+    async fn ask(&self, link: &Link, id: u8, prompt: &[u32]) -> (Vec<u32>, usize, u64) {
+        let before = self.node.load().rows;
+        let open = Open { prompt_tokens: prompt.len() as u32, trunk_layers: 0, ..open(id) };
+        let mut session = Self::session_on(link, open, prompt).await;
+        let held = session.opened().await.held_tokens as usize;
+        let said = session.generate(prompt.len(), 8).await;
+        // Its state is handed on when it ends.
+        self.quiet().await;
+        (said, held, self.node.load().rows - before)
     }
 
     async fn session(&self, open: Open, tokens: &[u32]) -> Session {
-        let mut channel = within(self.link.open_session()).await.expect("a stream");
+        Self::session_on(&self.link, open, tokens).await
+    }
+
+    async fn session_on(link: &Link, open: Open, tokens: &[u32]) -> Session {
+        let mut channel = within(link.open_session()).await.expect("a stream");
         let payload: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         channel.tx.send(&Message::Open(open), payload.into()).await.expect("the opening frame goes out");
         Session { channel }
@@ -129,7 +156,11 @@ impl Session {
     /// What the cloud says by itself after the prompt.
     async fn write(mut self, tokens_max: u32) -> Vec<u32> {
         self.opened().await;
-        let start = PROMPT.len() as u32;
+        self.generate(PROMPT.len(), tokens_max).await
+    }
+
+    async fn generate(mut self, start: usize, tokens_max: u32) -> Vec<u32> {
+        let start = start as u32;
         let generate = Generate { epoch: EPOCH, round: Round(1), start, tail: vec![], tokens_max };
         self.send(Message::Generate(generate), Bytes::new()).await;
         let mut ids = Vec::new();
@@ -198,6 +229,35 @@ async fn tokens_past_the_vocabulary_cost_their_own_session_only() {
     assert_eq!(bystander.verdict().await.next, Some(expected[0]));
     bystander.send(Message::Close(Close { epoch: EPOCH, cancelled: false }), Bytes::new()).await;
     bed.quiet().await;
+}
+
+/// Sessions of a tenant compute together what they have in common, whatever its device; another tenant's
+/// sessions find nothing, whatever they ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_sessions_share_rows_and_no_other_tenants() {
+    let bed = Bed::new(settings()).await;
+    let prompt: Vec<u32> = (0..100).map(|i| (i * 37 + 11) % 4000).collect();
+    let (expected, held, rows) = bed.ask(&bed.link, 1, &prompt).await;
+    assert_eq!((expected.len(), held, rows), (8, 0, 100 + 7));
+    // The same question again, of this device and of another one.
+    assert_eq!(bed.ask(&bed.link, 2, &prompt).await, (expected.clone(), 99, 1 + 7));
+    let (_tablet, tablet) = bed.link_of("default", "tablet").await;
+    assert_eq!(bed.ask(&tablet, 3, &prompt).await, (expected.clone(), 99, 1 + 7));
+    // The next turn.
+    let second = [&prompt[..], &expected[..7], &[5, 6, 7, 8]].concat();
+    let (said, held, rows) = bed.ask(&tablet, 4, &second).await;
+    assert_eq!((held, rows), (107, 4 + 7));
+    // The names of another tenant's devices are its own affair.
+    for (id, name) in [(5, "small"), (6, "stranger")] {
+        let (_stranger, stranger) = bed.link_of("rivals", name).await;
+        let answer = bed.ask(&stranger, id, &second).await;
+        assert_eq!(answer, (said.clone(), if id == 5 { 0 } else { 110 }, if id == 5 { 111 + 7 } else { 1 + 7 }));
+    }
+    // State of the prompt that an edge wants is computed: its hidden states are not kept.
+    let wants = Open { prompt_tokens: 100, want_prompt_state: true, ..open(7) };
+    let mut session = bed.session(wants, &prompt).await;
+    assert_eq!(session.opened().await.held_tokens, 0);
+    assert!(matches!(session.next().await, Message::KvOffer(offer) if offer.tokens == 100));
 }
 
 /// Zeros are no model's hidden states: whoever used them would choose other tokens.

@@ -13,6 +13,7 @@ use metrics::{counter, histogram};
 use tandem_engine::constraint::Followed;
 use tandem_engine::runner::{Job as EngineJob, JobDone, JobProgress, RunnerError};
 use tandem_engine::trunk;
+use tandem_proto::block::BlockChain;
 use tandem_proto::exchange::{ExchangeError, Outgoing};
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::{Epoch, SessionId};
@@ -182,6 +183,8 @@ struct SessionTask {
     sampling: Arc<SamplingParams>,
     top_logprobs: usize,
     constraint: Option<Followed>,
+    /// Under which the tenant's sessions share rows.
+    prefix_key: BlockChain,
     running: Option<Running>,
     /// Tokens whose trunk state the engine holds.
     trunk_tokens: usize,
@@ -214,6 +217,7 @@ impl SessionTask {
             exchanges: 0,
             times: JobTimes::default(),
             report_at: tokio::time::Instant::now(),
+            prefix_key: node.prefix_key(&link),
             node,
             link,
             id: open.session,
@@ -231,7 +235,8 @@ impl SessionTask {
         if open.want_prompt_state && self.trunk_layers > 0 && self.session.processed() == 0 {
             self.prompt_state = Some(Vec::new());
         }
-        let (held_tokens, trunk_layers) = (self.session.processed() as u32, self.trunk_layers as u32);
+        let held_tokens = reporting(&self.node, open, tx, self.held()).await?? as u32;
+        let trunk_layers = self.trunk_layers as u32;
         let opened = Opened { epoch: self.epoch, held_tokens, trunk_layers };
         tx.send(&Message::Opened(opened), Bytes::new()).await?;
         let idle = Duration::from_millis(self.node.settings.bounds.idle_ms_max);
@@ -268,6 +273,19 @@ impl SessionTask {
                 }
             }
         }
+    }
+
+    /// Tokens that need not be computed: of an earlier stream of this session, or of the tenant's other ones.
+    async fn held(&self) -> Result<usize, RunnerError> {
+        let processed = self.session.processed();
+        // The hidden states of the prompt are wanted: all of it is computed.
+        if processed > 0 || self.prompt_state.is_some() {
+            return Ok(processed);
+        }
+        let (done, held) = oneshot::channel();
+        let tokens = self.session.tokens()[..self.session.tokens().len() - 1].to_vec();
+        self.node.runner.held(self.prefix_key.clone(), tokens, Box::new(move |r| drop(done.send(r))))?;
+        held.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
     }
 
     async fn send_all(&self, tx: &mut FrameSender, messages: Vec<Message>) -> Result<(), Ending> {
@@ -330,7 +348,7 @@ impl SessionTask {
             is_prefill: false,
             keep_hidden_from: self.prompt_state.is_some().then_some(job.feed_from),
             constraint: self.constraint.clone(),
-            prefix: None,
+            prefix: Some(self.prefix_key.clone()),
         };
         let (done, result) = oneshot::channel();
         let progress = self.node.runner.submit(request, Box::new(move |r| drop(done.send(r))))?;

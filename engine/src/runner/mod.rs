@@ -166,7 +166,7 @@ pub struct JobDone<T> {
     pub queue_us: u32,
     /// Tokens whose trunk state the runner holds.
     pub trunk_tokens: usize,
-    /// Rows that ran through the trunk here, and rows whose hidden states were given.
+    /// Rows computed here from the first layer on, and rows whose hidden states were given.
     pub trunk_rows: (usize, usize),
     /// Hidden states above the trunk of the tokens fed, as asked for.
     pub trunk_hidden: Vec<f32>,

@@ -336,6 +336,7 @@ impl<T> Worker<T> {
                 p.trunk_rows.1 += plan.rows;
             } else if self.options.split == 0 {
                 tokens.extend_from_slice(&p.job.sequence[plan.from..plan.from + plan.rows]);
+                p.trunk_rows.0 += plan.rows;
             } else {
                 let rows = &trunk_out[taken..taken + plan.rows * width];
                 taken += rows.len();
