@@ -223,14 +223,18 @@ pub async fn measure(options: &LinkOptions, policy: &Arc<PolicyFile>) -> Result<
 }
 
 impl Bench<'_> {
+    /// Every answer stands for a conversation of its own: nothing is kept of the prompts, which begin alike.
     fn nodes(&self, rtt_ms: u64) -> ClusterOptions {
-        ClusterOptions {
+        let mut options = ClusterOptions {
             policy: PolicySpec::Calibrated { threshold: None },
             policy_file: Some(self.policy.clone()),
             link: (rtt_ms > 0).then(|| Faults::rtt(Duration::from_millis(rtt_ms))),
             threads: self.options.threads,
             ..ClusterOptions::default()
-        }
+        };
+        options.edge.prefix_cache_mib_max = 0;
+        options.cloud.bounds.prefix_cache_mib_max = 0;
+        options
     }
 
     /// Answers one after the other; the first [`WARM_UP`] are not counted.
