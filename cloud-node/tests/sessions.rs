@@ -172,6 +172,9 @@ impl Session {
             }
         }
         self.send(Message::Close(Close { epoch: EPOCH, cancelled: false }), Bytes::new()).await;
+        // A channel that is let go before its end is reset, perhaps before the cloud has read the frame.
+        self.channel.tx.finish().expect("the stream ends");
+        while let Ok(Some(_)) = within(self.channel.rx.next()).await {}
         ids
     }
 }
