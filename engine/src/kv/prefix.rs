@@ -181,6 +181,15 @@ impl<B: Held> PrefixIndex<B> {
         self.evict_but(None)
     }
 
+    /// Lets go of the least recently used block that no other one continues, though somebody works with it; false
+    /// if there is none. That frees nothing, but saves whoever writes to the block a copy.
+    pub(crate) fn let_go(&mut self) -> bool {
+        let Some(&(_, id)) = self.leaves.first() else { return false };
+        self.remove(id);
+        self.evicted += 1;
+        true
+    }
+
     fn evict_but(&mut self, kept: Option<Digest>) -> bool {
         let idle = |id: &Digest| self.nodes.get(id).is_some_and(|node| !node.block.is_in_use());
         let free = |(_, id): &&(u64, Digest)| Some(*id) != kept && idle(id);

@@ -144,15 +144,21 @@ impl Prefixes {
         }
     }
 
-    /// As [`KvPool::reserve`]; blocks that only the index holds make room.
+    /// As [`KvPool::reserve`]; blocks that only the index holds make room. Where one block is missing still, it may
+    /// be the copy of a block that the sequence shares with the index alone.
     pub(super) fn reserve(&mut self, pool: &mut KvPool, seq: &mut Sequence, rows: usize) -> Result<(), EngineError> {
         loop {
             match pool.reserve(seq, rows) {
-                Err(EngineError::PoolExhausted { needed, .. })
-                    if needed <= pool.available_blocks() && self.index.evict() => {}
+                Err(EngineError::PoolExhausted { needed, .. }) if self.makes_room(pool, needed) => {}
                 other => return other,
             }
         }
+    }
+
+    /// Gives up a block if that may leave `needed` ones.
+    fn makes_room(&mut self, pool: &KvPool, needed: usize) -> bool {
+        let available = pool.available_blocks();
+        (needed <= available && self.index.evict()) || (needed == available + 1 && self.index.let_go())
     }
 
     /// Whether the job at `index` has rows to gain by waiting for an earlier one, which is about to compute
