@@ -209,12 +209,12 @@ pub struct JobProgress {
     pub in_pass: AtomicBool,
 }
 
-/// Jobs that have been submitted and not answered, whether or not the thread has seen them.
+/// What has been asked of the thread and not answered, whether or not the thread has seen it.
 #[derive(Debug)]
 struct Outstanding {
     since: Instant,
     jobs: AtomicUsize,
-    /// When the first of them was submitted, microseconds after `since`.
+    /// When the first of it was asked, microseconds after `since`.
     first_us: AtomicU64,
 }
 
@@ -381,19 +381,8 @@ impl<T: Send + 'static> Runner<T> {
     pub fn submit(&self, job: Job, done: OnDone<JobDone<T>>) -> Result<Arc<JobProgress>, RunnerError> {
         let rows_left = job.sequence.len().saturating_sub(job.feed_from);
         let progress = Arc::new(JobProgress { rows_left: AtomicUsize::new(rows_left), ..JobProgress::default() });
-        self.outstanding.add();
-        let outstanding = self.outstanding.clone();
-        let done: OnDone<JobDone<T>> = Box::new(move |result| {
-            outstanding.remove();
-            done(result);
-        });
-        match self.send(Command::Run(Box::new(job), progress.clone(), done, Instant::now())) {
-            Ok(()) => Ok(progress),
-            Err(e) => {
-                self.outstanding.remove();
-                Err(e)
-            }
-        }
+        self.ask(done, |done| Command::Run(Box::new(job), progress.clone(), done, Instant::now()))?;
+        Ok(progress)
     }
 
     /// Drops a sequence's state (after its running job, if any), also when the queue is full: state that
@@ -420,7 +409,7 @@ impl<T: Send + 'static> Runner<T> {
     /// # Errors
     /// The queue is full or the thread is gone.
     pub fn export_trunk(&self, key: SessionId, tokens: usize, done: OnDone<Vec<Vec<f32>>>) -> Result<(), RunnerError> {
-        self.send(Command::ExportTrunk { key, tokens, done })
+        self.ask(done, |done| Command::ExportTrunk { key, tokens, done })
     }
 
     /// Puts trunk state of the sequence's first `tokens` tokens in place; `done` gets the number of
@@ -435,7 +424,7 @@ impl<T: Send + 'static> Runner<T> {
         tokens: usize,
         done: OnDone<usize>,
     ) -> Result<(), RunnerError> {
-        self.send(Command::ImportTrunk { key, blocks, tokens, done })
+        self.ask(done, |done| Command::ImportTrunk { key, blocks, tokens, done })
     }
 
     /// Tells `done` how many of the first `tokens` a sequence under this key would find computed.
@@ -443,7 +432,22 @@ impl<T: Send + 'static> Runner<T> {
     /// # Errors
     /// The queue is full or the thread is gone.
     pub fn held(&self, prefix: BlockChain, tokens: Vec<u32>, done: OnDone<usize>) -> Result<(), RunnerError> {
-        self.send(Command::Held { prefix, tokens, done })
+        self.ask(done, |done| Command::Held { prefix, tokens, done })
+    }
+
+    /// Sends a command that `done` ends; until then it is outstanding work, so that [`Self::stalled`] sees it.
+    fn ask<R: 'static>(
+        &self,
+        done: OnDone<R>,
+        command: impl FnOnce(OnDone<R>) -> Command<T>,
+    ) -> Result<(), RunnerError> {
+        self.outstanding.add();
+        let outstanding = self.outstanding.clone();
+        let counted = Box::new(move |result| {
+            outstanding.remove();
+            done(result);
+        });
+        self.send(command(counted)).inspect_err(|_| self.outstanding.remove())
     }
 
     fn send(&self, command: Command<T>) -> Result<(), RunnerError> {
