@@ -16,7 +16,7 @@ use tandem_proto::block::BlockChain;
 use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{ModelCard, SamplingParams};
-use tandem_router::exchange::Exchange;
+
 use tandem_router::policy::{Aim, Goal, GoalError, Paired, Policy, PolicyFileError, Steering};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;

@@ -49,9 +49,11 @@ pub enum ExactStrategy {
     /// Always stream from the cloud.
     Stream,
     /// Draft, but wait for each verdict: the baseline of the link experiments, which no setting names.
+    #[serde(skip_deserializing)]
     Synchronous,
     /// Draft the first [`HANDOVER_TOKENS`] tokens, then stream: for experiments with the transfer of KV
     /// state, which no setting names.
+    #[serde(skip_deserializing)]
     Handover,
 }
 

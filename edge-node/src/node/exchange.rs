@@ -4,7 +4,7 @@ use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
 use tandem_transport::link::Link;
 
 use super::Inner;
-use crate::settings::Exchange;
+use tandem_router::exchange::Exchange;
 
 impl Inner {
     /// True if the peer's trunk has our numbers.
