@@ -401,6 +401,14 @@ impl HeldBlock {
     pub(crate) fn is_in_use(&self) -> bool {
         self.shared.ledger().holders[self.block as usize] > 1
     }
+
+    /// Whether this is the block that `seq` writes its next row to, and nobody else has it.
+    pub(crate) fn is_the_other_holder_of_the_end(&self, seq: &Sequence) -> bool {
+        let end = seq.table.get(seq.len / KV_BLOCK_TOKENS);
+        Arc::ptr_eq(&self.shared, &seq.shared)
+            && end == Some(&self.block)
+            && self.shared.ledger().holders[self.block as usize] == 2
+    }
 }
 
 impl Drop for HeldBlock {

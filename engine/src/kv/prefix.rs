@@ -181,10 +181,11 @@ impl<B: Held> PrefixIndex<B> {
         self.evict_but(None)
     }
 
-    /// Lets go of the least recently used block that no other one continues, though somebody works with it; false
-    /// if there is none. That frees nothing, but saves whoever writes to the block a copy.
-    pub(crate) fn let_go(&mut self) -> bool {
-        let Some(&(_, id)) = self.leaves.first() else { return false };
+    /// Lets go of a block that `is_it` names and no other one continues, though somebody works with it; false if
+    /// there is none. That frees nothing, but saves whoever writes to the block a copy.
+    pub(crate) fn let_go(&mut self, is_it: impl Fn(&B) -> bool) -> bool {
+        let named = |(_, id): &&(u64, Digest)| self.nodes.get(id).is_some_and(|node| is_it(&node.block));
+        let Some(&(_, id)) = self.leaves.iter().find(named) else { return false };
         self.remove(id);
         self.evicted += 1;
         true

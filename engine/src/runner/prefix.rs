@@ -31,6 +31,13 @@ pub(super) struct Block {
     upper: HeldBlock,
 }
 
+impl Block {
+    /// Whether `seq` must copy the block before it writes its next row, only because the index holds it.
+    fn costs_a_copy(&self, seq: &Sequence) -> bool {
+        std::iter::once(&self.upper).chain(&self.trunk).any(|held| held.is_the_other_holder_of_the_end(seq))
+    }
+}
+
 impl Held for Block {
     fn is_in_use(&self) -> bool {
         self.upper.is_in_use() || self.trunk.as_ref().is_some_and(HeldBlock::is_in_use)
@@ -145,20 +152,21 @@ impl Prefixes {
     }
 
     /// As [`KvPool::reserve`]; blocks that only the index holds make room. Where one block is missing still, it may
-    /// be the copy of a block that the sequence shares with the index alone.
+    /// be the copy of a block that the sequence shares with the index alone: then the index lets go of that one.
     pub(super) fn reserve(&mut self, pool: &mut KvPool, seq: &mut Sequence, rows: usize) -> Result<(), EngineError> {
         loop {
             match pool.reserve(seq, rows) {
-                Err(EngineError::PoolExhausted { needed, .. }) if self.makes_room(pool, needed) => {}
+                Err(EngineError::PoolExhausted { needed, .. }) if self.makes_room(pool, seq, needed) => {}
                 other => return other,
             }
         }
     }
 
     /// Gives up a block if that may leave `needed` ones.
-    fn makes_room(&mut self, pool: &KvPool, needed: usize) -> bool {
+    fn makes_room(&mut self, pool: &KvPool, seq: &Sequence, needed: usize) -> bool {
         let available = pool.available_blocks();
-        (needed <= available && self.index.evict()) || (needed == available + 1 && self.index.let_go())
+        (needed <= available && self.index.evict())
+            || (needed == available + 1 && self.index.let_go(|block| block.costs_a_copy(seq)))
     }
 
     /// Whether the job at `index` has rows to gain by waiting for an earlier one, which is about to compute

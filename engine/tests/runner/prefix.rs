@@ -231,6 +231,20 @@ fn what_is_held_gives_way_to_work_and_keeps_its_bound() {
 }
 
 #[test]
+fn a_sequence_that_fills_the_pool_shares_no_block_with_the_index() {
+    let engine = Engine::start(RunnerOptions { kv_blocks: 3, prefix_blocks_max: 3, ..OPTIONS });
+    let text = text(3 * KV_BLOCK_TOKENS);
+    // The last block is partly filled and held; there is no other one for its copy.
+    engine.check(prompt(1, &text[..70]));
+    assert_eq!(engine.held(tenant(1), &text), 70);
+    for to in 71..=text.len() {
+        engine.check(Job { prompt_len: 70, prefix: tenant(1), ..job(1, &text[..to], to - 1) });
+    }
+    engine.forget(1);
+    assert_eq!(engine.held(tenant(1), &text), text.len());
+}
+
+#[test]
 fn tokens_that_are_not_those_of_the_state_are_refused() {
     let engine = Engine::start(WITH_PREFIX);
     let text = text(50);
