@@ -6,7 +6,8 @@
 //! its own decode step t_ar whatever R is. Drafting with a stop at every chunk of k takes
 //! `(k·t_d + R + t_v) / (1 + Σ α^j)` (Leviathan et al., arXiv:2211.17192, with a round trip).
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What is known of the link and the models.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,12 +50,25 @@ pub enum ExactStrategy {
     /// Always stream from the cloud.
     Stream,
     /// Draft, but wait for each verdict: the baseline of the link experiments, which no setting names.
-    #[serde(skip_deserializing)]
+    #[schemars(skip)]
     Synchronous,
     /// Draft the first [`HANDOVER_TOKENS`] tokens, then stream: for experiments with the transfer of KV
     /// state, which no setting names.
-    #[serde(skip_deserializing)]
+    #[schemars(skip)]
     Handover,
+}
+
+impl ExactStrategy {
+    /// The strategy that a setting names.
+    ///
+    /// # Errors
+    /// It is an experiment's, or unknown.
+    pub fn of_setting<'de, D: Deserializer<'de>>(setting: D) -> Result<Self, D::Error> {
+        match Self::deserialize(setting)? {
+            Self::Synchronous | Self::Handover => Err(D::Error::custom("expected `auto`, `draft` or `stream`")),
+            strategy => Ok(strategy),
+        }
+    }
 }
 
 /// Tokens that [`ExactStrategy::Handover`] drafts.
@@ -308,5 +322,12 @@ mod tests {
             e.saw_verdict(4, 0);
         }
         assert!(e.acceptance() < 0.01);
+    }
+
+    #[test]
+    fn settings_name_no_experiment() {
+        let read = |text: &str| ExactStrategy::of_setting(&serde_json::Value::from(text)).ok();
+        assert_eq!(read("draft"), Some(ExactStrategy::Draft));
+        assert_eq!(["synchronous", "handover", "fast"].map(read), [None; 3]);
     }
 }

@@ -43,6 +43,7 @@ pub struct EdgeSettings {
     /// Most tokens of one `auto` answer that the cloud decides; no limit if absent.
     pub answer_cloud_tokens_max: Option<u32>,
     /// How `exact` answers are written.
+    #[serde(deserialize_with = "ExactStrategy::of_setting")]
     pub exact: ExactStrategy,
     /// Most tokens drafted in `auto` while an answer of the cloud is awaited.
     pub speculate_tokens_max: usize,
