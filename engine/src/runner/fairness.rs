@@ -11,8 +11,8 @@
 use super::pass_times::PassTimes;
 
 /// How many times as long as alone a stream's token may take beside a prompt. The promise is three; the
-/// rest is for what is not foreseen, such as a thread that loses its core.
-pub const SLOWDOWN: f64 = 2.5;
+/// rest is for what is not foreseen: the prompt's tokenization, a thread that loses its core.
+pub const SLOWDOWN: f64 = 2.0;
 /// After so many passes a pass goes without prompts where the time of the streams' own is out of date.
 const REFERENCE_PASSES: u64 = 64;
 
@@ -87,13 +87,13 @@ mod tests {
             (&[], 0, 256, Rows(256)),
             // A decision of nobody that streams, such as a short prompt's last rows.
             (&[], 1, 256, Rows(256)),
-            // 2.5 times 1000 µs leave 1500 for rows of 100.
-            (&[waits(0.0)], 1, 256, Rows(15)),
+            // Twice 1000 µs leave 1000 for rows of 100.
+            (&[waits(0.0)], 1, 256, Rows(10)),
             (&[waits(0.0)], 1, 4, Rows(4)),
-            // A turnaround counts as the stream's own time: 2.5 * 1200 - 200 = 2800.
-            (&[waits(200.0)], 1, 256, Rows(18)),
+            // A turnaround counts as the stream's own time: 2 * 1200 - 200 = 2200.
+            (&[waits(200.0)], 1, 256, Rows(12)),
             // The quickest stream sets the pace; two rows take 1100 µs.
-            (&[waits(200.0), waits(50_000.0)], 2, 256, Rows(19)),
+            (&[waits(200.0), waits(50_000.0)], 2, 256, Rows(13)),
             // An edge far away does not notice.
             (&[waits(50_000.0)], 1, 256, Rows(256)),
             // The stream's next job is near ...
@@ -101,10 +101,10 @@ mod tests {
             (&[away(100.0, 40.0), away(9000.0, 10.0)], 0, 256, Wait(960)),
             // ... or late: a pass of the prompt's own begins, of which the stream may feel all.
             (&[away(100.0, 1200.0)], 0, 256, Rows(1)),
-            (&[away(3000.0, 100.0)], 0, 256, Rows(21)),
+            (&[away(3000.0, 100.0)], 0, 256, Rows(11)),
             (&[away(100.0, 40.0)], 0, 0, Rows(0)),
             // Decisions are there: whoever waits is not kept for who may come.
-            (&[away(100.0, 40.0), waits(100.0)], 1, 256, Rows(16)),
+            (&[away(100.0, 40.0), waits(100.0)], 1, 256, Rows(11)),
         ];
         for (streams, decisions, rows_left, expected) in table {
             let got = allowance(&times(), streams, decisions, rows_left);
