@@ -1,7 +1,7 @@
 //! The cloud: admission, continuous batching, verification and KV service.
 //!
 //! A link's sessions arrive in [`node`]; each has a task ([`session`]) that feeds the frames to the
-//! session state machine and its jobs to the engine thread (`tandem_engine::runner`).
+//! session state machine and its jobs to the target model, by whatever engine that runs ([`target`]).
 
 pub mod admission;
 mod grammars;
@@ -10,3 +10,4 @@ pub mod node;
 mod registry;
 mod session;
 pub mod settings;
+pub mod target;

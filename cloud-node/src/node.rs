@@ -6,14 +6,10 @@ use std::time::Duration;
 
 use metrics::{counter, gauge};
 use serde::Serialize;
-use tandem_engine::runner::{Job, RowOutput, Runner, RunnerError, RunnerOptions, prefix_key};
+use tandem_engine::Model;
 use tandem_engine::tokenizer::Tokenizer;
-use tandem_engine::trunk::Trunk;
-use tandem_engine::{EngineError, Model, memory, sampling};
-use tandem_proto::block::BlockChain;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 use tandem_proto::message::ModelCard;
-use tandem_proto::session::Decided;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::close::CloseCode;
 use tandem_transport::link::Link;
@@ -29,22 +25,8 @@ use crate::metric_definitions as m;
 use crate::registry::{Live, Registry};
 use crate::session;
 use crate::settings::CloudSettings;
-
-/// Why a node cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum CloudError {
-    /// The engine thread cannot start.
-    #[error("the engine cannot start: {0}")]
-    Runner(#[from] RunnerError),
-    /// The settings contradict the model.
-    #[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
-    Trunk {
-        /// Setting.
-        asked: usize,
-        /// Layers of the model.
-        layers: usize,
-    },
-}
+use crate::target::Target;
+use crate::target::own::{CloudError, OwnEngine};
 
 /// What a node reports to the router and on its status page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -77,28 +59,15 @@ pub struct NodeLoad {
 pub struct CloudNode {
     pub(crate) settings: CloudSettings,
     pub(crate) card: ModelCard,
-    model: Arc<Model>,
-    pub(crate) runner: Runner<Decided>,
+    pub(crate) target: Arc<dyn Target>,
     pub(crate) grammars: Arc<Grammars>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) bulk: BulkInbox,
-    pub(crate) trunk: Option<Trunk>,
-    pub(crate) context_tokens: usize,
-    /// Tokens of the model's vocabulary.
-    pub(crate) vocabulary: usize,
     draining: AtomicBool,
 }
 
-fn decide(job: &Job, row: RowOutput<'_>) -> Result<Decided, EngineError> {
-    let (allowed, before) = (job.allowed(row.position)?, job.before(row.position));
-    let pick = sampling::pick(row.logits, allowed.as_ref(), &job.sampling, before, row.position as u32)?;
-    let alternatives =
-        if job.top_logprobs == 0 { Vec::new() } else { sampling::top_alternatives(row.logits, job.top_logprobs)? };
-    Ok(Decided { id: pick.token, logprob: pick.logprob, alternatives })
-}
-
 impl CloudNode {
-    /// Starts the engine thread of a node.
+    /// A node with a model in this process.
     ///
     /// # Errors
     /// The settings do not fit the model, or the KV pool does not fit in memory.
@@ -106,101 +75,76 @@ impl CloudNode {
         model: Arc<Model>,
         tokenizer: Tokenizer,
         card: ModelCard,
-        mut settings: CloudSettings,
+        settings: CloudSettings,
     ) -> Result<Arc<Self>, CloudError> {
-        let layers = model.spec().layers;
-        if settings.trunk_layers >= layers {
-            return Err(CloudError::Trunk { asked: settings.trunk_layers, layers });
-        }
-        let trunk = Trunk::of(&model, settings.trunk_layers);
-        if settings.bounds.kv_blocks == 0 {
-            let available = memory::available_bytes();
-            settings.bounds.kv_blocks = memory::kv_blocks(model.spec(), settings.bounds.sessions_max, available);
-        }
-        let context = memory::context_tokens(model.spec(), settings.bounds.kv_blocks);
-        let vocabulary = model.spec().vocab_size;
-        let options = RunnerOptions {
-            split: settings.trunk_layers,
-            kv_blocks: settings.bounds.kv_blocks,
-            prefix_blocks_max: memory::blocks_of_mib(model.spec(), settings.bounds.prefix_cache_mib_max),
-            queue_max: settings.bounds.jobs_max.max(settings.bounds.sessions_max) * 2,
-            batch: settings.batch(),
-        };
-        let runner = Runner::start(model.clone(), options, Box::new(decide))?;
-        let forgetful = runner.clone();
-        let forget = move |id| {
-            if let Err(e) = forgetful.forget(id) {
-                tracing::warn!("the state of session {id} could not be dropped: {e}");
-            }
-        };
-        Ok(Arc::new(Self {
+        let engine = OwnEngine::start(model, &settings)?;
+        Ok(Self::with_target(Arc::new(engine), tokenizer, card, settings))
+    }
+
+    /// A node whose sessions are decided by `target`, a model with this tokenizer and card.
+    #[must_use]
+    pub fn with_target(
+        target: Arc<dyn Target>,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        settings: CloudSettings,
+    ) -> Arc<Self> {
+        let forgetful = target.clone();
+        Arc::new(Self {
             grammars: Arc::new(Grammars::new(tokenizer, settings.bounds.grammar_bytes_max)),
-            registry: Registry::new(settings.bounds, Box::new(forget)),
+            registry: Registry::new(settings.bounds, Box::new(move |id| forgetful.forget(id))),
             settings,
             card,
-            model,
-            runner,
+            target,
             bulk: BulkInbox::default(),
-            trunk,
-            context_tokens: context,
-            vocabulary,
             draining: AtomicBool::new(false),
-        }))
+        })
     }
 
     /// What the node reports.
     #[must_use]
     pub fn load(&self) -> NodeLoad {
-        let load = self.runner.load();
+        let load = self.target.load();
+        let kv = load.kv.unwrap_or_default();
         NodeLoad {
             sessions: self.registry.live(),
             sessions_max: self.settings.bounds.sessions_max,
-            jobs: load.jobs.load(Ordering::Relaxed),
-            rows_waiting: load.rows_waiting.load(Ordering::Relaxed),
-            kv_blocks_free: load.kv_blocks_free.load(Ordering::Relaxed),
-            kv_blocks: self.settings.bounds.kv_blocks,
-            rows: load.rows.load(Ordering::Relaxed),
-            passes: load.passes.load(Ordering::Relaxed),
-            busy_us: load.busy_us.load(Ordering::Relaxed),
-            stalled_ms: self.stalled_ms(),
+            jobs: load.jobs,
+            rows_waiting: load.rows_waiting,
+            kv_blocks_free: kv.blocks_free,
+            kv_blocks: kv.blocks,
+            rows: load.rows,
+            passes: load.passes,
+            busy_us: load.busy_us,
+            stalled_ms: load.stalled_ms,
             draining: self.draining.load(Ordering::Relaxed),
         }
     }
 
     /// Sets the gauges that show what the node reports. For whoever is about to read them.
     pub fn publish_gauges(&self) {
-        let load = self.load();
+        let load = self.target.load();
         gauge!(m::QUEUE_JOBS).set(load.jobs as f64);
         gauge!(m::QUEUE_ROWS).set(load.rows_waiting as f64);
-        gauge!(m::KV_POOL_BLOCKS).set(load.kv_blocks as f64);
-        gauge!(m::KV_POOL_FREE_BLOCKS).set(load.kv_blocks_free as f64);
-        let engine = self.runner.load();
-        gauge!(m::PREFIX_BLOCKS).set(engine.prefix_blocks.load(Ordering::Relaxed) as f64);
-        counter!(m::PREFIX_HITS).absolute(engine.prefix_hits.load(Ordering::Relaxed));
-        counter!(m::PREFIX_ROWS).absolute(engine.prefix_rows.load(Ordering::Relaxed));
-        counter!(m::PREFIX_EVICTED).absolute(engine.prefix_evicted.load(Ordering::Relaxed));
-    }
-
-    /// The key under which the sessions of the tenant at the other end of `link` share rows.
-    pub(crate) fn prefix_key(&self, link: &Link) -> BlockChain {
-        prefix_key(&self.model, link.peer_tenant_key())
-    }
-
-    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
-    pub(crate) fn stalled_ms(&self) -> u32 {
-        self.runner.stalled().map_or(0, |age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX))
+        let Some(kv) = load.kv else { return };
+        gauge!(m::KV_POOL_BLOCKS).set(kv.blocks as f64);
+        gauge!(m::KV_POOL_FREE_BLOCKS).set(kv.blocks_free as f64);
+        gauge!(m::PREFIX_BLOCKS).set(kv.prefix_blocks as f64);
+        counter!(m::PREFIX_HITS).absolute(kv.prefix_hits);
+        counter!(m::PREFIX_ROWS).absolute(kv.prefix_rows);
+        counter!(m::PREFIX_EVICTED).absolute(kv.prefix_evicted);
     }
 
     /// Lets a session of up to `tokens` tokens in beside the live ones, or not.
     pub(crate) fn admit(&self, live: Live, tokens: usize) -> Result<(), Refusal> {
-        let runner = self.runner.load();
+        let target = self.target.load();
         let load = Load {
             sessions: live.all,
             sessions_of_device: live.of_device,
-            jobs: runner.jobs.load(Ordering::Relaxed),
-            kv_blocks_free: runner.kv_blocks_free.load(Ordering::Relaxed),
+            jobs: target.jobs,
+            kv_blocks_free: target.kv.map_or(usize::MAX, |kv| kv.blocks_free),
             kv_blocks_wanted: tokens.div_ceil(KV_BLOCK_TOKENS),
-            stalled_ms: self.stalled_ms(),
+            stalled_ms: target.stalled_ms,
             draining: self.draining.load(Ordering::Relaxed),
         };
         admit(&load, &self.settings.bounds)

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
     use tandem_proto::message::{Open, SamplingParams};
     use tandem_proto::session::Decided;
-    use tandem_proto::session::cloud::{JobTimes, Target};
+    use tandem_proto::session::cloud::{JobTimes, TargetShape};
 
     const ID: SessionId = SessionId([1; 16]);
 
@@ -268,7 +268,7 @@ mod tests {
             top_logprobs: 0,
             grammar: None,
         };
-        let target = Target { context_tokens: 1000, vocabulary: 10, hidden_row_bytes: 0 };
+        let target = TargetShape { context_tokens: 1000, vocabulary: 10, hidden_row_bytes: 0 };
         let mut session = CloudSession::open(&open, vec![1; tokens], target).expect("a valid session");
         let job = session.next_job(1000).expect("the prompt is to be fed");
         let decided = Decided { id: 1, logprob: 0.0, alternatives: vec![] };

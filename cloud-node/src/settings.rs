@@ -1,7 +1,6 @@
 //! Settings of a cloud node.
 
 use serde::{Deserialize, Serialize};
-use tandem_engine::runner::batch::BatchBounds;
 use tandem_router::exchange::Exchange;
 
 use crate::admission::Bounds;
@@ -39,17 +38,6 @@ impl Default for CloudSettings {
             batch_sequences_max: 64,
             prefill_chunk: 128,
             pull_trunk: Exchange::Auto,
-        }
-    }
-}
-
-impl CloudSettings {
-    pub(crate) fn batch(&self) -> BatchBounds {
-        BatchBounds {
-            rows_max: self.batch_rows_max.max(1),
-            sequences_max: self.batch_sequences_max.max(1),
-            prefill_chunk: self.prefill_chunk.max(1),
-            prefill_reserve: self.prefill_chunk.clamp(1, 32),
         }
     }
 }

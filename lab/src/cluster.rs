@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_cloud_node::node::{CloudError, CloudNode};
+use tandem_cloud_node::node::CloudNode;
 use tandem_cloud_node::settings::CloudSettings;
+use tandem_cloud_node::target::own::CloudError;
 use tandem_edge_node::node::{EdgeError, EdgeNode, EdgeParts};
 use tandem_edge_node::settings::EdgeSettings;
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};

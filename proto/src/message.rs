@@ -297,7 +297,7 @@ pub enum RefuseCode {
     Malformed = 5,
     /// The sequence does not fit the model's context.
     TooLong = 6,
-    /// The tokenizer or the protocol differs.
+    /// What is asked for is beyond what the node's target can do; the message says what.
     Incompatible = 7,
     /// The node shuts down.
     ShuttingDown = 8,

@@ -90,6 +90,31 @@ fn the_engine_knows_no_network_and_no_async() -> Result<()> {
     Ok(())
 }
 
+/// Another engine below the sessions, another node below the APIs: each is one implementation away.
+#[test]
+fn sessions_know_no_engine_and_apis_no_node() -> Result<()> {
+    let table: [(&str, &str, &[&str]); 2] = [
+        ("cloud-node/src/", "cloud-node/src/target/own.rs", &["engine::runner", "Runner"]),
+        (
+            "edge-node/src/api/",
+            "edge-node/src/api/tests",
+            &["tandem_transport", "crate::node", "crate::generate", "crate::uplinks"],
+        ),
+    ];
+    let sources = sources()?;
+    for (folder, exempt, barred) in table {
+        let mut files = 0;
+        for (path, text) in sources.iter().filter(|(path, _)| path.starts_with(folder) && !path.starts_with(exempt)) {
+            files += 1;
+            for name in barred {
+                ensure!(!text.contains(name), "{path} names {name}");
+            }
+        }
+        ensure!(files > 5, "only {files} files found in {folder}");
+    }
+    Ok(())
+}
+
 #[test]
 fn unsafe_stands_in_the_kernels_and_the_weights_map_only() -> Result<()> {
     for (path, text) in sources()? {

@@ -5,7 +5,7 @@ use metrics::counter;
 use tandem_engine::trunk::Trunk;
 use tandem_proto::message::{Hello, Open, RefuseCode};
 use tandem_proto::session::SessionError;
-use tandem_proto::session::cloud::{CloudSession, Target};
+use tandem_proto::session::cloud::{CloudSession, TargetShape};
 use tandem_transport::link::Link;
 
 use super::Ending;
@@ -13,6 +13,7 @@ use crate::admission::Refusal;
 use crate::metric_definitions as m;
 use crate::node::CloudNode;
 use crate::registry::{Claim, Seat};
+use crate::target::TrunkState;
 
 /// When an edge whose earlier stream is still held may ask again, milliseconds: about a long job.
 const HELD_RETRY_MS: u32 = 500;
@@ -32,8 +33,10 @@ pub(super) async fn enter(node: &CloudNode, link: &Link, open: &Open, payload: &
         let text = format!("no model `{}` here, there is `{}`", open.model, node.settings.model);
         return Err(refuse(RefuseCode::UnknownModel, text));
     }
+    let target = node.target.capabilities();
+    target.allow(open)?;
     // One that comes back needs no leave, but finds nobody to work for it either.
-    if let stalled_ms @ 1.. = node.stalled_ms() {
+    if let stalled_ms @ 1.. = node.target.load().stalled_ms {
         let r = Refusal::Stalled(stalled_ms);
         return Err(Ending::Refused(r.code(), r.to_string(), r.retry_after_ms()));
     }
@@ -41,14 +44,15 @@ pub(super) async fn enter(node: &CloudNode, link: &Link, open: &Open, payload: &
         return Err(refuse(RefuseCode::Malformed, format!("{} bytes of token ids", payload.len())));
     }
     let tokens: Vec<u32> = payload.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    let context = node.context_tokens;
+    let context = target.context_tokens;
     if tokens.len() >= context {
         return Err(refuse(RefuseCode::TooLong, format!("{} tokens, the model's context is {context}", tokens.len())));
     }
-    let trunk = node.trunk.as_ref().filter(|t| stands_in(t, link.peer_hello(), open.trunk_layers));
+    let trunk =
+        node.target.trunk().map(TrunkState::trunk).filter(|t| stands_in(t, link.peer_hello(), open.trunk_layers));
     let hidden_row_bytes = trunk.map_or(0, |t| t.hidden_size * size_of::<f32>());
-    let target = Target { context_tokens: context, vocabulary: node.vocabulary, hidden_row_bytes };
-    let mut session = CloudSession::open(open, tokens, target)?;
+    let shape = TargetShape { context_tokens: context, vocabulary: target.vocabulary, hidden_row_bytes };
+    let mut session = CloudSession::open(open, tokens, shape)?;
     let device = link.peer_identity().to_string();
     let wanted = (open.prompt_tokens as usize + open.answer_tokens_max as usize).min(context);
     let claim = node.registry.claim(open.session, &device, open.epoch, |live| node.admit(live, wanted)).await;

@@ -1,36 +1,32 @@
-//! The task of one session: frames in, jobs to the engine thread, frames out. What a frame means is
+//! The task of one session: frames in, jobs to the target, frames out. What a frame means is
 //! decided by [`CloudSession`]; what happens to KV state by `tandem_proto::exchange`.
 
 mod entry;
 mod state;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::{counter, histogram};
 use tandem_engine::constraint::Followed;
-use tandem_engine::runner::{Job as EngineJob, JobDone, JobProgress, RunnerError};
-use tandem_engine::trunk;
-use tandem_proto::block::BlockChain;
 use tandem_proto::exchange::{ExchangeError, Outgoing};
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::{Epoch, SessionId};
 use tandem_proto::limits::{HANDSHAKE_MS_MAX, PROGRESS_MS};
 use tandem_proto::message::{Open, Opened, Progress, Refuse, RefuseCode, SamplingParams};
+use tandem_proto::session::SessionError;
 use tandem_proto::session::cloud::{CloudSession, Job, JobTimes};
-use tandem_proto::session::{Decided, SessionError};
 use tandem_transport::bulk::BulkReceiver;
 use tandem_transport::channel::{Channel, FrameReceiver, FrameSender};
 use tandem_transport::error::TransportError;
 use tandem_transport::link::Link;
-use tokio::sync::oneshot;
 
 use self::entry::Entered;
 use self::state::{Pull, at, count_blocks, next_block};
 use crate::metric_definitions as m;
 use crate::node::CloudNode;
+use crate::target::{self, JobDone, Lacking, Pending, Submitted, TargetError};
 
 /// See [`PROGRESS_MS`].
 const REPORT_EVERY: Duration = Duration::from_millis(PROGRESS_MS);
@@ -58,11 +54,18 @@ impl From<ExchangeError> for Ending {
     }
 }
 
-impl From<RunnerError> for Ending {
-    fn from(e: RunnerError) -> Self {
+impl From<Lacking> for Ending {
+    fn from(e: Lacking) -> Self {
+        Self::Refused(e.code(), e.to_string(), 0)
+    }
+}
+
+impl From<TargetError> for Ending {
+    fn from(e: TargetError) -> Self {
+        let text = e.to_string();
         match e {
-            RunnerError::Memory(_) | RunnerError::Full(_) => Self::Refused(RefuseCode::Busy, e.to_string(), 1000),
-            other => Self::Refused(RefuseCode::Internal, other.to_string(), 0),
+            TargetError::Busy { retry_after_ms, .. } => Self::Refused(RefuseCode::Busy, text, retry_after_ms),
+            TargetError::Failed(_) => Self::Refused(RefuseCode::Internal, text, 0),
         }
     }
 }
@@ -160,16 +163,10 @@ async fn reporting<T>(
             return Ok(done);
         }
         let rows_left = open.prompt_tokens.saturating_add(open.committed_tokens);
-        let stalled_ms = node.stalled_ms();
+        let stalled_ms = node.target.load().stalled_ms;
         let progress = Progress { epoch: open.epoch, rows_left, working: true, stalled_ms };
         tx.send(&Message::Progress(progress), Bytes::new()).await?;
     }
-}
-
-/// A job in the engine.
-struct Running {
-    result: oneshot::Receiver<Result<JobDone<Decided>, RunnerError>>,
-    progress: Arc<JobProgress>,
 }
 
 struct SessionTask {
@@ -183,10 +180,8 @@ struct SessionTask {
     sampling: Arc<SamplingParams>,
     top_logprobs: usize,
     constraint: Option<Followed>,
-    /// Under which the tenant's sessions share rows.
-    prefix_key: BlockChain,
-    running: Option<Running>,
-    /// Tokens whose trunk state the engine holds.
+    running: Option<Submitted>,
+    /// Tokens whose trunk state the target holds.
     trunk_tokens: usize,
     /// The prompt's state is to be offered when it is there: its hidden states so far.
     prompt_state: Option<Vec<f32>>,
@@ -217,7 +212,6 @@ impl SessionTask {
             exchanges: 0,
             times: JobTimes::default(),
             report_at: tokio::time::Instant::now(),
-            prefix_key: node.prefix_key(&link),
             node,
             link,
             id: open.session,
@@ -266,7 +260,7 @@ impl SessionTask {
                     self.send_all(tx, out).await?;
                 }
                 block = next_block(&mut self.bulk) => self.on_block(block, tx).await?,
-                () = at(self.pull.as_ref().map(|p| p.deadline)) => self.give_up_pull()?,
+                () = at(self.pull.as_ref().map(|p| p.deadline)) => self.give_up_pull(),
                 () = tokio::time::sleep_until(self.report_at), if self.running.is_some() || self.pull.is_some() => {
                     self.report_at = tokio::time::Instant::now() + REPORT_EVERY;
                     tx.send(&Message::Progress(self.progress()), Bytes::new()).await?;
@@ -276,19 +270,17 @@ impl SessionTask {
     }
 
     /// Tokens that need not be computed: of an earlier stream of this session, or of the tenant's other ones.
-    async fn held(&self) -> Result<usize, RunnerError> {
+    fn held(&self) -> Pending<usize> {
         let processed = self.session.processed();
         // The hidden states of the prompt are wanted: all of it is computed.
         if processed > 0 || self.prompt_state.is_some() {
-            return Ok(processed);
+            return Box::pin(std::future::ready(Ok(processed)));
         }
-        let (done, held) = oneshot::channel();
         let tokens = self.session.tokens()[..self.session.tokens().len() - 1].to_vec();
-        self.node.runner.held(self.prefix_key.clone(), tokens, Box::new(move |r| drop(done.send(r))))?;
-        held.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
+        self.node.target.held(self.link.peer_tenant_key(), tokens)
     }
 
-    async fn send_all(&self, tx: &mut FrameSender, messages: Vec<Message>) -> Result<(), Ending> {
+    async fn send_all(&mut self, tx: &mut FrameSender, messages: Vec<Message>) -> Result<(), Ending> {
         for message in messages {
             match &message {
                 Message::Verdict(v) => {
@@ -313,7 +305,12 @@ impl SessionTask {
                 count_blocks("sent", "refused", u64::from(ack.refused));
             }
             Message::KvOffer(offer) => self.on_offer(&offer, tx).await?,
-            other => self.session.handle(&other, &frame.payload)?,
+            other => {
+                if matches!(other, Message::Draft(_)) {
+                    self.node.target.capabilities().allow_drafts()?;
+                }
+                self.session.handle(&other, &frame.payload)?;
+            }
         }
         Ok(false)
     }
@@ -329,75 +326,71 @@ impl SessionTask {
         if lacking > 0 {
             counter!(m::TRUNK_FETCHED, m::LABEL_SOURCE => "recomputed").increment(1);
         }
-        self.start(&job, sequence)
+        self.start(job, sequence);
+        Ok(())
     }
 
-    /// Hands a job to the engine. `sequence` is the path as it was when the job was made: a newer
+    /// Hands a job to the target. `sequence` is the path as it was when the job was made: a newer
     /// round may have shortened it since.
-    fn start(&mut self, job: &Job, sequence: Vec<u32>) -> Result<(), Ending> {
-        let hidden = job.hidden.as_deref().map(trunk::numbers);
-        let request = EngineJob {
-            key: self.id,
-            sequence,
+    fn start(&mut self, job: Job, sequence: Vec<u32>) {
+        let request = target::Job {
+            session: self.id,
+            tenant_key: self.link.peer_tenant_key(),
+            tokens: sequence,
             feed_from: job.feed_from,
-            hidden,
-            outputs_from: job.picks_from,
+            picks_from: job.picks_from,
             prompt_len: self.session.prompt_len(),
             sampling: self.sampling.clone(),
             top_logprobs: self.top_logprobs,
-            is_prefill: false,
-            keep_hidden_from: self.prompt_state.is_some().then_some(job.feed_from),
             constraint: self.constraint.clone(),
-            prefix: Some(self.prefix_key.clone()),
+            hidden: job.hidden,
+            keep_hidden: self.prompt_state.is_some(),
         };
-        let (done, result) = oneshot::channel();
-        let progress = self.node.runner.submit(request, Box::new(move |r| drop(done.send(r))))?;
-        self.running = Some(Running { result, progress });
+        self.running = Some(self.node.target.submit(request));
         self.report_at = tokio::time::Instant::now() + REPORT_EVERY;
-        Ok(())
     }
 
     /// How far the work is that the edge waits for.
     fn progress(&self) -> Progress {
-        let job = self.running.as_ref().map(|running| &running.progress);
-        let rows_left = job.map_or(0, |job| job.rows_left.load(Ordering::Relaxed));
+        let job = self.running.as_ref().map(|running| (running.progress)());
         Progress {
             epoch: self.epoch,
-            rows_left: u32::try_from(rows_left).unwrap_or(u32::MAX),
+            rows_left: job.map_or(0, |job| u32::try_from(job.rows_left).unwrap_or(u32::MAX)),
             // A pull of trunk state is under way where there is no job.
-            working: job.is_none_or(|job| job.in_pass.load(Ordering::Relaxed)),
-            stalled_ms: self.node.stalled_ms(),
+            working: job.is_none_or(|job| job.working),
+            stalled_ms: self.node.target.load().stalled_ms,
         }
     }
 
-    async fn on_done(&mut self, done: JobDone<Decided>, tx: &mut FrameSender) -> Result<Vec<Message>, Ending> {
-        self.trunk_tokens = done.trunk_tokens;
-        self.times = JobTimes { compute_us: done.compute_us, queue_us: done.queue_us };
-        histogram!(m::QUEUE_SECONDS).record(f64::from(done.queue_us) / 1e6);
-        histogram!(m::COMPUTE_SECONDS).record(f64::from(done.compute_us) / 1e6);
-        counter!(m::ROWS, m::LABEL_TRUNK => "here").increment(done.trunk_rows.0 as u64);
-        counter!(m::ROWS, m::LABEL_TRUNK => "edge").increment(done.trunk_rows.1 as u64);
+    async fn on_done(&mut self, done: JobDone, tx: &mut FrameSender) -> Result<Vec<Message>, Ending> {
+        let JobDone { picks, times, trunk } = done;
+        self.trunk_tokens = trunk.tokens;
+        self.times = times;
+        histogram!(m::QUEUE_SECONDS).record(f64::from(times.queue_us) / 1e6);
+        histogram!(m::COMPUTE_SECONDS).record(f64::from(times.compute_us) / 1e6);
+        counter!(m::ROWS, m::LABEL_TRUNK => "here").increment(trunk.rows_computed as u64);
+        counter!(m::ROWS, m::LABEL_TRUNK => "edge").increment(trunk.rows_given as u64);
         if let Some(mut hidden) = self.prompt_state.take() {
-            hidden.extend_from_slice(&done.trunk_hidden);
+            hidden.extend_from_slice(&trunk.hidden);
             self.offer_prompt(hidden, tx).await?;
         }
-        Ok(self.session.complete(done.outputs, self.times)?)
+        Ok(self.session.complete(picks, self.times)?)
     }
 
     /// Waits for the running job, so that the session's state is at rest.
     async fn settle(&mut self) {
         if let Some(running) = self.running.take()
-            && let Ok(Ok(done)) = running.result.await
+            && let Ok(done) = running.done.await
         {
             // What the edge missed it will ask for again.
-            let _ = self.session.complete(done.outputs, self.times);
+            let _ = self.session.complete(done.picks, self.times);
         }
     }
 }
 
-async fn wait(running: &mut Option<Running>) -> Result<JobDone<Decided>, RunnerError> {
+async fn wait(running: &mut Option<Submitted>) -> Result<JobDone, TargetError> {
     match running {
-        Some(r) => (&mut r.result).await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into()))),
+        Some(r) => (&mut r.done).await,
         None => std::future::pending().await,
     }
 }

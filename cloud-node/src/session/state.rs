@@ -5,18 +5,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::counter;
-use tandem_engine::runner::RunnerError;
-use tandem_engine::trunk;
+use tandem_engine::trunk::{self, Trunk};
 use tandem_proto::exchange::{CostInputs, Incoming, Outgoing, StateRun, bytes_per_token};
 use tandem_proto::frame::Message;
 use tandem_proto::message::{KvBlock, KvOffer, KvPull, KvWant, RefuseCode};
 use tandem_proto::session::cloud::Job;
 use tandem_transport::bulk::BulkReceiver;
 use tandem_transport::channel::FrameSender;
-use tokio::sync::oneshot;
 
 use super::{Ending, SessionTask};
 use crate::metric_definitions as m;
+use crate::target::TrunkState;
 
 /// How long the cloud waits for trunk state of the edge before it computes it itself.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,7 +37,7 @@ impl Pull {
 
 impl SessionTask {
     pub(super) fn pull_pays(&self, tokens: usize, lacking: usize) -> bool {
-        let Some(trunk) = &self.node.trunk else { return false };
+        let Some(trunk) = self.trunk() else { return false };
         self.node.settings.pull_trunk.moves(|| {
             let (stats, load) = (self.link.stats(), self.node.load());
             let row_s = load.busy_us as f64 / 1e6 / load.rows.max(1) as f64;
@@ -83,7 +82,10 @@ impl SessionTask {
             pull.incoming = incoming;
         }
         tx.send(&Message::KvWant(want), Bytes::new()).await?;
-        if declined { self.give_up_pull() } else { Ok(()) }
+        if declined {
+            self.give_up_pull();
+        }
+        Ok(())
     }
 
     /// The edge takes (some of) what was offered.
@@ -100,11 +102,10 @@ impl SessionTask {
     /// Offers the prompt's trunk state with the hidden states above it.
     pub(super) async fn offer_prompt(&mut self, hidden: Vec<f32>, tx: &mut FrameSender) -> Result<(), Ending> {
         let prompt = self.session.prompt_len();
-        let (done, exported) = oneshot::channel();
-        self.node.runner.export_trunk(self.id, prompt, Box::new(move |r| drop(done.send(r))))?;
-        let state = exported.await.map_err(|_| RunnerError::Stopped("it has ended".into()))??;
+        let state = self.trunk_state()?.export(self.id, prompt);
+        let state = state.await?;
         let run = self.trunk_run(true, &self.session.tokens()[..prompt])?;
-        let width = self.node.trunk.as_ref().map_or(0, |t| t.hidden_size);
+        let width = self.trunk().map_or(0, |t| t.hidden_size);
         let mut rows = hidden.chunks_exact(width.max(1));
         let blocks: Vec<Bytes> = state
             .iter()
@@ -147,30 +148,38 @@ impl SessionTask {
         tx.send(&Message::KvAck(ack), Bytes::new()).await?;
         let source = if let Some(blocks) = blocks {
             let blocks = blocks.iter().map(|b| trunk::numbers(b)).collect();
-            let (done, imported) = oneshot::channel();
-            self.node.runner.import_trunk(self.id, blocks, job.feed_from, Box::new(move |r| drop(done.send(r))))?;
-            self.trunk_tokens = imported.await.map_err(|_| RunnerError::Stopped("it has ended".into()))??;
+            let imported = self.trunk_state()?.import(self.id, blocks, job.feed_from);
+            self.trunk_tokens = imported.await?;
             "edge"
         } else {
             "recomputed"
         };
         counter!(m::TRUNK_FETCHED, m::LABEL_SOURCE => source).increment(1);
-        self.start(&job, sequence)
+        self.start(job, sequence);
+        Ok(())
     }
 
     /// Computes the state after all.
-    pub(super) fn give_up_pull(&mut self) -> Result<(), Ending> {
+    pub(super) fn give_up_pull(&mut self) {
         self.bulk = None;
-        let Some(pull) = self.pull.take() else { return Ok(()) };
+        let Some(pull) = self.pull.take() else { return };
         counter!(m::TRUNK_FETCHED, m::LABEL_SOURCE => "recomputed").increment(1);
-        self.start(&pull.job, pull.sequence)
+        self.start(pull.job, pull.sequence);
+    }
+
+    /// The layers whose state this node may lend and borrow.
+    fn trunk(&self) -> Option<&Trunk> {
+        self.node.target.trunk().map(TrunkState::trunk)
+    }
+
+    fn trunk_state(&self) -> Result<&dyn TrunkState, Ending> {
+        let lacking = || Ending::Refused(RefuseCode::BadState, "this node has no trunk".into(), 0);
+        self.node.target.trunk().ok_or_else(lacking)
     }
 
     /// The run of trunk state of `tokens`.
     fn trunk_run(&self, with_hidden: bool, tokens: &[u32]) -> Result<StateRun, Ending> {
-        let Some(trunk) = &self.node.trunk else {
-            return Err(Ending::Refused(RefuseCode::BadState, "this node has no trunk".into(), 0));
-        };
+        let trunk = self.trunk_state()?.trunk();
         Ok(trunk.run(self.link.peer_tenant_key(), tokens, with_hidden)?)
     }
 }

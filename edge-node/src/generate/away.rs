@@ -115,6 +115,7 @@ mod tests {
             (RefuseCode::Malformed, 1000, false),
             (RefuseCode::TooLong, 0, false),
             (RefuseCode::UnknownModel, 0, false),
+            (RefuseCode::Incompatible, 0, false),
             (RefuseCode::Internal, 0, false),
         ];
         for (code, retry_after_ms, expected) in table {

@@ -47,7 +47,7 @@ impl Job {
 
 /// What a session must know of the target model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct TargetShape {
     /// Context length, tokens.
     pub context_tokens: usize,
     /// Tokens of the vocabulary: ids are below it.
@@ -116,8 +116,8 @@ impl CloudSession {
     ///
     /// # Errors
     /// The frame contradicts itself, passes a limit, or names tokens the model does not have.
-    pub fn open(open: &Open, tokens: Vec<u32>, target: Target) -> Result<Self, SessionError> {
-        let Target { context_tokens, vocabulary, hidden_row_bytes } = target;
+    pub fn open(open: &Open, tokens: Vec<u32>, target: TargetShape) -> Result<Self, SessionError> {
+        let TargetShape { context_tokens, vocabulary, hidden_row_bytes } = target;
         let (prompt, committed) = (open.prompt_tokens as usize, open.committed_tokens as usize);
         check_limit("model", open.model.len(), NAME_BYTES_MAX)?;
         check_limit("request_id", open.request_id.len(), NAME_BYTES_MAX)?;

@@ -11,7 +11,7 @@ use std::println;
 
 use bytes::Bytes;
 
-use super::cloud::{CloudSession, Job, JobTimes, Target};
+use super::cloud::{CloudSession, Job, JobTimes, TargetShape};
 use super::edge::clock::{Need, Patience, Timeout};
 use super::edge::{Decider, EdgeSession, FrameRule, PathChange};
 use super::{Decided, SessionError};
@@ -23,7 +23,7 @@ use crate::message::{Draft, Generate, Open, Opened, Progress, Refuse, RefuseCode
 const EOS: u32 = 0;
 const CONTEXT: usize = 4096;
 const HIDDEN_ROW: usize = 4;
-const TARGET: Target = Target { context_tokens: CONTEXT, vocabulary: 100, hidden_row_bytes: HIDDEN_ROW };
+const TARGET: TargetShape = TargetShape { context_tokens: CONTEXT, vocabulary: 100, hidden_row_bytes: HIDDEN_ROW };
 
 /// SplitMix64 (Steele et al. 2014).
 struct Rng(u64);

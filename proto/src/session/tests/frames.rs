@@ -8,7 +8,7 @@ const PATIENT: Patience = Patience { need: Need::Decisions, question_us: u64::MA
 fn opened() -> CloudSession {
     opened_at(TARGET)
 }
-fn opened_at(target: Target) -> CloudSession {
+fn opened_at(target: TargetShape) -> CloudSession {
     let mut edge = EdgeSession::<()>::new(SessionId([1; 16]), &[5, 6, 7], 10, &[EOS], PATIENT);
     let (open, tokens) = edge.open(0, Epoch(3), "m".into(), "r".into(), SamplingParams::default(), 0, false, 0);
     CloudSession::open(&open, tokens, target).unwrap()
@@ -114,7 +114,7 @@ fn nothing_follows_the_end_of_the_sequence() {
 /// They may be on their way before the edge knows that they are not wanted.
 #[test]
 fn hidden_states_that_do_not_stand_in_are_dropped() {
-    let mut c = opened_at(Target { hidden_row_bytes: 0, ..TARGET });
+    let mut c = opened_at(TargetShape { hidden_row_bytes: 0, ..TARGET });
     let Message::Draft(d) = draft(3, 1, 3, 3, &[1, 2]) else { unreachable!() };
     let with_rows = Message::Draft(Draft { hidden_rows: 2, ..d });
     c.handle(&with_rows, &Bytes::from_static(&[7; 24])).unwrap();

@@ -1,6 +1,8 @@
 //! A cloud node and an edge that speaks frames by hand: what a well-behaved edge never says must cost
 //! its own session only.
 
+mod lacking;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +11,8 @@ use bytes::Bytes;
 use tandem_cloud_node::admission::Bounds;
 use tandem_cloud_node::node::CloudNode;
 use tandem_cloud_node::settings::CloudSettings;
+use tandem_cloud_node::target::Target;
+use tandem_cloud_node::target::own::OwnEngine;
 use tandem_engine::trunk::Trunk;
 use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
 use tandem_proto::frame::Message;
@@ -51,6 +55,11 @@ impl Drop for Bed {
 
 impl Bed {
     async fn new(settings: CloudSettings) -> Self {
+        Self::over(settings, |engine| Arc::new(engine)).await
+    }
+
+    /// A node whose target is what `wrap` makes of the own engine.
+    async fn over(settings: CloudSettings, wrap: impl FnOnce(OwnEngine) -> Arc<dyn Target>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let ca = DevCa::open_or_create(folder.path()).expect("a CA");
         let (big, small) = (CLOUD.load(1).expect("the cloud model"), EDGE.load(1).expect("the edge model"));
@@ -59,7 +68,8 @@ impl Bed {
         let greeting = Hello::new("big", 1, vec![big.card.clone()]);
         let server = Server::bind(any, &identity, Settings::dev(), greeting).expect("a server");
         let address = server.local_addr().expect("an address");
-        let node = CloudNode::start(big.model, big.tokenizer, big.card, settings).expect("a node");
+        let engine = OwnEngine::start(big.model, &settings).expect("an engine");
+        let node = CloudNode::with_target(wrap(engine), big.tokenizer, big.card, settings);
         let shutdown = CancellationToken::new();
         tokio::spawn(node.clone().serve(server, shutdown.clone()));
         let identity = ca.issue(Role::Edge, "small").expect("an identity");
