@@ -74,7 +74,7 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
     let issuer = state.issuer(settings.peers.identity.as_deref(), Role::Edge, &settings.edge.name);
     let identity = issuer.issue()?;
     let edge = tokio::select! {
-        edge = start(settings, (&identity, issuer), listener, shutdown.clone()) => edge?,
+        edge = start(settings, (&identity, issuer), &state, listener, shutdown.clone()) => edge?,
         // Loading cannot be stopped, but it ends with the process.
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -117,6 +117,7 @@ impl Edge {
             self.backend.drain();
         };
         let (served, ()) = tokio::join!(self.serving, drain);
+        self.backend.save().await;
         served.or_fail(Code::Failed)?
     }
 
@@ -135,6 +136,7 @@ impl Edge {
 pub(crate) async fn start(
     mut settings: Settings,
     (identity, issuer): (&Identity, Issuer),
+    state: &StateDir,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<Edge, Failure> {
@@ -181,6 +183,7 @@ pub(crate) async fn start(
         uplinks,
         bulk,
         tenant_key,
+        kv_folder: Some(state.kv()),
     };
     backend.loaded(EdgeNode::start(settings.edge, parts).or_fail(Code::Config)?);
     Ok(Edge { backend, address, links, serving })

@@ -1,4 +1,4 @@
-//! The state folder: the CA, the router's log, `tandem.toml`, and what is running.
+//! The state folder: the CA, the router's log, the edge's KV blocks, `tandem.toml`, and what is running.
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write as _;
@@ -15,6 +15,8 @@ use crate::renewal::Issuer;
 const CA_DIR: &str = "ca";
 /// Folder of the router's log.
 const ROUTER_DIR: &str = "router";
+/// Folder of the edge's KV blocks: state and token ids of conversations.
+const KV_DIR: &str = "kv";
 /// Held by the `up` that uses the folder.
 const LOCK_FILE: &str = "up.lock";
 /// What that `up` runs.
@@ -89,6 +91,11 @@ impl StateDir {
     /// Folder of the router's log.
     pub(crate) fn router(&self) -> PathBuf {
         self.path.join(ROUTER_DIR)
+    }
+
+    /// Folder of the edge's KV blocks.
+    pub(crate) fn kv(&self) -> PathBuf {
+        self.path.join(KV_DIR)
     }
 
     /// Where a process has its identity from: the folder's CA, which is made if there is none, or `given`.

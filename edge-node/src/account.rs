@@ -95,6 +95,10 @@ impl Inner {
         counter!(names::PREFIX_HITS_TOTAL).absolute(load.prefix_hits.load(Ordering::Relaxed));
         counter!(names::PREFIX_ROWS_TOTAL).absolute(load.prefix_rows.load(Ordering::Relaxed));
         counter!(names::PREFIX_EVICTED_TOTAL).absolute(load.prefix_evicted.load(Ordering::Relaxed));
+        gauge!(names::PREFIX_DISK_BLOCKS).set(load.saved_blocks.load(Ordering::Relaxed) as f64);
+        gauge!(names::PREFIX_DISK_BYTES).set(load.saved_bytes.load(Ordering::Relaxed) as f64);
+        counter!(names::PREFIX_RESTORED_TOTAL).absolute(load.restored_blocks.load(Ordering::Relaxed));
+        counter!(names::PREFIX_REFUSED_TOTAL).absolute(load.refused_blocks.load(Ordering::Relaxed));
     }
 
     /// Books an answer.

@@ -72,6 +72,14 @@ pub const PREFIX_ROWS_TOTAL: &str = "tandem_edge_prefix_cache_rows_total";
 pub const PREFIX_BLOCKS: &str = "tandem_edge_prefix_cache_blocks";
 /// Counter: KV blocks held for reuse that were given up.
 pub const PREFIX_EVICTED_TOTAL: &str = "tandem_edge_prefix_cache_evicted_blocks_total";
+/// Gauge: KV blocks on disk, for the next start.
+pub const PREFIX_DISK_BLOCKS: &str = "tandem_edge_prefix_disk_blocks";
+/// Gauge: bytes of their files.
+pub const PREFIX_DISK_BYTES: &str = "tandem_edge_prefix_disk_bytes";
+/// Counter: KV blocks that were read back from disk instead of computed.
+pub const PREFIX_RESTORED_TOTAL: &str = "tandem_edge_prefix_disk_restored_blocks_total";
+/// Counter: KV blocks on disk that were damaged or gone, and computed.
+pub const PREFIX_REFUSED_TOTAL: &str = "tandem_edge_prefix_disk_refused_blocks_total";
 /// Counter {mode, direction}: bytes exchanged with the cloud, frames with headers.
 pub const BYTES_TOTAL: &str = "tandem_edge_bytes_total";
 /// Counter {mode}: times an answer asked the cloud and got something back.
@@ -115,6 +123,10 @@ pub fn describe() {
     describe_counter!(PREFIX_ROWS_TOTAL, "Rows reused instead of computed");
     describe_gauge!(PREFIX_BLOCKS, "KV blocks held for reuse");
     describe_counter!(PREFIX_EVICTED_TOTAL, "KV blocks held for reuse that were given up");
+    describe_gauge!(PREFIX_DISK_BLOCKS, "KV blocks on disk, for the next start");
+    describe_gauge!(PREFIX_DISK_BYTES, Unit::Bytes, "Bytes of KV blocks on disk");
+    describe_counter!(PREFIX_RESTORED_TOTAL, "KV blocks read back from disk instead of computed");
+    describe_counter!(PREFIX_REFUSED_TOTAL, "KV blocks on disk that were damaged or gone, and computed");
     describe_counter!(BYTES_TOTAL, Unit::Bytes, "Bytes exchanged with the cloud");
     describe_counter!(ROUND_TRIPS_TOTAL, "Times an answer asked the cloud and got something back");
     describe_counter!(DISCARDED_TOTAL, "Final tokens that were not read: past a stop string, or of a client that left");

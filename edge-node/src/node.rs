@@ -2,6 +2,7 @@
 
 mod exchange;
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tandem_engine::constraint::Constraints;
 use tandem_engine::runner::{Job, JobDone, Runner, RunnerError, RunnerOptions, prefix_key};
 use tandem_engine::tokenizer::{Difference, Tokenizer};
 use tandem_engine::trunk::Trunk;
-use tandem_engine::{Model, memory};
+use tandem_engine::{BlockStore, Model, memory};
 use tandem_proto::block::BlockChain;
 use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
@@ -40,6 +41,9 @@ use crate::uplinks::Uplinks;
 
 /// Events of an answer that may wait for a slow client.
 const EVENTS_MAX: usize = 256;
+
+/// Longest wait for state to be written at the end; its last part is a flush of what the disk was given.
+const SAVE_MAX: Duration = Duration::from_secs(5);
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +92,8 @@ pub struct EdgeParts {
     pub bulk: BulkInbox,
     /// Key of the tenant's KV blocks, from the node's certificate.
     pub tenant_key: [u8; 32],
+    /// Folder for KV blocks that the next start finds again; none are kept without one.
+    pub kv_folder: Option<PathBuf>,
 }
 
 /// Things that the page's controls change.
@@ -174,7 +180,8 @@ impl EdgeNode {
             batch: settings.batch(),
         };
         let prefix_key = prefix_key(&parts.model, parts.tenant_key);
-        let runner = Runner::start(parts.model.clone(), options, Box::new(choose))?;
+        let store = parts.kv_folder.and_then(|dir| block_store(&settings, &dir, &prefix_key, &parts.model));
+        let runner = Runner::start_with(parts.model.clone(), options, store, Box::new(choose))?;
         let tokenizer = Arc::new(parts.tokenizer);
         let admission = Admission::new(settings.requests_max, settings.queue_ms_max);
         let answers_kept = settings.answers_kept;
@@ -338,6 +345,23 @@ impl EdgeNode {
         self.0.closing.cancel();
     }
 
+    /// Writes the state that the next start is to find. For the end: nothing else is computed meanwhile.
+    pub async fn save(&self) {
+        let saved = async {
+            // An answer's state is published when it has given its slot back.
+            while self.0.admission.taken() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let (done, saved) = oneshot::channel();
+            if self.0.runner.save(Box::new(move |result| drop(done.send(result)))).is_ok() {
+                let _ = saved.await;
+            }
+        };
+        if tokio::time::timeout(SAVE_MAX, saved).await.is_err() {
+            tracing::warn!("the state of conversations could not be written in time; a part is on disk");
+        }
+    }
+
     /// Tokenizer of the pair.
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -457,6 +481,20 @@ impl EdgeNode {
         let answered = lock(&self.0.answered).find(id)?;
         Some(answered.json(&self.0.tokenizer))
     }
+}
+
+/// The KV blocks on disk, if some are to be kept there. A node starts without them as well.
+fn block_store(settings: &EdgeSettings, dir: &Path, key: &BlockChain, model: &Model) -> Option<BlockStore> {
+    let bytes_max = settings.prefix_disk_mib_max.saturating_mul(1 << 20);
+    let opened = if bytes_max == 0 || settings.prefix_cache_mib_max == 0 {
+        BlockStore::clear(dir).map(|()| None)
+    } else {
+        BlockStore::open(dir, key.clone(), model, bytes_max).map(Some)
+    };
+    opened.unwrap_or_else(|why| {
+        tracing::warn!(%why, "this node's conversations do not outlive it (edge.prefix_disk_mib_max)");
+        None
+    })
 }
 
 fn session_id() -> Result<SessionId, GenerateError> {

@@ -66,6 +66,13 @@ impl NodeBackend {
         }
     }
 
+    /// Writes the state that the next start is to find, when answers have ended.
+    pub async fn save(&self) {
+        if let Some(node) = self.node.get() {
+            node.save().await;
+        }
+    }
+
     /// The node, once it is loaded.
     #[must_use]
     pub fn node(&self) -> Option<&EdgeNode> {

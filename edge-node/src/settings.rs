@@ -31,6 +31,10 @@ pub struct EdgeSettings {
     /// Most memory for the KV state of prompts and answers that is kept for later requests which begin alike,
     /// MiB of the node's KV blocks; requests under way come first. 0 keeps none.
     pub prefix_cache_mib_max: u64,
+    /// Most disk space in the state folder for the part of it that the next start of the node finds again, MiB: KV
+    /// state and token ids of conversations, readable for the folder's owner only. 0 keeps none, and removes what
+    /// there is.
+    pub prefix_disk_mib_max: u64,
     /// Threshold on the risk in `auto`, in the policy's unit (a probability, or nats of the entropy
     /// baseline); the policy's own if absent.
     pub threshold: Option<f32>,
@@ -72,6 +76,7 @@ impl Default for EdgeSettings {
             queue_ms_max: 10_000,
             kv_blocks: 0,
             prefix_cache_mib_max: 512,
+            prefix_disk_mib_max: 512,
             threshold: None,
             quality: None,
             cloud_share: None,

@@ -55,6 +55,7 @@ fn node_with(settings: EdgeSettings) -> (Router, PrometheusHandle) {
         uplinks: Uplinks::none(),
         bulk: BulkInbox::default(),
         tenant_key: [1; 32],
+        kv_folder: None,
     };
     let backend = NodeBackend::loading(Some(metrics.clone()));
     backend.loaded(EdgeNode::start(settings, parts).expect("an edge node"));

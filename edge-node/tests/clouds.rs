@@ -92,6 +92,7 @@ where
         uplinks,
         bulk,
         tenant_key: [1; 32],
+        kv_folder: None,
     };
     let edge = EdgeNode::start(settings, parts).expect("an edge node");
     within(links.wait_for(Option::is_some)).await.expect("a link");

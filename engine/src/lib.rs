@@ -34,6 +34,7 @@ pub mod uncertainty;
 pub use backend::BackendKind;
 pub use error::EngineError;
 pub use kernels::{instruction_set, numerics};
+pub use kv::block_store::{BlockStore, BlockStoreError};
 pub use kv::{KvPool, POOL_BLOCKS_MAX, POOL_NUMBERS_MAX, Sequence};
 pub use load::{FormatShare, Inspection, ModelFiles, SplitPart, check_gguf, check_safetensors, inspect, split_part};
 pub use model::{Hidden, LoadOptions, Logits, Model, ROWS_MAX, Rows, trunk_layers};

@@ -158,6 +158,7 @@ impl Cluster {
                 uplinks,
                 bulk,
                 tenant_key: edge_identity.tenant_key(),
+                kv_folder: None,
             },
         )?;
         let linked = tokio::time::timeout(LINK_TIMEOUT, links.wait_for(Option::is_some)).await;

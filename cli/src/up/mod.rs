@@ -88,7 +88,7 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
             settings.peers.routers = vec![fleet.router_address.clone()];
         }
         let answering = async {
-            let edge = edge::start(settings, (&identity, issuer), listener, shutdown.clone()).await?;
+            let edge = edge::start(settings, (&identity, issuer), &state, listener, shutdown.clone()).await?;
             if let Some(fleet) = &fleet {
                 fleet.watch(edge.links.clone());
                 wait_for_link(edge.links.clone()).await;

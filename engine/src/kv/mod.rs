@@ -2,6 +2,8 @@
 //! a table of blocks and a length. Dropping a sequence returns its blocks; forks share them and
 //! copy on write.
 
+pub(crate) mod block_file;
+pub(crate) mod block_store;
 pub(crate) mod prefix;
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,13 @@ use tandem_proto::limits::KV_BLOCK_TOKENS;
 pub(crate) trait Held {
     /// Whether somebody else works with it: then it stays (it is pinned), as dropping it would free nothing.
     fn is_in_use(&self) -> bool;
+
+    /// The index has given up its block `id`, for want of room or for one that holds more.
+    fn given_up(self, _id: Digest)
+    where
+        Self: Sized,
+    {
+    }
 }
 
 #[derive(Debug)]
@@ -106,6 +113,27 @@ impl<B: Held> PrefixIndex<B> {
         self.walk(chain, tokens).1
     }
 
+    /// The ids of the blocks that hold them, and their number. Counts as no use.
+    pub(crate) fn ids(&self, chain: BlockChain, tokens: &[u32]) -> (Vec<Digest>, usize) {
+        let (ids, held, _) = self.walk(chain, tokens);
+        (ids, held)
+    }
+
+    /// Whether the block is held.
+    pub(crate) fn contains(&self, id: Digest) -> bool {
+        self.nodes.contains_key(&id)
+    }
+
+    /// A block.
+    pub(crate) fn get(&self, id: Digest) -> Option<&B> {
+        self.nodes.get(&id).map(|node| &node.block)
+    }
+
+    /// The block before a block, and the block's tokens.
+    pub(crate) fn place(&self, id: Digest) -> Option<(Digest, &[u32])> {
+        self.nodes.get(&id).map(|node| (node.parent, &*node.tokens))
+    }
+
     /// The blocks that hold the longest prefix of `tokens`, its length, and the chain after the whole ones.
     fn walk(&self, mut chain: BlockChain, tokens: &[u32]) -> (Vec<Digest>, usize, BlockChain) {
         let mut ids = Vec::new();
@@ -151,6 +179,21 @@ impl<B: Held> PrefixIndex<B> {
         let parent = chain.id();
         let mut next = chain.clone();
         let id = next.push(tokens);
+        let held = self.put(parent, id, tokens, make)?;
+        if held == id {
+            *chain = next;
+        }
+        self.get(held)
+    }
+
+    /// As [`Self::publish`] for the block `id` behind `parent`; returns the id of the block that holds the tokens.
+    pub(crate) fn put(
+        &mut self,
+        parent: Digest,
+        id: Digest,
+        tokens: &[u32],
+        make: impl FnOnce() -> B,
+    ) -> Option<Digest> {
         self.clock += 1;
         if !self.nodes.contains_key(&id) {
             let [before, after] = self.beside(parent, tokens);
@@ -158,7 +201,7 @@ impl<B: Held> PrefixIndex<B> {
                 && longer.starts_with(tokens)
             {
                 self.touch(id);
-                return self.nodes.get(&id).map(|node| &node.block);
+                return Some(id);
             }
             if let Some((shorter, id)) = before
                 && tokens.starts_with(shorter)
@@ -171,8 +214,7 @@ impl<B: Held> PrefixIndex<B> {
             self.insert(id, parent, tokens, make());
         }
         self.touch(id);
-        *chain = next;
-        self.nodes.get(&id).map(|node| &node.block)
+        Some(id)
     }
 
     /// Gives up the least recently used block that nobody works with and no other one continues; false if
@@ -207,13 +249,31 @@ impl<B: Held> PrefixIndex<B> {
             }
             node.children += 1;
         }
+        // Blocks may come in any order, as those from a folder do.
+        let children = self.children(id).count();
         let used = self.clock;
-        self.leaves.insert((used, id));
+        if children == 0 {
+            self.leaves.insert((used, id));
+        }
         self.continued.insert((parent, Box::from(tokens)), id);
-        self.nodes.insert(id, Node { parent, tokens: Box::from(tokens), block, children: 0, used });
+        self.nodes.insert(id, Node { parent, tokens: Box::from(tokens), block, children, used });
     }
 
-    /// Takes out a block that no other one continues.
+    fn children(&self, id: Digest) -> impl Iterator<Item = Digest> {
+        let from = (id, Box::default());
+        self.continued.range(from..).take_while(move |((parent, _), _)| *parent == id).map(|(_, child)| *child)
+    }
+
+    /// Gives up a block and all that continue it.
+    pub(crate) fn remove_branch(&mut self, id: Digest) {
+        let mut branch = vec![id];
+        while let Some(id) = branch.pop() {
+            branch.extend(self.children(id));
+            self.remove(id);
+        }
+    }
+
+    /// Takes a block out. Those that continue it are found again when it comes back.
     fn remove(&mut self, id: Digest) {
         let Some(node) = self.nodes.remove(&id) else { return };
         self.leaves.remove(&(node.used, id));
@@ -224,6 +284,7 @@ impl<B: Held> PrefixIndex<B> {
                 self.leaves.insert((parent.used, node.parent));
             }
         }
+        node.block.given_up(id);
     }
 
     fn touch(&mut self, id: Digest) {

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod fairness;
 pub mod pass_times;
 mod prefix;
+mod saved;
 mod state;
 mod streams;
 mod worker;
@@ -28,6 +29,7 @@ use tandem_proto::message::SamplingParams;
 use crate::constraint::{Followed, TokenMask};
 use crate::error::EngineError;
 use crate::kv::KvPool;
+use crate::kv::block_store::BlockStore;
 use crate::model::{Model, ROWS_MAX};
 use crate::sampling::Before;
 use batch::BatchBounds;
@@ -198,6 +200,7 @@ enum Command<T> {
         tokens: Vec<u32>,
         done: OnDone<usize>,
     },
+    Save(OnDone<()>),
 }
 
 /// How far a job is; other threads read it.
@@ -258,6 +261,14 @@ pub struct RunnerLoad {
     pub prefix_hits: AtomicU64,
     /// Rows reused since the start.
     pub prefix_rows: AtomicU64,
+    /// KV blocks on disk, for the next start.
+    pub saved_blocks: AtomicUsize,
+    /// Bytes of their files.
+    pub saved_bytes: AtomicU64,
+    /// KV blocks that were read back from disk since the start.
+    pub restored_blocks: AtomicU64,
+    /// KV blocks on disk that were damaged or gone when they were wanted.
+    pub refused_blocks: AtomicU64,
     /// Rows fed since the start.
     pub rows: AtomicU64,
     /// Forward passes since the start.
@@ -340,6 +351,20 @@ impl<T: Send + 'static> Runner<T> {
     /// # Errors
     /// An option is out of range, the pools do not fit in memory, or no thread can be started.
     pub fn start(model: Arc<Model>, options: RunnerOptions, choose: Choose<T>) -> Result<Self, RunnerError> {
+        Self::start_with(model, options, None, choose)
+    }
+
+    /// As [`Self::start`]; KV blocks held for reuse under the store's key are kept there as well, and found again by
+    /// the next runner with it.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        model: Arc<Model>,
+        options: RunnerOptions,
+        store: Option<BlockStore>,
+        choose: Choose<T>,
+    ) -> Result<Self, RunnerError> {
         let layers: Range<usize> = 0..model.spec().layers;
         options.check(layers.end)?;
         let trunk_pool =
@@ -350,7 +375,8 @@ impl<T: Send + 'static> Runner<T> {
         let load = Arc::new(RunnerLoad::default());
         load.kv_blocks_free.store(options.kv_blocks, Ordering::Relaxed);
         let pools = (trunk_pool, upper_pool);
-        let worker = worker::Worker::new(model.clone(), options, pools, choose, unwanted.clone(), load.clone());
+        let saved = store.map(saved::Saved::new);
+        let worker = worker::Worker::new(model.clone(), options, pools, saved, choose, unwanted.clone(), load.clone());
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.run(&inbox))
@@ -433,6 +459,15 @@ impl<T: Send + 'static> Runner<T> {
     /// The queue is full or the thread is gone.
     pub fn held(&self, prefix: BlockChain, tokens: Vec<u32>, done: OnDone<usize>) -> Result<(), RunnerError> {
         self.ask(done, |done| Command::Held { prefix, tokens, done })
+    }
+
+    /// Writes what is to be kept on disk, and calls `done` when that is done or has taken too long. Otherwise it is
+    /// written when the thread has had nothing to do for a moment. For the end: sequences wait meanwhile.
+    ///
+    /// # Errors
+    /// The queue is full or the thread is gone.
+    pub fn save(&self, done: OnDone<()>) -> Result<(), RunnerError> {
+        self.ask(done, Command::Save)
     }
 
     /// Sends a command that `done` ends; until then it is outstanding work, so that [`Self::stalled`] sees it.

@@ -9,10 +9,12 @@ use tandem_proto::limits::KV_BLOCK_TOKENS;
 use tandem_proto::message::KvShape;
 
 use crate::error::EngineError;
+use crate::kv::block_file::Place;
 use crate::kv::prefix::{Held, PrefixIndex};
 use crate::kv::{HeldBlock, KvPool, Sequence};
 use crate::model::Model;
 
+use super::saved::Saved;
 use super::state::{KvState, Pending};
 
 /// The key under which sequences of one tenant share rows of `model`: it names the model's weights, its
@@ -70,9 +72,25 @@ impl Path {
     }
 }
 
+/// The pools of the trunk, if there is one, and of the layers above it.
+pub(super) type Pools<'a> = (Option<&'a mut KvPool>, &'a mut KvPool);
+
+/// What became of the next block that is to be on disk.
+#[derive(Debug, PartialEq)]
+pub(super) enum Save {
+    /// It is being written, or its text needs none.
+    Went,
+    /// It must wait for others.
+    Waits,
+    /// There is none.
+    Nothing,
+}
+
 /// The index over the runner's pools.
 pub(super) struct Prefixes {
     index: PrefixIndex<Block>,
+    /// The blocks on disk, if some are kept there.
+    pub(super) saved: Option<Saved>,
     /// Sequences that found rows.
     pub(super) hits: u64,
     /// Rows found.
@@ -81,8 +99,8 @@ pub(super) struct Prefixes {
 
 impl Prefixes {
     /// At most `blocks_max` blocks; none switches reuse off.
-    pub(super) fn new(blocks_max: usize) -> Self {
-        Self { index: PrefixIndex::new(blocks_max), hits: 0, rows: 0 }
+    pub(super) fn new(blocks_max: usize, saved: Option<Saved>) -> Self {
+        Self { index: PrefixIndex::new(blocks_max), saved: saved.filter(|_| blocks_max > 0), hits: 0, rows: 0 }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -99,9 +117,10 @@ impl Prefixes {
         self.index.evicted()
     }
 
-    /// How many of the first `tokens` are held.
+    /// How many of the first `tokens` are held, in memory or on disk.
     pub(super) fn held(&self, key: BlockChain, tokens: &[u32]) -> usize {
-        self.index.held(key, tokens)
+        let saved = self.saved.as_ref().map_or(0, |saved| saved.index.held(key.clone(), tokens));
+        self.index.held(key, tokens).max(saved)
     }
 
     /// Puts what is held of a sequence's first tokens in place of its empty state; returns their number.
@@ -149,6 +168,105 @@ impl Prefixes {
         if last && !rest.is_empty() {
             self.index.publish(&mut path.chain.clone(), rest, || block(&*trunk, &*upper, path.blocks));
         }
+    }
+
+    /// A sequence is over: what is published of its `tokens` belongs on disk.
+    pub(super) fn note_to_save(&mut self, kv: &KvState, tokens: &[u32]) {
+        if let (Some(saved), Some(path)) = (&mut self.saved, &kv.path)
+            && path.key.id() == saved.store.key().id()
+        {
+            saved.note(&tokens[..kv.computed_rows().min(tokens.len())]);
+        }
+    }
+
+    /// Whether some may have to be written.
+    pub(super) fn has_to_save(&self) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.store.writes() && !saved.texts.is_empty())
+    }
+
+    /// Has the next block written that is to be on disk.
+    pub(super) fn save_next(&mut self, pools: Pools<'_>) -> Save {
+        let Some(saved) = self.saved.as_mut().filter(|saved| saved.store.writes()) else { return Save::Nothing };
+        let Some(text) = saved.texts.pop_front() else { return Save::Nothing };
+        let missing = saved.missing(&text);
+        // What memory has given up since cannot be written.
+        let Some((place, block)) = missing.and_then(|place| self.index.get(place.id).map(|block| (place, block)))
+        else {
+            return Save::Went;
+        };
+        if !saved.store.has_room() {
+            saved.texts.push_front(text);
+            return Save::Waits;
+        }
+        let tokens = place.tokens.len();
+        let copied = |pool: &KvPool, held: &HeldBlock| pool.export_block(&pool.resume([held], tokens), 0);
+        let trunk = pools.0.zip(block.trunk.as_ref()).map(|(pool, held)| copied(pool, held)).transpose();
+        let numbers = trunk.and_then(|trunk| {
+            let mut numbers = trunk.unwrap_or_default();
+            numbers.append(&mut copied(pools.1, &block.upper)?);
+            Ok(numbers)
+        });
+        if numbers.is_ok_and(|numbers| saved.write(place, numbers)) {
+            saved.texts.push_front(text);
+        }
+        Save::Went
+    }
+
+    /// Has the blocks read that a new sequence begins with and only the disk holds; true while it should wait for
+    /// them.
+    pub(super) fn reads<T>(&mut self, p: &mut Pending<T>) -> bool {
+        let (Some(saved), Some(path)) = (&mut self.saved, &p.kv.path) else { return false };
+        let wanted = &p.job.sequence[..p.reusable()];
+        let (ids, tokens) = saved.index.ids(path.key.clone(), wanted);
+        if tokens <= self.index.held(path.key.clone(), wanted) || saved.hangs() {
+            return false;
+        }
+        // Each is asked for once: one that memory has no room for is computed.
+        while let Some(id) = ids.get(p.asked) {
+            if !self.index.contains(*id) && !saved.ask(*id) {
+                return true;
+            }
+            p.asked += 1;
+        }
+        saved.reads(&ids)
+    }
+
+    /// Puts the blocks that were read into the index.
+    pub(super) fn restore(&mut self, (mut trunk_pool, upper_pool): Pools<'_>) {
+        while let Some((place, numbers)) = self.saved.as_mut().and_then(Saved::arrived) {
+            let pools = (trunk_pool.as_deref_mut(), &mut *upper_pool);
+            // Without room there is nothing to restore.
+            if self.import(pools, &place, &numbers).is_ok_and(|held| held)
+                && let Some(saved) = &mut self.saved
+            {
+                saved.restored += 1;
+            }
+        }
+    }
+
+    fn import(
+        &mut self,
+        (trunk_pool, upper_pool): Pools<'_>,
+        place: &Place,
+        data: &[f32],
+    ) -> Result<bool, EngineError> {
+        let tokens = place.tokens.len();
+        let upper_numbers = tokens * upper_pool.layers().len() * upper_pool.width();
+        let (trunk_data, upper_data) = data.split_at(data.len().saturating_sub(upper_numbers));
+        let mut filled = |pool: &mut KvPool, data: &[f32]| {
+            let mut seq = pool.sequence();
+            self.reserve(pool, &mut seq, tokens)?;
+            pool.append_imported(&mut seq, tokens, data)?;
+            Ok::<_, EngineError>(seq)
+        };
+        let upper = filled(upper_pool, upper_data)?;
+        let trunk = trunk_pool.map(|pool| filled(pool, trunk_data)).transpose()?;
+        // Making room may have cost the block before it.
+        if place.parent != place.root && !self.index.contains(place.parent) {
+            return Ok(false);
+        }
+        let block = || Block { trunk: trunk.as_ref().map(|trunk| trunk.hold(0)), upper: upper.hold(0) };
+        Ok(self.index.put(place.parent, place.id, &place.tokens, block).is_some())
     }
 
     /// As [`KvPool::reserve`]; blocks that only the index holds make room. Where one block is missing still, it may

@@ -84,6 +84,8 @@ pub(super) struct Pending<T> {
     pub(super) forget: bool,
     /// Nothing of the sequence has been computed: rows of others may stand in for its first ones.
     pub(super) fresh: bool,
+    /// Blocks of its first tokens that were looked for on disk.
+    pub(super) asked: usize,
     /// Rows that did.
     pub(super) reused: usize,
 }
@@ -111,6 +113,7 @@ impl<T> Pending<T> {
             started_at: None,
             forget: false,
             fresh: false,
+            asked: 0,
             reused: 0,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tandem_proto::ids::SessionId;
@@ -16,12 +16,21 @@ use crate::model::{HEAD_ROWS_MAX, Hidden, Model, Rows};
 use super::batch::{Take, Waiting, decisions, prefills};
 use super::fairness::{Allowance, allowance};
 use super::pass_times::PassTimes;
-use super::prefix::{Path, Prefixes};
+use super::prefix::{Path, Pools, Prefixes, Save};
+use super::saved::Saved;
 use super::state::{KvState, Pending, Plan};
 use super::streams::Streams;
 use super::{
     Choose, Command, Job, JobDone, JobProgress, OnDone, RowOutput, RunnerError, RunnerLoad, RunnerOptions, Unwanted,
 };
+
+/// Nothing is written to disk before the thread has had nothing to do for this long: between two tokens of an answer
+/// it has not.
+const QUIET: Duration = Duration::from_millis(50);
+/// Time between two blocks that are written then, and between two looks for one that is being read.
+const DISK_EVERY: Duration = Duration::from_millis(1);
+/// Longest time that writing what is left takes at the end.
+const SAVE_MAX: Duration = Duration::from_secs(3);
 
 pub(super) struct Worker<T> {
     model: Arc<Model>,
@@ -45,6 +54,7 @@ impl<T> Worker<T> {
         model: Arc<Model>,
         options: RunnerOptions,
         (trunk_pool, upper_pool): (Option<KvPool>, KvPool),
+        saved: Option<Saved>,
         choose: Choose<T>,
         unwanted: Arc<Unwanted>,
         load: Arc<RunnerLoad>,
@@ -58,7 +68,7 @@ impl<T> Worker<T> {
             pending: Vec::new(),
             streams: Streams::default(),
             times: PassTimes::default(),
-            prefixes: Prefixes::new(options.prefix_blocks_max.min(options.kv_blocks)),
+            prefixes: Prefixes::new(options.prefix_blocks_max.min(options.kv_blocks), saved),
             arrivals: 0,
             choose,
             unwanted,
@@ -69,10 +79,9 @@ impl<T> Worker<T> {
     pub(super) fn run(mut self, inbox: &Receiver<Command<T>>) {
         loop {
             if self.pending.is_empty() {
-                self.publish_load();
-                match inbox.recv() {
-                    Ok(command) => self.take(command),
-                    Err(_) => return,
+                match self.next_command(inbox) {
+                    Some(command) => self.take(command),
+                    None => return,
                 }
             }
             // Taken before the commands, so that a job sent before its sequence was forgotten comes first.
@@ -93,6 +102,46 @@ impl<T> Worker<T> {
         }
     }
 
+    /// The next command; blocks go to the disk until it comes. None if nobody is left to send one.
+    fn next_command(&mut self, inbox: &Receiver<Command<T>>) -> Option<Command<T>> {
+        let mut pause = QUIET;
+        while self.prefixes.has_to_save() {
+            self.publish_load();
+            match inbox.recv_timeout(pause) {
+                Ok(command) => return Some(command),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => self.save_next(),
+            };
+            pause = DISK_EVERY;
+        }
+        self.publish_load();
+        inbox.recv().ok()
+    }
+
+    fn pools(&mut self) -> (&mut Prefixes, Pools<'_>) {
+        (&mut self.prefixes, (self.trunk_pool.as_mut(), &mut self.upper_pool))
+    }
+
+    fn save_next(&mut self) -> Save {
+        let (prefixes, pools) = self.pools();
+        prefixes.save_next(pools)
+    }
+
+    fn save(&mut self, done: OnDone<()>) {
+        let begun = Instant::now();
+        while begun.elapsed() < SAVE_MAX {
+            match self.save_next() {
+                Save::Went => {}
+                Save::Waits => std::thread::sleep(DISK_EVERY),
+                Save::Nothing => break,
+            }
+        }
+        match &self.prefixes.saved {
+            Some(saved) => saved.store.flush(move || done(Ok(()))),
+            None => done(Ok(())),
+        }
+    }
+
     fn publish_load(&self) {
         let trunk = self.trunk_pool.as_ref().map_or(usize::MAX, KvPool::available_blocks);
         self.load.kv_blocks_free.store(trunk.min(self.upper_pool.available_blocks()), Ordering::Relaxed);
@@ -100,6 +149,12 @@ impl<T> Worker<T> {
         self.load.prefix_evicted.store(self.prefixes.evicted(), Ordering::Relaxed);
         self.load.prefix_hits.store(self.prefixes.hits, Ordering::Relaxed);
         self.load.prefix_rows.store(self.prefixes.rows, Ordering::Relaxed);
+        if let Some(saved) = &self.prefixes.saved {
+            self.load.saved_blocks.store(saved.index.len(), Ordering::Relaxed);
+            self.load.saved_bytes.store(saved.store.bytes(), Ordering::Relaxed);
+            self.load.restored_blocks.store(saved.restored, Ordering::Relaxed);
+            self.load.refused_blocks.store(saved.refused, Ordering::Relaxed);
+        }
         self.load.jobs.store(self.pending.len(), Ordering::Relaxed);
         self.load.rows_waiting.store(self.pending.iter().map(Pending::rows_left).sum(), Ordering::Relaxed);
     }
@@ -112,6 +167,7 @@ impl<T> Worker<T> {
             Command::ExportTrunk { key, tokens, done } => done(self.export(key, tokens)),
             Command::ImportTrunk { key, blocks, tokens, done } => done(self.import(key, &blocks, tokens)),
             Command::Held { prefix, tokens, done } => done(Ok(self.prefixes.held(prefix, &tokens))),
+            Command::Save(done) => self.save(done),
         }
     }
 
@@ -129,6 +185,7 @@ impl<T> Worker<T> {
     fn leave(&mut self, mut kv: KvState) {
         let tokens = std::mem::take(&mut kv.tokens);
         self.prefixes.publish(&mut kv, &tokens, true);
+        self.prefixes.note_to_save(&kv, &tokens);
     }
 
     fn admit(&mut self, job: Box<Job>, progress: Arc<JobProgress>, done: OnDone<JobDone<T>>, queued_at: Instant) {
@@ -189,13 +246,18 @@ impl<T> Worker<T> {
     }
 
     /// Gives new sequences what is held of their first rows. One that an earlier job is about to compute
-    /// rows for waits.
+    /// rows for waits, and so does one whose rows are being read from disk.
     fn attach(&mut self) {
+        let (prefixes, pools) = self.pools();
+        prefixes.restore(pools);
         for index in 0..self.pending.len() {
             if !self.pending[index].fresh || self.prefixes.waits(&self.pending, index) {
                 continue;
             }
             let p = &mut self.pending[index];
+            if self.prefixes.reads(p) {
+                continue;
+            }
             p.fresh = false;
             p.reused = self.prefixes.attach(p, self.trunk_pool.as_ref(), &self.upper_pool);
             p.job.feed_from = p.reused;
@@ -224,6 +286,9 @@ impl<T> Worker<T> {
                 Allowance::Rows(rows) => takes.extend(prefills(&waiting, bounds, &takes, rows)),
                 Allowance::Wait(us) => return Err(Duration::from_micros(us)),
             }
+        }
+        if takes.is_empty() && self.prefixes.saved.as_ref().is_some_and(Saved::is_reading) {
+            return Err(DISK_EVERY);
         }
         takes.sort_by_key(|t| t.index);
         Ok(takes)

@@ -1,6 +1,7 @@
 //! The engine thread over the embedded model: who fails alone, what state is kept, dropped and moved.
 
 mod prefix;
+mod restart;
 
 use std::cell::{Cell, OnceCell};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tandem_engine::runner::batch::BatchBounds;
 use tandem_engine::runner::{Job, JobDone, OnDone, Runner, RunnerError, RunnerOptions};
-use tandem_engine::{EngineError, KvPool, LoadOptions, Model, ModelFiles, ROWS_MAX, Rows, STALL_MIN};
+use tandem_engine::{BlockStore, EngineError, KvPool, LoadOptions, Model, ModelFiles, ROWS_MAX, Rows, STALL_MIN};
 use tandem_models::{EDGE, TRUNK_LAYERS};
 use tandem_proto::ids::SessionId;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
@@ -83,11 +84,16 @@ impl Engine {
     }
 
     fn start_on(model: Arc<Model>, options: RunnerOptions) -> Self {
+        Self::start_with(model, options, None)
+    }
+
+    fn start_with(model: Arc<Model>, options: RunnerOptions, store: Option<BlockStore>) -> Self {
         let (enter, entered) = channel();
         let (go, may_go) = channel::<()>();
-        let runner = Runner::start(
+        let runner = Runner::start_with(
             model,
             options,
+            store,
             Box::new(move |job, row| {
                 if job.key == key(FAILS) {
                     return Err(EngineError::Shape("no output for this one".into()));

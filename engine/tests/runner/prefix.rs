@@ -11,41 +11,41 @@ use tandem_proto::block::BlockChain;
 
 use super::*;
 
-const WITH_PREFIX: RunnerOptions = RunnerOptions { prefix_blocks_max: 48, ..OPTIONS };
+pub(super) const WITH_PREFIX: RunnerOptions = RunnerOptions { prefix_blocks_max: 48, ..OPTIONS };
 
 static ONE_THREAD: LazyLock<Arc<Model>> = LazyLock::new(|| {
     let files = ModelFiles::Embedded { config: EDGE.config, weights: EDGE.weights };
     Arc::new(Model::load(&files, &LoadOptions { threads: 1, ..LoadOptions::default() }).expect("loads"))
 });
 
-fn tenant(name: u8) -> Option<BlockChain> {
+pub(super) fn tenant(name: u8) -> Option<BlockChain> {
     Some(prefix_key(&MODEL, [name; 32]))
 }
 
 /// A prompt, of which the last output is wanted.
-fn prompt(name: u8, tokens: &[u32]) -> Job {
+pub(super) fn prompt(name: u8, tokens: &[u32]) -> Job {
     let len = tokens.len();
     Job { outputs_from: len, prompt_len: len, prefix: tenant(1), ..job(name, tokens, 0) }
 }
 
 /// A text that is `text` up to `from`, and another one from there on.
-fn other_from(text: &[u32], from: usize, name: u32) -> Vec<u32> {
+pub(super) fn other_from(text: &[u32], from: usize, name: u32) -> Vec<u32> {
     text.iter().enumerate().map(|(i, &t)| if i < from { t } else { (t + 1 + name) % 4000 }).collect()
 }
 
 impl Engine {
-    fn rows(&self) -> u64 {
+    pub(super) fn rows(&self) -> u64 {
         self.runner.load().rows.load(Relaxed)
     }
 
-    fn held(&self, key: Option<BlockChain>, tokens: &[u32]) -> usize {
+    pub(super) fn held(&self, key: Option<BlockChain>, tokens: &[u32]) -> usize {
         let (done, answer) = answer();
         self.runner.held(key.expect("a key"), tokens.to_vec(), done).expect("queued");
         answer.recv().expect("answered").expect("runs")
     }
 
     /// Runs a job, checks its outputs against the model's own, and returns the rows that were reused.
-    fn check(&self, job: Job) -> usize {
+    pub(super) fn check(&self, job: Job) -> usize {
         let (tokens, outputs_from) = (job.sequence.clone(), job.outputs_from);
         let done = self.run(job).expect("runs");
         assert_eq!(done.outputs, expected(&tokens)[outputs_from - 1..]);
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     /// The gauges are set when the thread comes round.
-    fn gauge(&self, gauge: fn(&RunnerLoad) -> &AtomicUsize, expected: usize) {
+    pub(super) fn gauge(&self, gauge: fn(&RunnerLoad) -> &AtomicUsize, expected: usize) {
         let begun = Instant::now();
         while gauge(self.runner.load()).load(Relaxed) != expected {
             assert!(begun.elapsed() < Duration::from_secs(20), "not {expected}: {:?}", self.runner.load());
@@ -61,7 +61,7 @@ impl Engine {
         }
     }
 
-    fn forget(&self, name: u8) {
+    pub(super) fn forget(&self, name: u8) {
         self.runner.forget(key(name)).expect("runs");
     }
 }
