@@ -1,8 +1,9 @@
 //! An edge node: the model, the policy, the link to the cloud, and the answers under way.
 
 mod exchange;
+mod parts;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,14 +18,14 @@ use tandem_proto::block::BlockChain;
 use tandem_proto::ids::Digest;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{ModelCard, SamplingParams};
-
-use tandem_router::policy::{Aim, Goal, GoalError, Paired, Policy, PolicyFileError, Steering};
+use tandem_router::policy::{Aim, Goal, Paired, Steering};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+pub use self::parts::{EdgeError, EdgeParts};
 use crate::account::{Account, Totals};
 use crate::admission::{Admission, Slot, Slots};
 use crate::api::short_json;
@@ -44,57 +45,6 @@ const EVENTS_MAX: usize = 256;
 
 /// Longest wait for state to be written at the end; its last part is a flush of what the disk was given.
 const SAVE_MAX: Duration = Duration::from_secs(5);
-
-/// Why a node cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum EdgeError {
-    /// The engine thread cannot start.
-    #[error("the engine cannot start: {0}")]
-    Runner(#[from] RunnerError),
-    /// The settings contradict the model.
-    #[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
-    Trunk {
-        /// Setting.
-        asked: usize,
-        /// Layers of the model.
-        layers: usize,
-    },
-    /// The policy's parameters were fitted for another edge model.
-    #[error(transparent)]
-    Policy(#[from] PolicyFileError),
-    /// The settings ask for what the policy cannot give.
-    #[error(transparent)]
-    Goal(#[from] GoalError),
-    /// No random numbers.
-    #[error("the system gives no random numbers: {0}")]
-    Random(String),
-}
-
-/// What a node is made of.
-pub struct EdgeParts {
-    /// The edge model.
-    pub model: Arc<Model>,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// Its chat template.
-    pub chat: ChatTemplate,
-    /// Token ids that end an answer.
-    pub stop_tokens: Vec<u32>,
-    /// Sampling where a request says nothing.
-    pub sampling: SamplingParams,
-    /// What a schema leaves open is kept short; unset, a model with a small context has it so.
-    pub short_json: Option<bool>,
-    /// When to ask the cloud.
-    pub policy: Arc<dyn Policy>,
-    /// The link to the cloud.
-    pub uplinks: Uplinks,
-    /// Blocks that arrive on it.
-    pub bulk: BulkInbox,
-    /// Key of the tenant's KV blocks, from the node's certificate.
-    pub tenant_key: [u8; 32],
-    /// Folder for KV blocks that the next start finds again; none are kept without one.
-    pub kv_folder: Option<PathBuf>,
-}
 
 /// Things that the page's controls change.
 #[derive(Clone, Copy, Debug)]
