@@ -11,7 +11,7 @@ use crate::config::{self, Flags};
 use crate::failure::{Code, Failure, OrFail as _};
 use crate::state;
 
-/// Where a node listens if nobody says otherwise.
+/// Where a node listens by default.
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// Longest time to connect.
 const CONNECT_S_MAX: u64 = 5;

@@ -48,7 +48,7 @@ impl Default for Bounds {
     }
 }
 
-/// What the node looks like when somebody knocks.
+/// The node's load when a session asks for admission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Open sessions.
@@ -67,7 +67,7 @@ pub struct Load {
     pub draining: bool,
 }
 
-/// Why nobody is let in now.
+/// Why no session is admitted now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The engine hangs.

@@ -121,7 +121,7 @@ impl CloudNode {
         }
     }
 
-    /// Sets the gauges that show what the node reports. For whoever is about to read them.
+    /// Sets the gauges that show what the node reports; called before they are read.
     pub fn publish_gauges(&self) {
         let load = self.target.load();
         gauge!(m::QUEUE_JOBS).set(load.jobs as f64);

@@ -335,8 +335,8 @@ mod tests {
         old.await.expect("the old task ends");
     }
 
-    /// A long job keeps the old task from letting go: who comes meanwhile is told to come again, and
-    /// what the old task leaves in the end is not lost.
+    /// A long job keeps the old task from parking its session: a stream that claims it meanwhile is refused as busy,
+    /// and the state that the old task parks in the end is not lost.
     #[tokio::test(start_paused = true)]
     async fn a_session_that_is_held_is_neither_lost_nor_owned_twice() {
         let bed = Bed::new(Bounds::default());

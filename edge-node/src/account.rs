@@ -72,7 +72,7 @@ impl Account {
         trace.truncate(taken);
         let route = delivered(&route, &trace, final_tokens);
         self.node.book(&request, &route, trace, final_tokens, took);
-        // Nobody has to wait for it.
+        // No task waits for it.
         let _ = closed.map(|closed| closed.send(route));
     }
 }

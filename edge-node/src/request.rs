@@ -295,7 +295,7 @@ impl Events {
         match &polled {
             Poll::Pending => {}
             Poll::Ready(Some(Event::Token(_))) => self.taken += 1,
-            // Booked before the reader hears of the end, who may ask for the account at once.
+            // Booked before the reader gets the end of the stream, as it may ask for the account at once.
             Poll::Ready(_) => self.end(),
         }
         polled

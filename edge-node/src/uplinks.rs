@@ -100,7 +100,7 @@ impl Uplinks {
                         AbortOnDropHandle::new(tokio::spawn(async move { bulk.serve(&link).await }))
                     });
                 }
-                // A link to a node that has just failed is shown to nobody until its cool-down is over.
+                // A link to a node that has just failed is not handed out until its cool-down is over.
                 let cools_until = link.as_ref().and_then(|link| known.cools_until(link));
                 let link = link.filter(|_| cools_until.is_none());
                 {

@@ -3,9 +3,9 @@
 
 /// ALPN protocol name; carries the major version.
 pub const ALPN: &[u8] = b"tandem/1";
-/// Oldest minor version this build speaks.
+/// Oldest minor version of the protocol that this build supports.
 pub const MINOR_MIN: u16 = 0;
-/// Newest minor version this build speaks.
+/// Newest minor version of the protocol that this build supports.
 pub const MINOR_MAX: u16 = 0;
 
 /// Bytes of the fixed frame header.

@@ -14,7 +14,7 @@ use crate::node::{LoadReport, ModelCard};
 /// The numbers behind the costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementConfig {
-    /// A node whose last heartbeat is older gets nobody, milliseconds.
+    /// A node whose last heartbeat is older gets no sessions, milliseconds.
     pub stale_ms: u64,
     /// Round trip assumed inside a region, µs.
     pub rtt_same_region_us: u64,
@@ -59,7 +59,7 @@ pub struct Candidate<'a> {
     pub region: &'a str,
     /// Models it serves.
     pub models: &'a [ModelCard],
-    /// True if it takes nobody new.
+    /// True if it takes no new sessions.
     pub draining: bool,
     /// Time of its last heartbeat, ms.
     pub heartbeat_at_ms: u64,

@@ -42,7 +42,7 @@ impl BulkInbox {
         BulkReceiver { inbox: self.clone(), session, blocks }
     }
 
-    /// Reads a link's bulk frames until it ends. Blocks that nobody waits for are dropped; returns
+    /// Reads a link's bulk frames until it ends. Blocks that no exchange waits for are dropped; returns
     /// how many those were.
     pub async fn serve(&self, link: &Link) -> u64 {
         let mut unclaimed = 0;

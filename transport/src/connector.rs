@@ -186,7 +186,7 @@ impl Connector {
     }
 }
 
-/// Of two failures the one that says more: whoever was reached knows better than silence.
+/// Of two failures the one that says more: a reply from a peer before a timeout.
 fn telling(before: Option<TransportError>, error: TransportError) -> TransportError {
     let reached = |error: &TransportError| {
         !matches!(

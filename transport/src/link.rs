@@ -109,7 +109,7 @@ impl Peers {
 }
 
 /// A link to an authenticated peer. Dropping it closes the connection and every channel on it, so
-/// share it as `Arc<Link>` with whoever uses a channel.
+/// share it as `Arc<Link>` among the tasks that use a channel.
 pub struct Link {
     conn: Connection,
     peer: PeerIdentity,

@@ -1,6 +1,6 @@
-//! Whether a peer that somebody waits for still answers.
+//! Whether the peer of a link still answers while a task waits for it.
 //!
-//! QUIC finds a dead peer by its idle timeout, which is long so that radios may sleep. Whoever waits for an
+//! QUIC finds a dead peer by its idle timeout, which is long so that radios may sleep. A task that waits for an
 //! answer holds a [`ProbeGuard`]; while any is held the link sends small datagrams whenever the peer has
 //! acknowledged nothing for a moment, and is closed with [`CloseCode::Silent`] when that goes on for three
 //! round trips and [`PATIENCE`]. A port that the peer's system reports as closed ends it sooner. Without
@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{close::CloseCode, link::Ended};
 
-/// How often a link is looked at while somebody waits.
+/// How often a link is checked while a task waits on it.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// Silence beyond three round trips after which the peer counts as dead. With a tick before the silence
 /// shows and one after, a dead peer is found within three round trips and a second.
@@ -169,7 +169,7 @@ impl PortCheck {
         let is_refusal = |e: std::io::Error| e.kind() == std::io::ErrorKind::ConnectionRefused;
         let mut answer = [0; 64];
         loop {
-            // A byte that is no QUIC packet: whoever listens drops it.
+            // A byte that is no QUIC packet: a QUIC endpoint drops it.
             if self.0.send(&[0]).await.is_err_and(is_refusal) {
                 return;
             }

@@ -230,7 +230,7 @@ impl Redial {
         nodes.current.as_ref().is_some_and(|node| nodes.suspects.has(node, Instant::now()))
     }
 
-    /// Somebody needs the link now: ends a wait between attempts.
+    /// A task needs the link now: ends a wait between attempts.
     pub fn wake(&self) {
         self.demand.notify_one();
     }

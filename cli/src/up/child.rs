@@ -1,4 +1,4 @@
-//! A child process of `up`: started, heard out for its ready line, started again when it dies, and
+//! A child process of `up`: started, its ready line read, started again when it dies, and
 //! ended with its parent.
 
 use std::ffi::OsString;

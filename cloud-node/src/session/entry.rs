@@ -35,7 +35,7 @@ pub(super) async fn enter(node: &CloudNode, link: &Link, open: &Open, payload: &
     }
     let target = node.target.capabilities();
     target.allow(open)?;
-    // One that comes back needs no leave, but finds nobody to work for it either.
+    // A session that resumes passes admission, but a stalled engine cannot serve it either.
     if let stalled_ms @ 1.. = node.target.load().stalled_ms {
         let r = Refusal::Stalled(stalled_ms);
         return Err(Ending::Refused(r.code(), r.to_string(), r.retry_after_ms()));

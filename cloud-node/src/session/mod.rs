@@ -38,7 +38,7 @@ enum Ending {
     Closed,
     /// The link is gone or a newer stream took over; the session may be resumed.
     Parked,
-    /// The edge is told why and the session is dropped.
+    /// A `Refuse` frame says why, and the session is dropped.
     Refused(RefuseCode, String, u32),
 }
 
@@ -190,7 +190,7 @@ struct SessionTask {
     pull: Option<Pull>,
     exchanges: u32,
     times: JobTimes,
-    /// When the edge is told next how far its work is.
+    /// When the next `Progress` frame is due.
     report_at: tokio::time::Instant,
 }
 

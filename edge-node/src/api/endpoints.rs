@@ -109,7 +109,7 @@ pub(crate) async fn converse(
     respond(&api.backend, slots, plan, writer).await.map_err(renamed)
 }
 
-/// The prompt of a conversation that nobody is to answer.
+/// The prompt of a conversation, without an answer (`/tokenize`).
 pub(crate) async fn render(api: &Api, messages: Vec<ChatMessage>, tools: Option<Tools>) -> Result<Vec<u32>, ApiError> {
     let tooling = Tooling::of(api.backend.as_ref(), tools);
     prompt::of_chat(api, messages, tooling.told(), Map::new(), "messages").await?.tokenize(api).await

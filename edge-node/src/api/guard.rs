@@ -24,7 +24,7 @@ pub(crate) async fn check(State(api): State<Arc<Api>>, request: Request, next: N
         None if api.options.any_host => Ok(()),
         None => check_host(request.uri(), request.headers(), &api.options.hosts),
     };
-    // Beyond its bound of connections the node tells of its health only.
+    // On a connection beyond the bound only `/health` is answered.
     if request.extensions().get::<Arc<Connection>>().is_some_and(|connection| connection.is_of_reserve()) {
         return ApiError::too_many_connections().into_response();
     }

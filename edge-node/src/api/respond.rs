@@ -138,7 +138,7 @@ pub(crate) fn choose_mode(plan: &Plan, status: &NodeStatus) -> Result<(Mode, &'s
         (Some(Mode::Auto), _) | (None, Some(Mode::Auto)) if !has_cloud => Ok((Mode::Local, "no-cloud")),
         (Some(named), _) => Ok((named, "model")),
         (None, Some(asked)) => Ok((asked, "request")),
-        // Nobody promised a cloud: the device answers alone rather than not at all.
+        // No mode that needs the cloud was asked for: the device answers alone rather than not at all.
         (None, None) if !has_cloud && status.default_mode != Mode::Local => Ok((Mode::Local, "no-cloud")),
         (None, None) if status.cloud.code.as_deref() == Some(TOKENIZERS_DIFFER) => {
             Ok((Mode::Local, "tokenizers-differ"))

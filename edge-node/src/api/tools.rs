@@ -52,7 +52,7 @@ pub(crate) struct Tool {
 /// Who decides on a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ToolChoice {
-    /// Nobody calls; the tools are left out of the prompt.
+    /// No call is made; the tools are left out of the prompt.
     None,
     /// The model.
     Auto,

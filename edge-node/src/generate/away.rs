@@ -35,7 +35,7 @@ impl Answer {
         self.link().filter(|_| self.request.mode != Mode::Auto || !self.node.uplinks.rests())
     }
 
-    /// Whether the cloud can decide a token: it is there, or a stricter mode still hopes for it.
+    /// Whether the cloud can decide a token: it is connected, or the grace after its loss is not over.
     pub(super) fn cloud_decides(&self) -> bool {
         self.session.cloud_decides(self.now(), self.usable_link().is_some())
     }

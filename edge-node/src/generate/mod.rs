@@ -209,7 +209,7 @@ impl Answer {
             // Before `draft` looks at the clock: what is not over here, it or the deadline will notice.
             let deadline = self.deadline();
             self.draft(plan)?;
-            // What the edge has just settled by itself wakes nobody.
+            // What the edge has just settled by itself sends no wake-up.
             if self.session.can_commit() {
                 continue;
             }

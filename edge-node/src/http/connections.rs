@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// True for a connection beyond the bound, on which the node tells of its health only.
+    /// True for a connection beyond the bound, on which only `/health` is answered.
     pub(crate) fn is_of_reserve(&self) -> bool {
         self.reserve
     }

@@ -29,7 +29,7 @@ pub(crate) use connections::Connection;
 use connections::{Connections, Seat};
 use stream::Patient;
 
-/// Connections that a server holds at most, if nobody says otherwise.
+/// Connections that a server holds at most, unless set.
 pub const CONNECTIONS_MAX: usize = 512;
 /// Time for a request's head to arrive, which is also how long a connection may be idle, seconds.
 const HEAD_S_MAX: u64 = 30;

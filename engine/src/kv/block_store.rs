@@ -237,7 +237,7 @@ struct Files {
 }
 
 impl Files {
-    /// Until nobody is left to ask.
+    /// Runs until the last sender of requests is dropped.
     fn run(self, inbox: &Receiver<Request>, done: &SyncSender<(Digest, Option<Vec<f32>>)>) {
         for request in inbox {
             match request {

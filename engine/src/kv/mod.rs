@@ -26,13 +26,13 @@ pub const POOL_BLOCKS_MAX: usize = 1 << 24;
 /// Who holds the blocks of a pool. Shared between the pool and its sequences.
 #[derive(Debug)]
 struct Ledger {
-    /// Blocks nobody holds; the last is handed out next.
+    /// Free blocks; the last is handed out next.
     free: Vec<u32>,
     /// Holders per block.
     holders: Vec<u32>,
     /// Whether a [`HeldBlock`] is one of them.
     held: Vec<bool>,
-    /// Blocks that nobody but a [`HeldBlock`] holds.
+    /// Blocks whose only holder is a [`HeldBlock`].
     idle: usize,
 }
 
@@ -135,20 +135,20 @@ impl KvPool {
         self.blocks
     }
 
-    /// Blocks nobody holds.
+    /// Free blocks.
     #[must_use]
     pub fn free_blocks(&self) -> usize {
         self.shared.ledger().free.len()
     }
 
-    /// Blocks that are free or that nobody works with, as only an index of prefixes holds them.
+    /// Blocks that are free, or that only an index of prefixes holds.
     #[must_use]
     pub fn available_blocks(&self) -> usize {
         let ledger = self.shared.ledger();
         ledger.free.len() + ledger.idle
     }
 
-    /// A sequence of `tokens` tokens whose state lies in `blocks`; whoever writes to them first copies.
+    /// A sequence of `tokens` tokens whose state lies in `blocks`; they are copied before they are written.
     pub(crate) fn resume<'a>(&self, blocks: impl IntoIterator<Item = &'a HeldBlock>, tokens: usize) -> Sequence {
         let table: Vec<u32> = blocks.into_iter().map(|held| held.block).collect();
         debug_assert_eq!(table.len(), tokens.div_ceil(KV_BLOCK_TOKENS));
@@ -340,7 +340,7 @@ impl Sequence {
         }
     }
 
-    /// A sequence with the same tokens that shares the blocks; whoever writes first copies.
+    /// A sequence with the same tokens that shares the blocks (copy on write).
     #[must_use]
     pub fn fork(&self) -> Self {
         let table: Vec<u32> = self.table[..self.len.div_ceil(KV_BLOCK_TOKENS)].to_vec();
@@ -404,7 +404,7 @@ impl HeldBlock {
         self.shared.ledger().holders[self.block as usize] > 1
     }
 
-    /// Whether this is the block that `seq` writes its next row to, and nobody else has it.
+    /// Whether this is the block that `seq` writes its next row to, and no other sequence has it.
     pub(crate) fn is_the_other_holder_of_the_end(&self, seq: &Sequence) -> bool {
         let end = seq.table.get(seq.len / KV_BLOCK_TOKENS);
         Arc::ptr_eq(&self.shared, &seq.shared)

@@ -18,7 +18,7 @@ use tandem_proto::limits::KV_BLOCK_TOKENS;
 
 /// A block as the index holds it.
 pub(crate) trait Held {
-    /// Whether somebody else works with it: then it stays (it is pinned), as dropping it would free nothing.
+    /// Whether a sequence has it too: then it stays (it is pinned), as dropping it would free nothing.
     fn is_in_use(&self) -> bool;
 
     /// The index has given up its block `id`, for want of room or for one that holds more.
@@ -217,14 +217,14 @@ impl<B: Held> PrefixIndex<B> {
         Some(id)
     }
 
-    /// Gives up the least recently used block that nobody works with and no other one continues; false if
+    /// Evicts the least recently used block that no sequence has and no other block continues; false if
     /// there is none.
     pub(crate) fn evict(&mut self) -> bool {
         self.evict_but(None)
     }
 
-    /// Lets go of a block that `is_it` names and no other one continues, though somebody works with it; false if
-    /// there is none. That frees nothing, but saves whoever writes to the block a copy.
+    /// Drops a block that `is_it` names and no other one continues, though a sequence has it; false if
+    /// there is none. That frees nothing, but the sequence that writes to the block needs no copy then.
     pub(crate) fn let_go(&mut self, is_it: impl Fn(&B) -> bool) -> bool {
         let named = |(_, id): &&(u64, Digest)| self.nodes.get(id).is_some_and(|node| is_it(&node.block));
         let Some(&(_, id)) = self.leaves.iter().find(named) else { return false };

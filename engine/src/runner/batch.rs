@@ -1,6 +1,6 @@
 //! Which rows go into the next forward pass. Pure functions: no clock, no model.
 //!
-//! Decisions that somebody waits for (verification, single decode steps) go first, in order of
+//! Decisions that an answer waits for (verification, single decode steps) go first, in order of
 //! arrival; prompts fill what is left, in chunks, as far as [`super::fairness`] allows beside the
 //! sequences that decode. The oldest prompt always gets a place and the reserved rows, so it cannot starve.
 

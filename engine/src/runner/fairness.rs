@@ -85,7 +85,7 @@ mod tests {
         // (streams, rows of decisions, rows left, allowance)
         let table: [(&[Stream], usize, usize, Allowance); 13] = [
             (&[], 0, 256, Rows(256)),
-            // A decision of nobody that streams, such as a short prompt's last rows.
+            // A decision, but no stream: such as a short prompt's last rows.
             (&[], 1, 256, Rows(256)),
             // Twice 1000 µs leave 1000 for rows of 100.
             (&[waits(0.0)], 1, 256, Rows(10)),
@@ -103,7 +103,7 @@ mod tests {
             (&[away(100.0, 1200.0)], 0, 256, Rows(1)),
             (&[away(3000.0, 100.0)], 0, 256, Rows(11)),
             (&[away(100.0, 40.0)], 0, 0, Rows(0)),
-            // Decisions are there: whoever waits is not kept for who may come.
+            // Decisions wait: the pass is not delayed for a job that may come.
             (&[away(100.0, 40.0), waits(100.0)], 1, 256, Rows(11)),
         ];
         for (streams, decisions, rows_left, expected) in table {

@@ -1,5 +1,5 @@
 //! Which sequences decode, although between a result and the next job they have none. Bounded, and pure but
-//! for the times that it is told.
+//! for the times that it is given.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -95,14 +95,14 @@ impl<T> Worker<T> {
             }
             match self.compose() {
                 Ok(takes) => self.step(&takes),
-                // The next command; or the time is over, or nobody is left to send one.
+                // The next command; or the time is over, or the last handle is gone.
                 Err(wait) => inbox.recv_timeout(wait).into_iter().for_each(|command| self.take(command)),
             }
             self.publish_load();
         }
     }
 
-    /// The next command; blocks go to the disk until it comes. None if nobody is left to send one.
+    /// The next command; blocks go to the disk until it comes. None once the last handle is gone.
     fn next_command(&mut self, inbox: &Receiver<Command<T>>) -> Option<Command<T>> {
         let mut pause = QUIET;
         while self.prefixes.has_to_save() {

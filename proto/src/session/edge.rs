@@ -110,7 +110,7 @@ pub struct EdgeSession<I> {
     cloud: CloudSide,
     patience: Patience,
     rtt_us: u64,
-    /// Hope for the cloud has ended; until it opens a session again.
+    /// The grace for the cloud is over; reset when it opens a session again.
     alone: bool,
     /// The prompt's state is awaited.
     fetching: bool,

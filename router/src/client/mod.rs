@@ -120,7 +120,7 @@ pub struct NodeStatus {
     pub card: NodeCard,
     /// How busy it is; without prefixes.
     pub load: LoadReport,
-    /// True if it takes nobody new.
+    /// True if it takes no new sessions.
     pub draining: bool,
     /// Age of its last heartbeat, ms.
     pub heartbeat_age_ms: u64,

@@ -25,7 +25,7 @@ pub enum RegistrationState {
     Registering,
     /// Registered and reporting.
     Registered {
-        /// True: the router places nobody new here.
+        /// True: the router places no new sessions here.
         draining: bool,
     },
     /// No router answers. The node keeps serving; the router keeps its place for a while.

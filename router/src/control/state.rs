@@ -22,7 +22,7 @@ pub struct Node {
     pub card: NodeCard,
     /// Its last report.
     pub load: LoadReport,
-    /// True if it takes nobody new.
+    /// True if it takes no new sessions.
     pub draining: bool,
     /// Time of its last heartbeat, ms on the state's clock.
     pub heartbeat_at_ms: u64,

@@ -144,7 +144,7 @@ fn an_older_start_of_a_node_cannot_push_the_newer_one_out() {
     assert!(matches!(&refused, Outcome::Refused(Refusal::Taken { message }) if message.contains("--name")));
     assert_eq!(driver.heartbeat(2, "a", 4, LoadReport::default()), UNKNOWN);
     assert_eq!(driver.heartbeat(3, "a", 5, LoadReport::default()), KNOWN);
-    // Once it is silent, whoever comes is welcome: its clock may have been set back.
+    // Once it is silent, any registration under its name is taken: its clock may have been set back.
     assert_eq!(driver.register(3 + 5_001, "a", 4), Outcome::Registered);
 }
 

@@ -51,7 +51,7 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(super) struct Incoming(mpsc::Receiver<Bounded>);
 
-/// Hands accepted connections to whoever serves them now.
+/// Hands accepted connections to the server that runs now.
 #[derive(Debug)]
 pub(super) struct Acceptor(Arc<Mutex<Option<mpsc::Sender<Bounded>>>>);
 
@@ -64,7 +64,7 @@ impl Acceptor {
     }
 }
 
-/// Hands a connection over; none takes it only when nobody serves any more.
+/// Hands a connection over; it is dropped only when no server runs any more.
 async fn hand_over(to: &Mutex<Option<mpsc::Sender<Bounded>>>, mut connection: Bounded) {
     loop {
         let accepted = to.lock().unwrap_or_else(PoisonError::into_inner).clone();

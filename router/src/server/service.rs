@@ -50,7 +50,7 @@ fn peer<T>(request: &Request<T>, roles: &[Role]) -> Result<PeerIdentity, Status>
 
 type Certificates = tonic::transport::server::TlsConnectInfo<tonic::transport::server::TcpConnectInfo>;
 
-/// A node speaks for itself only.
+/// A node may register, report and drain itself only.
 fn own_name(peer: &PeerIdentity, name: &str) -> Result<(), Status> {
     if peer.name == name {
         return Ok(());

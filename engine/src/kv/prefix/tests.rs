@@ -5,7 +5,7 @@ use tandem_proto::message::KvShape;
 
 use super::*;
 
-/// Held by whoever has a clone.
+/// In use while there is a clone of it.
 type Token = Arc<String>;
 
 impl Held for Token {

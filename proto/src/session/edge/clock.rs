@@ -50,7 +50,7 @@ pub enum CloudSide {
     Unused,
     /// No session is open.
     Waiting {
-        /// Since when the cloud is away; none if nobody has looked yet.
+        /// Since when the cloud is away; none until that has been checked.
         lost_at: Option<u64>,
         /// No session is opened before.
         retry_at: Option<u64>,
@@ -112,7 +112,7 @@ impl<I> EdgeSession<I> {
         SILENCE_US + 3 * self.rtt_us
     }
 
-    /// When hope for a lost cloud ends.
+    /// When the grace after the loss of the cloud is over.
     fn grace_ends(&self, lost_at: u64) -> u64 {
         let grace_us = match self.patience.need {
             Need::Decisions => self.patience.grace_us.saturating_add(3 * self.rtt_us),
@@ -144,7 +144,7 @@ impl<I> EdgeSession<I> {
         matches!(self.cloud, CloudSide::Waiting { lost_at: Some(at), .. } if now < self.grace_ends(at))
     }
 
-    /// Whether the cloud can decide a token: it is there, or the answer still hopes for it. `reachable` says
+    /// Whether the cloud can decide a token: a session is open, or the grace is not over. `reachable` says
     /// whether there is a link to open a session on.
     #[must_use]
     pub fn cloud_decides(&self, now: u64, reachable: bool) -> bool {
@@ -168,7 +168,7 @@ impl<I> EdgeSession<I> {
     }
 
     /// The stream, the link or the node is gone. Open questions are asked again after [`Self::open`], not
-    /// before `retry_after_us` is over; where nothing is hoped for any more, the drafts stand. True if some do
+    /// before `retry_after_us` is over; once the grace is over, the drafts stand. True if some do
     /// now.
     pub fn link_lost(&mut self, now: u64, retry_after_us: Option<u64>) -> bool {
         let retry_at = retry_after_us.map(|pause| now.saturating_add(pause));
@@ -275,7 +275,7 @@ impl<I> EdgeSession<I> {
                 let late = match self.patience.need {
                     _ if self.fetching => (moved_at + STATE_US, Timeout::NoState),
                     Need::Decisions => (moved_at + STARVED_US, Timeout::Silent),
-                    // Nobody waits for an answer that was given up.
+                    // The question was given up: its answer has no deadline.
                     _ if behind => return None,
                     _ => {
                         let idle = moved_at.saturating_add(self.patience.question_us).saturating_add(4 * self.rtt_us);
