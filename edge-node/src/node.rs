@@ -103,10 +103,7 @@ impl EdgeNode {
     /// The settings or the policy's parameters do not fit the model, or the KV pool does not fit in
     /// memory.
     pub fn start(settings: EdgeSettings, parts: EdgeParts) -> Result<Self, EdgeError> {
-        let layers = parts.model.spec().layers;
-        if settings.trunk_layers >= layers {
-            return Err(EdgeError::Trunk { asked: settings.trunk_layers, layers });
-        }
+        let trunk = Trunk::of_setting(&parts.model, settings.trunk_layers)?;
         let policy = Paired::new(parts.policy, &parts.model.digest(), parts.model.spec().hidden_size)?;
         let goal = Goal {
             threshold: settings.threshold,
@@ -115,7 +112,6 @@ impl EdgeNode {
             cloud_tokens_max: settings.answer_cloud_tokens_max,
         };
         let aim = Aim::new(goal, &policy)?;
-        let trunk = Trunk::of(&parts.model, settings.trunk_layers);
         let spec = parts.model.spec();
         let kv_blocks = match settings.kv_blocks {
             0 => memory::kv_blocks(spec, settings.requests_max, memory::available_bytes()),

@@ -7,6 +7,14 @@ use tandem_proto::message::{Hello, KvShape};
 
 use crate::model::Model;
 
+/// A setting asks for more layers than a model has below its last one.
+#[derive(Debug, thiserror::Error)]
+#[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
+pub struct TooManyLayers {
+    asked: usize,
+    layers: usize,
+}
+
 /// The leading layers of a model that may be shared.
 #[derive(Clone, Debug)]
 pub struct Trunk {
@@ -30,6 +38,15 @@ impl Trunk {
             digest: *model.layer_digests().get(layers.checked_sub(1)?)?,
             numerics: model.numerics().to_owned(),
         })
+    }
+
+    /// As [`Self::of`], for a number of layers out of a node's settings.
+    ///
+    /// # Errors
+    /// The trunk leaves the model no layer above it.
+    pub fn of_setting(model: &Model, asked: usize) -> Result<Option<Self>, TooManyLayers> {
+        let layers = model.spec().layers;
+        if asked >= layers { Err(TooManyLayers { asked, layers }) } else { Ok(Self::of(model, asked)) }
     }
 
     /// True if a peer has this trunk in some model: the same weights and the same arithmetic, so the

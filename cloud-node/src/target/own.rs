@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tandem_engine::runner::batch::BatchBounds;
 use tandem_engine::runner::{self, OnDone, RowOutput, Runner, RunnerError, RunnerOptions, prefix_key};
-use tandem_engine::trunk::{self, Trunk};
+use tandem_engine::trunk::{self, TooManyLayers, Trunk};
 use tandem_engine::{EngineError, Model, memory, sampling};
 use tandem_proto::ids::SessionId;
 use tandem_proto::session::Decided;
@@ -28,13 +28,8 @@ pub enum CloudError {
     #[error("the engine cannot start: {0}")]
     Runner(#[from] RunnerError),
     /// The settings contradict the model.
-    #[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
-    Trunk {
-        /// Setting.
-        asked: usize,
-        /// Layers of the model.
-        layers: usize,
-    },
+    #[error(transparent)]
+    Trunk(#[from] TooManyLayers),
 }
 
 impl From<RunnerError> for TargetError {
@@ -88,9 +83,7 @@ impl OwnEngine {
     /// The settings do not fit the model, or the KV pool does not fit in memory.
     pub fn start(model: Arc<Model>, settings: &CloudSettings) -> Result<Self, CloudError> {
         let (spec, bounds) = (model.spec(), &settings.bounds);
-        if settings.trunk_layers >= spec.layers {
-            return Err(CloudError::Trunk { asked: settings.trunk_layers, layers: spec.layers });
-        }
+        let trunk = Trunk::of_setting(&model, settings.trunk_layers)?;
         let kv_blocks = match bounds.kv_blocks {
             0 => memory::kv_blocks(spec, bounds.sessions_max, memory::available_bytes()),
             blocks => blocks,
@@ -103,7 +96,6 @@ impl OwnEngine {
             batch: batch_bounds(settings),
         };
         let runner = Runner::start(model.clone(), options, Box::new(decide))?;
-        let trunk = Trunk::of(&model, settings.trunk_layers);
         Ok(Self {
             trunk: trunk.map(|layers| OwnTrunk { layers, runner: runner.clone() }),
             runner,

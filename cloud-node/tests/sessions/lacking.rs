@@ -109,12 +109,8 @@ async fn a_target_without_a_trunk_declines_it_and_takes_no_state() {
     let mut session = bed.session(Open { want_prompt_state: true, ..open(1) }, &PROMPT).await;
     let opened = session.opened().await;
     assert_eq!((opened.trunk_layers, opened.held_tokens), (0, 0));
-    // No model's hidden states, sent before the edge has read that: whoever used them would choose other tokens.
-    let rows = vec![0; expected.len() * bed.trunk.hidden_size * 4];
-    let draft = Draft { hidden_rows: expected.len() as u32, ..question(1, 4, &expected) };
-    session.send(Message::Draft(draft), rows.into()).await;
-    let verdict = session.verdict().await;
-    assert_eq!((verdict.accepted as usize, verdict.rejected), (expected.len(), false));
+    // Sent before the edge has read that.
+    session.accepts_beside_zeros(&expected, bed.trunk.hidden_size).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

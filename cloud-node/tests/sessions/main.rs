@@ -156,6 +156,16 @@ impl Session {
         }
     }
 
+    /// Sends drafts with hidden states that are no model's (zeros). All are accepted: a target that used the states
+    /// would choose other tokens.
+    async fn accepts_beside_zeros(&mut self, drafts: &[u32], hidden_size: usize) {
+        let rows = vec![0; drafts.len() * hidden_size * 4];
+        let draft = Draft { hidden_rows: drafts.len() as u32, ..question(1, 4, drafts) };
+        self.send(Message::Draft(draft), rows.into()).await;
+        let verdict = self.verdict().await;
+        assert_eq!((verdict.accepted as usize, verdict.rejected), (drafts.len(), false));
+    }
+
     async fn refused(&mut self) -> Refuse {
         match self.next().await {
             Message::Refuse(refuse) => refuse,
@@ -273,18 +283,13 @@ async fn a_tenants_sessions_share_rows_and_no_other_tenants() {
     assert!(matches!(session.next().await, Message::KvOffer(offer) if offer.tokens == 100));
 }
 
-/// Zeros are no model's hidden states: whoever used them would choose other tokens.
 #[tokio::test(flavor = "multi_thread")]
 async fn hidden_states_above_a_trunk_of_another_depth_are_not_used() {
     let bed = Bed::new(settings()).await;
     let expected = bed.session(open(1), &PROMPT).await.write(4).await;
     let mut session = bed.session(Open { trunk_layers: TRUNK_LAYERS as u32 - 1, ..open(2) }, &PROMPT).await;
     assert_eq!(session.opened().await.trunk_layers, 0);
-    let rows = vec![0; expected.len() * bed.trunk.hidden_size * 4];
-    let draft = Draft { hidden_rows: expected.len() as u32, ..question(1, 4, &expected) };
-    session.send(Message::Draft(draft), rows.into()).await;
-    let verdict = session.verdict().await;
-    assert_eq!((verdict.accepted as usize, verdict.rejected), (expected.len(), false));
+    session.accepts_beside_zeros(&expected, bed.trunk.hidden_size).await;
 }
 
 /// While the cloud waits for trunk state of a path, the edge leaves that path for a shorter one.

@@ -7,6 +7,7 @@ use tandem_engine::Model;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::runner::RunnerError;
 use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::trunk::TooManyLayers;
 use tandem_proto::message::SamplingParams;
 use tandem_router::policy::{GoalError, Policy, PolicyFileError};
 use tandem_transport::bulk::BulkInbox;
@@ -20,13 +21,8 @@ pub enum EdgeError {
     #[error("the engine cannot start: {0}")]
     Runner(#[from] RunnerError),
     /// The settings contradict the model.
-    #[error("trunk_layers is {asked}, the model has {layers} layers; use 0 or the number the pair shares")]
-    Trunk {
-        /// Setting.
-        asked: usize,
-        /// Layers of the model.
-        layers: usize,
-    },
+    #[error(transparent)]
+    Trunk(#[from] TooManyLayers),
     /// The policy's parameters were fitted for another edge model.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),

@@ -208,7 +208,8 @@ impl<B: Held> PrefixIndex<B> {
             {
                 self.remove(id);
             }
-            if self.nodes.len() >= self.blocks_max && !self.evict_but(Some(parent)) {
+            let spare = |id: Digest, block: &B| id != parent && !block.is_in_use();
+            if self.nodes.len() >= self.blocks_max && !self.evict_where(spare) {
                 return None;
             }
             self.insert(id, parent, tokens, make());
@@ -220,23 +221,19 @@ impl<B: Held> PrefixIndex<B> {
     /// Evicts the least recently used block that no sequence has and no other block continues; false if
     /// there is none.
     pub(crate) fn evict(&mut self) -> bool {
-        self.evict_but(None)
+        self.evict_where(|_, block| !block.is_in_use())
     }
 
     /// Drops a block that `is_it` names and no other one continues, though a sequence has it; false if
     /// there is none. That frees nothing, but the sequence that writes to the block needs no copy then.
     pub(crate) fn let_go(&mut self, is_it: impl Fn(&B) -> bool) -> bool {
-        let named = |(_, id): &&(u64, Digest)| self.nodes.get(id).is_some_and(|node| is_it(&node.block));
-        let Some(&(_, id)) = self.leaves.iter().find(named) else { return false };
-        self.remove(id);
-        self.evicted += 1;
-        true
+        self.evict_where(|_, block| is_it(block))
     }
 
-    fn evict_but(&mut self, kept: Option<Digest>) -> bool {
-        let idle = |id: &Digest| self.nodes.get(id).is_some_and(|node| !node.block.is_in_use());
-        let free = |(_, id): &&(u64, Digest)| Some(*id) != kept && idle(id);
-        let Some(&(_, id)) = self.leaves.iter().find(free) else { return false };
+    /// Evicts the least recently used block that fits and that no other one continues; false if there is none.
+    fn evict_where(&mut self, fits: impl Fn(Digest, &B) -> bool) -> bool {
+        let found = |(_, id): &&(u64, Digest)| self.nodes.get(id).is_some_and(|node| fits(*id, &node.block));
+        let Some(&(_, id)) = self.leaves.iter().find(found) else { return false };
         self.remove(id);
         self.evicted += 1;
         true
