@@ -16,6 +16,14 @@ impl TokenMask {
         Self { bits: vec![0; len.div_ceil(32)] }
     }
 
+    /// Every token of a vocabulary of `len`.
+    #[cfg(test)]
+    pub(crate) fn all(len: usize) -> Self {
+        let mut mask = Self::none(len);
+        (0..len as u32).for_each(|id| mask.set(id, true));
+        mask
+    }
+
     /// The first `len` tokens of what the library yields.
     pub(super) fn from_library(set: &SimpleVob, len: usize) -> Self {
         let mut mask = Self { bits: set.as_slice().to_vec() };
@@ -28,7 +36,7 @@ impl TokenMask {
         mask
     }
 
-    pub(super) fn set(&mut self, id: u32, allowed: bool) {
+    pub(crate) fn set(&mut self, id: u32, allowed: bool) {
         if let Some(word) = self.bits.get_mut(id as usize / 32) {
             let bit = 1 << (id % 32);
             *word = if allowed { *word | bit } else { *word & !bit };

@@ -7,10 +7,9 @@
 //! temperature, then the masks top-k, top-p, min-p on the tempered distribution, then the noise.
 
 mod noise;
+pub mod sparse;
 #[cfg(test)]
 mod tests;
-
-use std::collections::HashMap;
 
 use tandem_proto::message::{Alternative, SamplingParams};
 
@@ -132,37 +131,67 @@ fn check_params(p: &SamplingParams) -> Result<(), EngineError> {
     p.logit_bias.iter().try_for_each(|&(_, bias)| within("logit_bias", bias, -1e4, 1e4))
 }
 
+/// What bias and penalties do to the score of one token.
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    token: u32,
+    bias: f32,
+    /// It stands in the prompt or the answer, and repetition is penalised.
+    repeated: bool,
+    /// How often the answer has it, if that is penalised.
+    count: u32,
+}
+
+impl Touch {
+    /// The token's score; the larger `logit`, the larger it is.
+    fn apply(self, logit: f32, p: &SamplingParams) -> f32 {
+        let mut v = logit + self.bias;
+        if self.repeated {
+            v = if v > 0.0 { v / p.repetition_penalty } else { v * p.repetition_penalty };
+        }
+        if self.count > 0 {
+            v -= p.presence_penalty + p.frequency_penalty * self.count as f32;
+        }
+        v
+    }
+}
+
+/// The tokens that bias and penalties touch, ascending.
+fn touched(p: &SamplingParams, Before { prompt, answer }: Before<'_>) -> Vec<Touch> {
+    let repeats = p.repetition_penalty != 1.0;
+    let counts = p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
+    let mut all: Vec<Touch> =
+        p.logit_bias.iter().map(|&(token, bias)| Touch { token, bias, repeated: false, count: 0 }).collect();
+    if repeats {
+        all.extend(prompt.iter().map(|&token| Touch { token, bias: 0.0, repeated: true, count: 0 }));
+    }
+    if repeats || counts {
+        let count = u32::from(counts);
+        all.extend(answer.iter().map(|&token| Touch { token, bias: 0.0, repeated: repeats, count }));
+    }
+    all.sort_by_key(|touch| touch.token);
+    all.dedup_by(|next, kept| {
+        let same = next.token == kept.token;
+        if same {
+            kept.bias += next.bias;
+            kept.repeated |= next.repeated;
+            kept.count += next.count;
+        }
+        same
+    });
+    all
+}
+
 /// Logits after bias and penalties; `None` if none applies. Ids outside the vocabulary are ignored.
-fn adjust(logits: &[f32], p: &SamplingParams, Before { prompt, answer }: Before<'_>) -> Option<Vec<f32>> {
-    let repeats = p.repetition_penalty != 1.0 && !(prompt.is_empty() && answer.is_empty());
-    let counts = (p.presence_penalty != 0.0 || p.frequency_penalty != 0.0) && !answer.is_empty();
-    if p.logit_bias.is_empty() && !repeats && !counts {
+fn adjust(logits: &[f32], p: &SamplingParams, before: Before<'_>) -> Option<Vec<f32>> {
+    let touched = touched(p, before);
+    if touched.is_empty() {
         return None;
     }
     let mut out = logits.to_vec();
-    for &(token, bias) in &p.logit_bias {
-        if let Some(v) = out.get_mut(token as usize) {
-            *v += bias;
-        }
-    }
-    if repeats {
-        let mut seen = vec![false; out.len()];
-        for &token in prompt.iter().chain(answer) {
-            let Some(seen) = seen.get_mut(token as usize).filter(|seen| !**seen) else { continue };
-            *seen = true;
-            let v = &mut out[token as usize];
-            *v = if *v > 0.0 { *v / p.repetition_penalty } else { *v * p.repetition_penalty };
-        }
-    }
-    if counts {
-        let mut counted: HashMap<u32, u32> = HashMap::new();
-        for &token in answer {
-            *counted.entry(token).or_default() += 1;
-        }
-        for (token, count) in counted {
-            if let Some(v) = out.get_mut(token as usize) {
-                *v -= p.presence_penalty + p.frequency_penalty * count as f32;
-            }
+    for touch in touched {
+        if let Some(v) = out.get_mut(touch.token as usize) {
+            *v = touch.apply(*v, p);
         }
     }
     Some(out)

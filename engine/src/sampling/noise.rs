@@ -48,7 +48,8 @@ impl Noise {
         if most <= floor { None } else { Some(of_uniform(u)) }
     }
 
-    fn uniform(self, token: u32) -> f64 {
+    /// What the noise is a growing function of, uniform in (0, 1).
+    pub(super) fn uniform(self, token: u32) -> f64 {
         let r = philox([token >> 1, self.position, DOMAIN[0], DOMAIN[1]], self.key);
         let (lo, hi) = if token.is_multiple_of(2) { (r[0], r[1]) } else { (r[2], r[3]) };
         unit((u64::from(hi) << 32 | u64::from(lo)) >> 11)
