@@ -132,6 +132,9 @@ pub struct UpArgs {
     /// Model of the cloud node, named in the same way [default: demo-cloud].
     #[arg(long, value_name = "MODEL", conflicts_with = "no_cloud")]
     pub cloud_model: Option<String>,
+    /// What runs the cloud's model instead of a process of ours.
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
 }
 
 /// Who a process is.
@@ -186,9 +189,13 @@ pub struct CloudArgs {
     #[arg(long, value_name = "ADDR")]
     pub router: Vec<String>,
     /// Model to run: a GGUF file, a folder in Hugging Face layout, org/name or org/name:file.gguf
-    /// from the local store, or `demo-cloud` [default: demo-cloud].
+    /// from the local store, or `demo-cloud` [default: demo-cloud]. With --upstream, the name that edges
+    /// ask for.
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
+    /// What runs the model instead of this process.
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
     /// Who this is.
     #[command(flatten)]
     pub identity: IdentityArgs,
@@ -198,6 +205,22 @@ pub struct CloudArgs {
     /// Serve /metrics to the network without a key.
     #[arg(long)]
     pub insecure: bool,
+}
+
+/// An engine behind a URL.
+#[derive(Clone, Debug, Default, Args)]
+pub struct UpstreamArgs {
+    /// URL of an engine that runs the large model (llama-server): http://host:port; may be repeated
+    /// for several that serve the same model.
+    #[arg(long, value_name = "URL")]
+    pub upstream: Vec<String>,
+    /// Whose tokenizer the upstream has: a GGUF file, a folder with tokenizer.json, or a name in the
+    /// local store.
+    #[arg(long, value_name = "MODEL", requires = "upstream")]
+    pub upstream_tokenizer: Option<String>,
+    /// File with the bearer key that the upstream wants [env: TANDEM_UPSTREAM_KEY].
+    #[arg(long, value_name = "FILE", requires = "upstream")]
+    pub upstream_key_file: Option<PathBuf>,
 }
 
 /// Options of `router`.

@@ -3,6 +3,9 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tandem_cloud_node::node::{CloudNode, NodeLoad};
+use tandem_cloud_node::target::Target;
+use tandem_cloud_node::target::own::OwnEngine;
+use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::client::{Registration, RouterClient};
 use tandem_router::node::{LoadReport, ModelCard as RoutedModel, NodeCard};
@@ -16,7 +19,7 @@ use crate::ready::Ready;
 use crate::renewal::keep_fresh;
 use crate::state::{self, StateDir};
 use crate::uplink::tls_pem;
-use crate::{logging, metrics_endpoint, pair, signals};
+use crate::{logging, metrics_endpoint, pair, signals, upstream};
 
 fn flags(args: &CloudArgs) -> Flags {
     let mut flags = Flags::new();
@@ -29,6 +32,7 @@ fn flags(args: &CloudArgs) -> Flags {
     let identity = args.identity.identity.as_ref().and_then(|dir| dir.to_str());
     flags.extend(identity.map(|dir| ("peers.identity", dir.into(), "--identity")));
     flags.extend(args.model.as_deref().map(|model| ("cloud.model", model.into(), "--model")));
+    flags.extend(upstream::flags(&args.upstream));
     flags
 }
 
@@ -36,10 +40,17 @@ fn flags(args: &CloudArgs) -> Flags {
 pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure> {
     let path = state::path(global)?;
     let mut layers = config::layers(global, &path, flags(args))?;
-    pair::find_set(&layers, "cloud.model")?;
     pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
+    if settings.cloud.upstream.is_empty() {
+        pair::find_set(&layers, "cloud.model")?;
+    } else if layers.is_default("cloud.model") {
+        settings.cloud.model.clear();
+    }
     logging::start(&settings.log)?;
+    if let Some(key) = upstream::key_of_file(&args.upstream)? {
+        settings.cloud.upstream_key = Some(key);
+    }
     let shutdown = signals::shutdown(args.identity.lifeline)?;
     let state = StateDir::open(&path)?;
     let issuer = state.issuer(settings.peers.identity.as_deref(), Role::Cloud, &settings.cloud.name);
@@ -59,16 +70,16 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
         }
         _ => None,
     };
-    let loaded = tokio::select! {
-        loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads) => loaded?,
+    let served = tokio::select! {
+        served = serve(&settings) => served?,
         // Loading cannot be stopped, but it ends with the process.
         () = shutdown.cancelled() => return Ok(()),
     };
-    settings.cloud.model.clone_from(&loaded.card.name);
+    let Served { target, tokenizer, card } = served;
+    settings.cloud.model.clone_from(&card.name);
     let boot_epoch = pair::now_ms();
-    let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![loaded.card.clone()]);
-    let node = CloudNode::start(loaded.model, loaded.tokenizer, loaded.card.clone(), settings.cloud.clone())
-        .or_fail(Code::Config)?;
+    let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![card.clone()]);
+    let node = CloudNode::with_target(target, tokenizer, card.clone(), settings.cloud.clone());
     let _ = started.set(node.clone());
     let quic = quic(&settings);
     let server =
@@ -79,7 +90,7 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
         keep_fresh(issuer, identity.clone(), move |next| renewal.set_identity(next));
         None
     } else {
-        let card = node_card(&identity, &settings.peers, &listen, &loaded.card, boot_epoch)?;
+        let card = node_card(&identity, &settings.peers, &listen, &card, boot_epoch)?;
         let client = RouterClient::connect(&settings.peers.routers, &tls_pem(&identity)).or_fail(Code::Config)?;
         let calls = client.clone();
         keep_fresh(issuer, identity.clone(), move |next| {
@@ -104,6 +115,23 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
         Some(task) => task.await.or_fail(Code::Failed)?,
         None => Ok(()),
     }
+}
+
+/// What a node serves.
+pub(crate) struct Served {
+    pub(crate) target: Arc<dyn Target>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) card: ModelCard,
+}
+
+/// Loads the model, or finds the engines that run it elsewhere.
+async fn serve(settings: &Settings) -> Result<Served, Failure> {
+    if !settings.cloud.upstream.is_empty() {
+        return upstream::connect(&settings.cloud).await;
+    }
+    let loaded = pair::load_aside(&settings.cloud.model, settings.engine.cloud_threads).await?;
+    let engine = OwnEngine::start(loaded.model, &settings.cloud).or_fail(Code::Config)?;
+    Ok(Served { target: Arc::new(engine), tokenizer: loaded.tokenizer, card: loaded.card })
 }
 
 /// The links' settings: a device may open as many streams as the node has sessions for it.
@@ -199,6 +227,7 @@ mod tests {
             numerics: String::new(),
             hidden_size: 1,
             context_tokens: 1,
+            exactness: tandem_proto::message::Exactness::Bitwise,
         };
         let mut peers = PeerSettings::default();
         let everywhere = "0.0.0.0:4433".parse().unwrap();

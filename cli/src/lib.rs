@@ -29,11 +29,11 @@ mod ready;
 mod renewal;
 mod router;
 mod signals;
-mod sse;
 mod state;
 mod terminal;
 mod up;
 mod uplink;
+mod upstream;
 
 use std::io::Write as _;
 use std::process::ExitCode;

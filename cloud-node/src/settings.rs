@@ -15,6 +15,13 @@ pub struct CloudSettings {
     pub model: String,
     /// Leading layers whose hidden states and KV may come from an edge; 0 for none.
     pub trunk_layers: usize,
+    /// URLs of engines that run the model instead of this process, such as `["http://gpu-1:8000"]`; of several,
+    /// all serve the same model. `cloud.model` is then the name that sessions ask for.
+    pub upstream: Vec<String>,
+    /// Whose tokenizer the upstream has: a GGUF file, a folder with `tokenizer.json`, or a name in the store.
+    pub upstream_tokenizer: String,
+    /// Bearer key that the upstream wants.
+    pub upstream_key: Option<String>,
     /// Bounds of the node.
     pub bounds: Bounds,
     /// Most rows of a forward pass.
@@ -33,6 +40,9 @@ impl Default for CloudSettings {
             name: "cloud-1".into(),
             model: "demo-cloud".into(),
             trunk_layers: 0,
+            upstream: Vec::new(),
+            upstream_tokenizer: String::new(),
+            upstream_key: None,
             bounds: Bounds::default(),
             batch_rows_max: 256,
             batch_sequences_max: 64,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::tokenizer::{GenerationConfig, Tokenizer, gguf_sampling, gguf_stop_tokens};
 use tandem_engine::{DecoderSpec, EngineError, LoadOptions, Model, inspect};
-use tandem_proto::message::{ModelCard, SamplingParams};
+use tandem_proto::message::{Exactness, ModelCard, SamplingParams};
 
 use crate::EmbeddedModel;
 use crate::resolve::{Found, Place};
@@ -79,6 +79,18 @@ impl EmbeddedModel {
 }
 
 impl Found {
+    /// Its tokenizer, without the weights: a folder needs no more than `tokenizer.json`.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn tokenizer(&self) -> Result<Tokenizer, EngineError> {
+        match &self.place {
+            Place::Embedded(files) => Tokenizer::from_json(files.tokenizer),
+            Place::Folder(dir) => Tokenizer::from_dir(dir),
+            Place::Gguf(path) => Tokenizer::from_gguf(path),
+        }
+    }
+
     /// Loads the model to run on `threads` threads (0 for one per core). Takes a noticeable time:
     /// not for a runtime's thread.
     ///
@@ -105,6 +117,7 @@ impl Found {
             numerics: model.numerics().to_owned(),
             hidden_size: u32::try_from(spec.hidden_size).unwrap_or(u32::MAX),
             context_tokens: u32::try_from(spec.context_tokens).unwrap_or(u32::MAX),
+            exactness: Exactness::Bitwise,
         };
         Ok(LoadedModel {
             model: Arc::new(model),

@@ -94,6 +94,31 @@ pub struct ModelCard {
     pub hidden_size: u32,
     /// Context length, tokens.
     pub context_tokens: u32,
+    /// What its choices may be relied upon for.
+    pub exactness: Exactness,
+}
+
+/// How far a model's choices for one sequence are always the same.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[rkyv(derive(Debug))]
+#[repr(u8)]
+pub enum Exactness {
+    /// Bit for bit, whatever is computed beside it.
+    Bitwise,
+    /// But for ties: two tokens of almost equal probability may change places with the batch that the position
+    /// is computed in.
+    UpToTies,
+}
+
+impl Exactness {
+    /// Name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bitwise => "bitwise",
+            Self::UpToTies => "up_to_ties",
+        }
+    }
 }
 
 /// First frame of the control stream in both directions.

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tandem_upstream::sse::Events;
 
 use super::Asking;
 use crate::failure::{Code, Failure};
 use crate::node_client::NodeClient;
 use crate::ready::print;
-use crate::sse::Events;
+
+/// Longest event that a node sends, bytes.
+const EVENT_BYTES_MAX: usize = 1 << 20;
 
 /// An answer as it arrived.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,7 +34,7 @@ pub(super) async fn ask(
 ) -> Result<(), Failure> {
     let begun = Instant::now();
     let mut response = client.send(client.post("/v1/chat/completions", &body(asking, messages))).await?;
-    let mut events = Events::default();
+    let mut events = Events::new(EVENT_BYTES_MAX);
     while let Some(piece) = response.chunk().await.map_err(|e| client.unreachable(&e))? {
         for event in events.push(&piece).map_err(|e| Failure::new(Code::Refused, e))? {
             if event == "[DONE]" {

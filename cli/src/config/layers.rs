@@ -15,11 +15,12 @@ pub(super) const PREFIX: &str = "TANDEM_";
 /// Between the levels of a key in an environment variable: `TANDEM_EDGE__REQUESTS_MAX`.
 pub(super) const LEVEL: &str = "__";
 /// Short names of single settings in the environment.
-pub(super) const SHORT: [(&str, &str); 2] = [("TANDEM_LOG", "log"), ("TANDEM_API_KEY", "api.key")];
+pub(super) const SHORT: [(&str, &str); 3] =
+    [("TANDEM_LOG", "log"), ("TANDEM_API_KEY", "api.key"), ("TANDEM_UPSTREAM_KEY", "cloud.upstream_key")];
 /// Tables that one layer gives as a whole: their keys depend on each other.
 const WHOLE: [&str; 1] = ["policy"];
 /// Values that are not shown.
-const SECRET: [&str; 1] = ["api.key"];
+const SECRET: [&str; 2] = ["api.key", "cloud.upstream_key"];
 
 /// Where a value comes from; later ones win.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +125,7 @@ impl Layers {
         given.into_iter().try_for_each(|(key, value)| self.set(&key, value, source.clone()))
     }
 
-    /// Adds the environment: `TANDEM_LOG`, `TANDEM_API_KEY`, and `TANDEM_<TABLE>__<KEY>` for every
+    /// Adds the environment: the short names (`TANDEM_LOG`, …), and `TANDEM_<TABLE>__<KEY>` for every
     /// other setting.
     ///
     /// # Errors
@@ -197,6 +198,12 @@ impl Layers {
     /// The value of a setting that is text.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.entries.get(key)?.value.as_ref()?.as_str()
+    }
+
+    /// True if a setting that is a list has an entry.
+    pub(crate) fn has_any(&self, key: &str) -> bool {
+        let value = self.entries.get(key).and_then(|entry| entry.value.as_ref());
+        value.and_then(Value::as_array).is_some_and(|list| !list.is_empty())
     }
 
     /// True if nobody gave the setting a value.

@@ -66,8 +66,11 @@ fn numbers_of_a_policy_are_finite() {
 #[test]
 fn secrets_are_not_shown() {
     let mut layers = Layers::defaults();
-    layers.environment(env(&[("TANDEM_API_KEY", "hush")]).into_iter()).unwrap();
-    assert_eq!(layers.settings().unwrap().api.key.as_deref(), Some("hush"));
+    let given = env(&[("TANDEM_API_KEY", "hush"), ("TANDEM_UPSTREAM_KEY", "hush, too")]);
+    layers.environment(given.into_iter()).unwrap();
+    let settings = layers.settings().unwrap();
+    assert_eq!(settings.api.key.as_deref(), Some("hush"));
+    assert_eq!(settings.cloud.upstream_key.as_deref(), Some("hush, too"));
     assert!(layers.entries().all(|(_, entry)| !format!("{entry:?}").contains("hush")));
 }
 

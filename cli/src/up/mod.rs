@@ -28,7 +28,7 @@ use crate::failure::{Code, Failure, OrFail as _};
 use crate::ready::{Ready, print_json, print_line};
 use crate::state::{self, Running, StateDir};
 use crate::terminal::visible;
-use crate::{logging, pair, signals};
+use crate::{logging, pair, signals, upstream};
 use child::{Change, ChildSpec, State, Supervised, supervise};
 
 /// How long the ready line waits for the cloud link.
@@ -41,6 +41,7 @@ fn flags(args: &UpArgs) -> Flags {
     flags.extend(args.cloud_listen.map(|addr| ("listen.cloud", addr.to_string().into(), "--cloud-listen")));
     flags.extend(args.edge_model.as_deref().map(|model| ("edge.model", model.into(), "--edge-model")));
     flags.extend(args.cloud_model.as_deref().map(|model| ("cloud.model", model.into(), "--cloud-model")));
+    flags.extend(upstream::flags(&args.upstream));
     flags.extend(args.router_listen.map(|addr| ("listen.router", addr.to_string().into(), "--router-listen")));
     flags
 }
@@ -56,8 +57,15 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
     } else {
         // A wrong name is said at once, not by a child that dies; and the edge asks for the model by
         // the name under which the cloud will serve it.
-        let cloud = pair::find_set(&layers, "cloud.model")?;
-        layers.prefer("edge.cloud_model", cloud.name.into());
+        let name = if upstream::is_set(&layers) {
+            layers.prefer("cloud.model", upstream::MODEL_NAME.into());
+            let edge = layers.text("edge.model").unwrap_or_default().to_owned();
+            layers.prefer("cloud.upstream_tokenizer", edge.into());
+            layers.text("cloud.model").unwrap_or_default().to_owned()
+        } else {
+            pair::find_set(&layers, "cloud.model")?.name
+        };
+        layers.prefer("edge.cloud_model", name.into());
     }
     pair::find_set(&layers, "edge.model")?;
     pair::prefer(&mut layers);
@@ -82,7 +90,8 @@ pub(crate) async fn run(global: &Global, args: &UpArgs) -> Result<(), Failure> {
         let fleet = if args.no_cloud {
             None
         } else {
-            Some(Fleet::start(global, &path, &settings, &layers, &announced, &children_shutdown).await?)
+            let upstream = upstream::child_args(&settings.cloud, &args.upstream);
+            Some(Fleet::start(global, &path, &settings, &layers, upstream, &announced, &children_shutdown).await?)
         };
         if let Some(fleet) = &fleet {
             settings.peers.routers = vec![fleet.router_address.clone()];
@@ -137,6 +146,7 @@ impl Fleet {
         state: &Path,
         settings: &Settings,
         layers: &config::Layers,
+        upstream: Vec<OsString>,
         announced: &Arc<AtomicBool>,
         shutdown: &CancellationToken,
     ) -> Result<Self, Failure> {
@@ -155,6 +165,7 @@ impl Fleet {
         args.extend(["--router".into(), OsString::from(&router_address)]);
         args.extend(["--name".into(), OsString::from(&settings.cloud.name)]);
         args.extend(["--model".into(), OsString::from(&settings.cloud.model)]);
+        args.extend(upstream);
         let wanted = settings.listen.cloud;
         let cloud = begin("cloud", "listen.cloud", wanted, UdpSocket::bind(wanted).is_ok(), args);
         Ok(Self { router, cloud, router_address })

@@ -339,6 +339,8 @@ impl SessionTask {
             tokens: sequence,
             feed_from: job.feed_from,
             picks_from: job.picks_from,
+            judged: job.judged,
+            ahead: job.ahead,
             prompt_len: self.session.prompt_len(),
             sampling: self.sampling.clone(),
             top_logprobs: self.top_logprobs,

@@ -2,7 +2,9 @@
 //! frames into [`Job`]s and asks a [`Target`] for the choices at their positions; it knows no engine.
 
 pub mod own;
+pub mod upstream;
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -155,6 +157,11 @@ pub struct Job {
     pub feed_from: usize,
     /// Choices are wanted for the positions `picks_from ..= tokens.len()`.
     pub picks_from: usize,
+    /// Positions of drafts that are judged: where the choice differs from `tokens` at one of them, those after it
+    /// may be left out of [`JobDone::picks`].
+    pub judged: Vec<Range<usize>>,
+    /// Choices that will be wanted next if the edge does not intervene; a target may run ahead.
+    pub ahead: usize,
     /// Tokens of the prompt: penalties and grammars tell them from the answer's.
     pub prompt_len: usize,
     /// Sampling parameters of the session.
@@ -190,7 +197,7 @@ pub struct JobProgress {
 /// Result of a job.
 #[derive(Clone, Debug)]
 pub struct JobDone {
-    /// One choice per wanted position, in order.
+    /// One choice per wanted position, in order; see [`Job::judged`].
     pub picks: Vec<Decided>,
     /// Time it took.
     pub times: JobTimes,

@@ -440,11 +440,11 @@ mod tests {
         let pick = choose(&row, None, &greedy, Before::default(), 0).expect("in range");
         assert_eq!(pick, SparseChoice::Chosen(Pick { token: 7, logprob: -1.0 }));
         // A bias may lift a token that is not there over it.
-        let bias = SamplingParams { logit_bias: vec![(5, 1.0)], ..greedy.clone() };
+        let bias = SamplingParams { logit_bias: vec![(5, 1.0)], ..SamplingParams::default() };
         let need = choose(&row, None, &bias, Before::default(), 0).expect("in range");
         assert_eq!(need, SparseChoice::NeedMore { ids: vec![5], decides: true });
         // Top-p of 0.9 with 0.59 known: more of the likeliest tokens are wanted.
-        let nucleus = SamplingParams { temperature: 1.0, top_p: 0.9, ..greedy.clone() };
+        let nucleus = SamplingParams { temperature: 1.0, top_p: 0.9, ..SamplingParams::default() };
         let need = choose(&row, None, &nucleus, Before::default(), 0).expect("in range");
         assert_eq!(need, SparseChoice::NeedMore { ids: Vec::new(), decides: false });
         // Padding of the head is never chosen, and what engines write for impossible is not either.

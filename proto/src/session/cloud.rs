@@ -5,6 +5,7 @@
 //! [`CloudSession::next_job`] → run it → [`CloudSession::complete`]. One job runs at a time.
 
 use alloc::{collections::VecDeque, format, vec::Vec};
+use core::ops::Range;
 
 use bytes::Bytes;
 
@@ -29,6 +30,12 @@ pub struct Job {
     pub hidden: Option<Bytes>,
     /// The target's choices are wanted for the positions `picks_from ..= feed_from + tokens.len()`.
     pub picks_from: usize,
+    /// Positions of drafts that are judged. Where the choice differs from the sequence at one of them, none after
+    /// it is wanted.
+    pub judged: Vec<Range<usize>>,
+    /// Choices that will be wanted after these if the edge does not intervene: what is left of a span that the
+    /// cloud writes by itself. A target may run ahead.
+    pub ahead: usize,
 }
 
 impl Job {
@@ -83,6 +90,7 @@ struct Span {
 struct Running {
     end: usize,
     picks_from: usize,
+    judged: Vec<Range<usize>>,
     /// KV stays valid up to here if a newer round arrived meanwhile.
     valid_to: usize,
 }
@@ -360,22 +368,33 @@ impl CloudSession {
             tokens: self.tokens[feed_from..end].to_vec(),
             hidden: self.hidden_for(feed_from, end),
             picks_from: first_new.min(first_needed.max(feed_from + 1)),
+            judged: self.questions.iter().take_while(|q| q.end <= end).map(|q| q.judge_from..q.end).collect(),
+            ahead: self.span.as_ref().map_or(0, |span| (span.remaining as usize).saturating_sub(1)),
         };
-        self.running = Some(Running { end, picks_from: job.picks_from, valid_to: end });
+        let judged = job.judged.clone();
+        self.running = Some(Running { end, picks_from: job.picks_from, judged, valid_to: end });
         Some(job)
     }
 
-    /// Takes the model's choices for the running job and returns the frames for the edge.
+    /// Whether the last of a job's choices ends the path that it was made for, so that none after it is wanted.
+    fn differs(&self, running: &Running, picks: &[Decided]) -> bool {
+        let Some((last, before)) = picks.split_last() else { return false };
+        let position = running.picks_from + before.len();
+        // What a newer round has cut off cannot be compared any more, and is not used either.
+        let ends = position >= running.valid_to || self.tokens.get(position) != Some(&last.id);
+        ends && running.judged.iter().any(|judged| judged.contains(&position))
+    }
+
+    /// Takes the model's choices for the running job, all of them or those up to the first that ends the path
+    /// ([`Job::judged`]), and returns the frames for the edge.
     pub fn complete(&mut self, picks: Vec<Decided>, times: JobTimes) -> Result<Vec<Message>, SessionError> {
         let Some(running) = self.running.take() else {
             return Err(SessionError::OutOfOrder("no job is running".into()));
         };
-        if picks.len() != running.end + 1 - running.picks_from {
-            return Err(SessionError::Malformed(format!(
-                "{} choices for {} positions",
-                picks.len(),
-                running.end + 1 - running.picks_from
-            )));
+        let wanted = running.end + 1 - running.picks_from;
+        let all = picks.len() == wanted || (picks.len() < wanted && self.differs(&running, &picks));
+        if !all {
+            return Err(SessionError::Malformed(format!("{} choices for {wanted} positions", picks.len(),)));
         }
         self.processed = running.valid_to;
         let row = self.hidden_row_bytes;
@@ -409,7 +428,7 @@ impl CloudSession {
             return Ok(out);
         }
         while let Some(q) = self.questions.front().cloned() {
-            if (q.judge_from..=q.end).any(|p| self.pick_at(p).is_none()) {
+            if !self.decided(&q) {
                 return Ok(out);
             }
             self.questions.pop_front();
@@ -419,6 +438,17 @@ impl CloudSession {
             self.emit_token(&mut out);
         }
         Ok(out)
+    }
+
+    /// Whether all choices are at hand that a question's answer depends on.
+    fn decided(&self, q: &Question) -> bool {
+        for position in q.judge_from..=q.end {
+            let Some(pick) = self.pick_at(position) else { return false };
+            if position < q.end && self.tokens[position] != pick.id {
+                return true;
+            }
+        }
+        true
     }
 
     fn judge(&mut self, q: &Question, times: JobTimes) -> Result<Message, SessionError> {

@@ -78,6 +78,7 @@ fn model(r: &mut Rng) -> ModelCard {
         layers: r.many(24, Rng::digest),
         numerics: r.text(32),
         hidden_size: r.u32(),
+        exactness: if r.bool() { Exactness::Bitwise } else { Exactness::UpToTies },
         context_tokens: r.u32(),
     }
 }

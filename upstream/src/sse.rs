@@ -1,28 +1,35 @@
-//! Server-sent events as the API writes them: `data:` lines, comments, blank lines.
-
-/// Longest event, bytes; a longer one is an error of the server.
-pub(crate) const EVENT_BYTES_MAX: usize = 1 << 20;
+//! Server-sent events as inference servers write them: `data:` lines, comments, blank lines.
 
 /// Puts events together from pieces of a body.
-#[derive(Debug, Default)]
-pub(crate) struct Events {
+#[derive(Debug)]
+pub struct Events {
+    bytes_max: usize,
     line: Vec<u8>,
     data: Vec<u8>,
 }
 
-/// An event longer than [`EVENT_BYTES_MAX`].
+/// An event is longer than it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the node sent an event of more than {EVENT_BYTES_MAX} bytes")]
-pub(crate) struct TooLong;
+#[error("the server sent an event of more than {0} bytes")]
+pub struct TooLong(usize);
 
 impl Events {
+    /// Events of at most `bytes_max` bytes each.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, line: Vec::new(), data: Vec::new() }
+    }
+
     /// Takes the next piece; gives the data of every event that it completes.
-    pub(crate) fn push(&mut self, piece: &[u8]) -> Result<Vec<String>, TooLong> {
+    ///
+    /// # Errors
+    /// [`TooLong`]: nothing of the body can be used any more.
+    pub fn push(&mut self, piece: &[u8]) -> Result<Vec<String>, TooLong> {
         let mut events = Vec::new();
         for &byte in piece {
             if byte != b'\n' {
-                if self.line.len() + self.data.len() >= EVENT_BYTES_MAX {
-                    return Err(TooLong);
+                if self.line.len() + self.data.len() >= self.bytes_max {
+                    return Err(TooLong(self.bytes_max));
                 }
                 self.line.push(byte);
                 continue;
@@ -54,7 +61,7 @@ mod tests {
             b": hello\n\ndata: {\"a\":1}\n\ndata: two\r\ndata: lines \xc3\xa9\r\n\r\nevent: x\n\ndata: [DONE]\n\n";
         let expected = ["{\"a\":1}", "two\nlines é", "[DONE]"];
         for cut in 0..=body.len() {
-            let mut events = Events::default();
+            let mut events = Events::new(1000);
             let mut seen = events.push(&body[..cut]).unwrap();
             seen.extend(events.push(&body[cut..]).unwrap());
             assert_eq!(seen, expected, "cut at {cut}");
@@ -63,6 +70,6 @@ mod tests {
 
     #[test]
     fn an_endless_line_is_refused() {
-        assert_eq!(Events::default().push(&vec![b'x'; EVENT_BYTES_MAX + 1]), Err(TooLong));
+        assert_eq!(Events::new(1000).push(&[b'x'; 1001]), Err(TooLong(1000)));
     }
 }
