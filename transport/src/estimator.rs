@@ -121,5 +121,14 @@ impl Goodput {
     }
 }
 
+/// What a transfer may count on, bytes per second: what was measured in its direction, else in the other one, else
+/// what the congestion window lets through in a round trip. The one estimate by which both ends decide whether
+/// state is moved or computed.
+#[must_use]
+pub(crate) fn expected_bytes_per_s(measured: Option<u64>, opposite: Option<u64>, cwnd: u64, rtt_us: u64) -> f64 {
+    let by_window = || cwnd as f64 * 1e6 / rtt_us.max(1) as f64;
+    measured.or(opposite).map_or_else(by_window, |rate| rate as f64).max(1.0)
+}
+
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,7 @@ use crate::{
     channel::{Bounds, Channel, FrameReceiver, FrameSender, handshake_bounds},
     close::CloseCode,
     error::TransportError,
+    estimator::expected_bytes_per_s,
     identity::{self, Identity, IdentityError, PeerIdentity, Role},
     meter::{Direction, Meter},
     probe::{self, ProbeGuard},
@@ -75,10 +76,22 @@ pub struct LinkStats {
 }
 
 impl LinkStats {
-    /// Estimate for moving state in either direction: the last measured rate, receiving first.
+    /// The measured rate of large payloads, receiving first; `None` before the first.
     #[must_use]
     pub fn goodput_bytes_per_s(&self) -> Option<u64> {
         self.receive_bytes_per_s.or(self.send_bytes_per_s)
+    }
+
+    /// Bytes per second to expect of state that is sent; never 0.
+    #[must_use]
+    pub fn expected_send_bytes_per_s(&self) -> f64 {
+        expected_bytes_per_s(self.send_bytes_per_s, self.receive_bytes_per_s, self.cwnd, self.rtt_us)
+    }
+
+    /// Bytes per second to expect of state that is received; never 0.
+    #[must_use]
+    pub fn expected_receive_bytes_per_s(&self) -> f64 {
+        expected_bytes_per_s(self.receive_bytes_per_s, self.send_bytes_per_s, self.cwnd, self.rtt_us)
     }
 }
 

@@ -48,7 +48,7 @@ impl SessionTask {
                 tokens: lacking,
                 bytes_per_token: (bytes_per_token(&trunk.shape(false)) as f64 * carried) as usize,
                 rtt_s: stats.rtt_us as f64 / 1e6,
-                goodput: stats.goodput_bytes_per_s().map_or(1e6, |g| g as f64),
+                goodput: stats.expected_receive_bytes_per_s(),
                 holder_delay_s: 0.0,
                 recompute_rate: 1.0 / (row_s * trunk_share).max(1e-9),
             }

@@ -12,13 +12,6 @@ impl Inner {
         self.trunk.as_ref().is_some_and(|t| t.is_shared_with(link.peer_hello()))
     }
 
-    /// Bytes per second the link carries, as far as is known.
-    fn goodput(link: &Link) -> f64 {
-        let stats = link.stats();
-        let by_window = stats.cwnd as f64 / (stats.rtt_us.max(1) as f64 / 1e6);
-        stats.goodput_bytes_per_s().map_or(by_window, |g| g as f64)
-    }
-
     /// Whether sending a token's hidden state takes less time than the cloud's trunk would.
     pub(crate) fn hidden_pays(&self, link: &Link) -> bool {
         let Some(trunk) = &self.trunk else { return false };
@@ -26,7 +19,7 @@ impl Inner {
             Exchange::Always => true,
             Exchange::Never => false,
             Exchange::Auto => {
-                let wire_s = (trunk.hidden_size * 4) as f64 / Self::goodput(link);
+                let wire_s = (trunk.hidden_size * 4) as f64 / link.stats().expected_send_bytes_per_s();
                 let trunk_s = self.estimates().draft_s() * trunk.layers as f64 / self.model.spec().layers as f64;
                 wire_s < tandem_proto::exchange::TRANSFER_MARGIN * trunk_s
             }
@@ -40,11 +33,12 @@ impl Inner {
         self.settings.fetch_prompt.moves(|| {
             let row_s = self.estimates().prefill_row_s();
             let share = trunk.layers as f64 / self.model.spec().layers as f64;
+            let stats = link.stats();
             CostInputs {
                 tokens,
                 bytes_per_token: bytes_per_token(&trunk.shape(true)),
-                rtt_s: link.stats().rtt_us as f64 / 1e6,
-                goodput: Self::goodput(link),
+                rtt_s: stats.rtt_us as f64 / 1e6,
+                goodput: stats.expected_receive_bytes_per_s(),
                 holder_delay_s: tokens as f64 * self.estimates().cloud_row_s(),
                 recompute_rate: tokens as f64 / (row_s * share * tokens.saturating_sub(held) as f64).max(1e-9),
             }

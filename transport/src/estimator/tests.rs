@@ -1,4 +1,5 @@
 use super::*;
+use crate::link::LinkStats;
 
 #[test]
 fn rtt_table() {
@@ -72,4 +73,26 @@ fn goodput_table() {
     assert!(goodput(&[Start(5), Deliver(5, MIB)]).unwrap() > 1 << 39);
     // Late or unbalanced events do no harm.
     assert_eq!(goodput(&[Finish(1), Start(9), Deliver(3, MIB / 2), Finish(2), Finish(2)]), Some(MIB / 2 * 1_000_000));
+}
+
+#[test]
+fn a_transfer_counts_on_what_was_measured_and_else_on_the_window() {
+    // (rate in its direction, in the other, congestion window, round trip in microseconds, expected)
+    let table = [
+        (Some(5_000_000), Some(1_000), 12_000, 10_000, 5e6),
+        (None, Some(1_000), 12_000, 10_000, 1e3),
+        // A fresh link: 12 kB in a round trip of 10, 100 ms.
+        (None, None, 12_000, 10_000, 1.2e6),
+        (None, None, 12_000, 100_000, 1.2e5),
+        // Before the first round trip nothing limits it; a window or a rate of 0 divides nobody by 0.
+        (None, None, 12_000, 0, 1.2e10),
+        (None, None, 0, 10_000, 1.0),
+        (Some(0), Some(9), 12_000, 10_000, 1.0),
+    ];
+    for (measured, opposite, cwnd, rtt_us, expected) in table {
+        let got = expected_bytes_per_s(measured, opposite, cwnd, rtt_us);
+        assert_eq!(got, expected, "{measured:?} {opposite:?} {cwnd} {rtt_us}");
+    }
+    let stats = LinkStats { receive_bytes_per_s: Some(7), send_bytes_per_s: Some(3), ..LinkStats::default() };
+    assert_eq!((stats.expected_receive_bytes_per_s(), stats.expected_send_bytes_per_s()), (7.0, 3.0));
 }
