@@ -1,13 +1,16 @@
 //! One engine behind a URL.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::ask::{Ask, Row};
 use crate::fault::Fault;
 use crate::http::{Address, EventStream};
 use crate::llama_server;
+use crate::pace::Pace;
+use crate::probe;
 
 /// What an engine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +69,13 @@ pub struct Engine {
     address: Address,
     abilities: Abilities,
     counters: Arc<Counters>,
+    pace: Arc<Mutex<Pace>>,
 }
 
 impl Engine {
     /// The engine at an address, which can do this.
     pub(crate) fn new(address: Address, abilities: Abilities) -> Self {
-        Self { address, abilities, counters: Arc::default() }
+        Self { address, abilities, counters: Arc::default(), pace: Arc::default() }
     }
 
     /// What it can do.
@@ -90,6 +94,27 @@ impl Engine {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How long the engine has been silent though it has calls, if that is longer than it may take.
+    #[must_use]
+    pub fn stalled(&self) -> Option<Duration> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).stalled(Instant::now())
+    }
+
+    /// Whether the engine still serves the model that it served when it was probed.
+    ///
+    /// # Errors
+    /// [`Fault::Unexpected`] names the model that it serves now; others if it cannot be asked.
+    pub async fn still_serves(&self) -> Result<(), Fault> {
+        let now = probe::identify(&self.address).await?;
+        let then = &self.abilities;
+        let same = now.model == then.model && now.vocabulary == then.vocabulary;
+        if !same || now.context_tokens < then.context_tokens {
+            let text = format!("it serves {} now, no longer {}; start this node again", now.model, then.model);
+            return Err(Fault::Unexpected(text));
+        }
+        Ok(())
     }
 
     /// Token ids of a text, no special ones around it.
@@ -112,9 +137,49 @@ impl Engine {
         let body = match self.abilities.kind {
             Kind::LlamaServer => llama_server::body(&Ask { top, ..ask.clone() }, self.abilities.lanes),
         };
-        let events = self.address.stream(llama_server::PATH, &body, ask.from).await?;
+        let call = Call::begin(&self.pace);
+        let limit = call.pace().first_max(ask.from);
+        let events = self.address.stream(llama_server::PATH, &body, limit).await?;
         let counters = self.counters.clone();
-        Ok(Rows { events, top, counters, ready: VecDeque::new(), ended: false })
+        Ok(Rows { events, top, counters, call, limit, ready: VecDeque::new(), ended: false })
+    }
+}
+
+/// A call that is under way.
+#[derive(Debug)]
+struct Call {
+    pace: Arc<Mutex<Pace>>,
+    since: Instant,
+    has_events: bool,
+}
+
+impl Call {
+    fn begin(pace: &Arc<Mutex<Pace>>) -> Self {
+        let call = Self { pace: pace.clone(), since: Instant::now(), has_events: false };
+        call.pace().begin(call.since);
+        call
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An event came; returns how long the next one may take. Times while nobody read do not count.
+    fn event(&mut self, asked: Instant) -> Duration {
+        let now = Instant::now();
+        let since = if self.has_events { asked } else { self.since };
+        let mut pace = self.pace();
+        pace.event(!self.has_events, now - since, now);
+        let limit = pace.next_max();
+        drop(pace);
+        self.has_events = true;
+        limit
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.pace().end();
     }
 }
 
@@ -124,6 +189,9 @@ pub struct Rows {
     events: EventStream,
     top: usize,
     counters: Arc<Counters>,
+    call: Call,
+    /// How long the next event may take.
+    limit: Duration,
     ready: VecDeque<Row>,
     ended: bool,
 }
@@ -142,7 +210,10 @@ impl Rows {
             if self.ended {
                 return Ok(None);
             }
-            let Some(event) = self.events.next().await? else {
+            let asked = Instant::now();
+            let event = self.events.next(self.limit).await?;
+            self.limit = self.call.event(asked);
+            let Some(event) = event else {
                 // A server that dies in the middle of a stream ends it with status 200 all the same.
                 return Err(Fault::Gone("the answer broke off".into()));
             };

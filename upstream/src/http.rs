@@ -18,12 +18,8 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// Waiting for the first byte of an answer: so long, and so long more for each token of the prompt.
-const FIRST_BYTE_MAX: Duration = Duration::from_secs(30);
-const FIRST_BYTE_PER_TOKEN: Duration = Duration::from_millis(10);
-
-/// Waiting for the next piece of an answer that has begun.
-const PIECE_MAX: Duration = Duration::from_secs(30);
+/// Waiting for an answer that is not part of a stream, and for the next piece of it.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Connections without a request are kept so long: less than servers do, so that a request seldom meets one that
 /// the server is just closing.
@@ -110,18 +106,18 @@ impl Address {
     /// What a route says.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, Fault> {
         let sent = self.client.get(self.at(path)).send();
-        let response = within(FIRST_BYTE_MAX, sent).await?.map_err(|e| gone(&e))?;
+        let response = within(ANSWER_MAX, sent).await?.map_err(|e| gone(&e))?;
         whole(checked(path, response).await?).await
     }
 
     /// What a route answers to a body, whole.
-    pub(crate) async fn post(&self, path: &str, body: &Value, prompt_tokens: usize) -> Result<Value, Fault> {
-        whole(self.begin(path, body, prompt_tokens).await?).await
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Fault> {
+        whole(self.begin(path, body, ANSWER_MAX).await?).await
     }
 
-    /// The events of a route's answer.
-    pub(crate) async fn stream(&self, path: &str, body: &Value, prompt_tokens: usize) -> Result<EventStream, Fault> {
-        let response = self.begin(path, body, prompt_tokens).await?;
+    /// The events of a route's answer, whose headers come within `limit`.
+    pub(crate) async fn stream(&self, path: &str, body: &Value, limit: Duration) -> Result<EventStream, Fault> {
+        let response = self.begin(path, body, limit).await?;
         let is_stream = |h: &HeaderValue| h.to_str().is_ok_and(|kind| kind.starts_with("text/event-stream"));
         if !response.headers().get(reqwest::header::CONTENT_TYPE).is_some_and(is_stream) {
             return Err(Fault::Unexpected(format!("{path} answers no event stream")));
@@ -129,10 +125,9 @@ impl Address {
         Ok(EventStream { response, events: Events::new(BODY_BYTES_MAX), ready: VecDeque::new() })
     }
 
-    async fn begin(&self, path: &str, body: &Value, prompt_tokens: usize) -> Result<Response, Fault> {
-        let tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
+    async fn begin(&self, path: &str, body: &Value, limit: Duration) -> Result<Response, Fault> {
         let sent = self.client.post(self.at(path)).json(body).send();
-        let response = within(FIRST_BYTE_MAX + FIRST_BYTE_PER_TOKEN * tokens, sent).await?.map_err(|e| gone(&e))?;
+        let response = within(limit, sent).await?.map_err(|e| gone(&e))?;
         checked(path, response).await
     }
 }
@@ -146,13 +141,13 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    /// Data of the next event; none at the end of the body.
-    pub(crate) async fn next(&mut self) -> Result<Option<String>, Fault> {
+    /// Data of the next event, if it comes within `limit`; none at the end of the body.
+    pub(crate) async fn next(&mut self, limit: Duration) -> Result<Option<String>, Fault> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(Some(event));
             }
-            match within(PIECE_MAX, self.response.chunk()).await?.map_err(|e| gone(&e))? {
+            match within(limit, self.response.chunk()).await?.map_err(|e| gone(&e))? {
                 Some(piece) => {
                     let events = self.events.push(&piece);
                     self.ready.extend(events.map_err(|e| Fault::Unexpected(e.to_string()))?);
@@ -191,7 +186,7 @@ async fn whole(response: Response) -> Result<Value, Fault> {
 
 async fn bytes_of(mut response: Response, bytes_max: usize) -> Result<Vec<u8>, Fault> {
     let mut body = Vec::new();
-    while let Some(piece) = within(PIECE_MAX, response.chunk()).await?.map_err(|e| gone(&e))? {
+    while let Some(piece) = within(ANSWER_MAX, response.chunk()).await?.map_err(|e| gone(&e))? {
         if body.len() + piece.len() > bytes_max {
             return Err(Fault::Unexpected(format!("a body of more than {bytes_max} bytes")));
         }

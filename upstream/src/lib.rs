@@ -8,6 +8,7 @@ mod engine;
 mod fault;
 mod http;
 mod llama_server;
+mod pace;
 mod probe;
 pub mod sse;
 

@@ -45,7 +45,7 @@ pub(crate) fn rows_wanted(ask: &Ask<'_>) -> usize {
 /// Token ids of a text.
 pub(crate) async fn tokenize(address: &Address, text: &str) -> Result<Vec<u32>, Fault> {
     let body = json!({ "content": text, "add_special": false, "parse_special": true });
-    let answer = address.post("/tokenize", &body, text.len()).await?;
+    let answer = address.post("/tokenize", &body).await?;
     serde_json::from_value(answer["tokens"].clone()).map_err(|e| Fault::Unexpected(format!("/tokenize: {e}")))
 }
 

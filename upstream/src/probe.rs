@@ -67,7 +67,7 @@ fn spread(a: &Row, b: &Row) -> f32 {
 }
 
 /// What the engine says that it is.
-async fn identify(address: &Address) -> Result<Abilities, Fault> {
+pub(crate) async fn identify(address: &Address) -> Result<Abilities, Fault> {
     let props = match address.get("/props").await {
         Ok(props) => props,
         Err(Fault::NoRoute { .. }) => {

@@ -31,6 +31,8 @@ pub struct SparseRow {
     /// No token that is not in `known` is likelier.
     floor: f32,
     vocabulary: usize,
+    /// All of the mass is the vocabulary's: the engine's head has no padding.
+    is_unpadded: bool,
 }
 
 /// What a sparse row says.
@@ -50,12 +52,17 @@ pub enum SparseChoice {
 
 impl SparseRow {
     /// A row of a vocabulary of `vocabulary` tokens. `top` are the likeliest ones, in any order and complete: no
-    /// other is likelier than any of them. `named` are others. Ids outside the vocabulary (padding of the
-    /// engine's head) are never chosen.
+    /// other is likelier than any of them. `named` are others. The engine's head has `head_rows` rows: ids outside
+    /// the vocabulary are its padding and never chosen.
     ///
     /// # Errors
     /// [`EngineError::NotFinite`] for NaN or +∞, [`EngineError::Shape`] for a row without tokens.
-    pub fn new(top: &[(u32, f32)], named: &[(u32, f32)], vocabulary: usize) -> Result<Self, EngineError> {
+    pub fn new(
+        top: &[(u32, f32)],
+        named: &[(u32, f32)],
+        vocabulary: usize,
+        head_rows: usize,
+    ) -> Result<Self, EngineError> {
         let all = || top.iter().chain(named);
         if let Some(&(token, value)) = all().find(|(_, v)| v.is_nan() || *v == f32::INFINITY) {
             return Err(EngineError::NotFinite { token: token as usize, value });
@@ -74,7 +81,7 @@ impl SparseRow {
         }
         let floor = top.iter().map(|&(_, v)| v).fold(f32::INFINITY, f32::min);
         let floor = if known.len() == vocabulary || floor <= IMPOSSIBLE { f32::NEG_INFINITY } else { floor };
-        Ok(Self { known, floor, vocabulary })
+        Ok(Self { known, floor, vocabulary, is_unpadded: head_rows == vocabulary })
     }
 
     /// Tokens known.
@@ -107,9 +114,9 @@ impl SparseRow {
     /// # Errors
     /// As [`Self::new`].
     pub fn with_named(&self, named: &[(u32, f32)]) -> Result<Self, EngineError> {
-        let row = Self::new(&self.known, named, self.vocabulary)?;
+        let row = Self::new(&self.known, named, self.vocabulary, self.vocabulary)?;
         let floor = if row.known.len() == self.vocabulary { row.floor } else { self.floor };
-        Ok(Self { floor, ..row })
+        Ok(Self { floor, is_unpadded: self.is_unpadded, ..row })
     }
 }
 
@@ -224,91 +231,97 @@ impl<'a> Scores<'a> {
     fn draw(&self, position: u32) -> SparseChoice {
         let Some(&(_, top, _)) = self.order.first() else { return self.nothing_known() };
         let most = self.unknown().map(|(_, most)| most).fold(f32::NEG_INFINITY, f32::max);
-        let masked =
-            self.params.top_p < 1.0 || (self.params.top_k > 0 && (self.params.top_k as usize) < self.row.vocabulary);
-        let running = if masked {
-            // These masks go by rank, so every token before the last one in the running must be known.
-            let sure = self.order.iter().take_while(|(_, score, _)| *score > most).count();
-            match self.nucleus(sure, top) {
-                Some(keep) => &self.order[..keep],
-                None => return Self::more_of_the_likeliest(),
-            }
-        } else {
-            &self.order[..]
-        };
+        if self.params.min_p > 0.0 && most > top {
+            // Min-p is a share of the likeliest token's probability, which must be known.
+            return self.need(|_, most| most > top).unwrap_or_else(Self::more_of_the_likeliest);
+        }
+        let Running { surely, perhaps } = self.running(most, top);
         let temperature = f64::from(self.params.temperature);
-        let stays =
-            |score: f32| self.params.min_p <= 0.0 || weight(score, top, temperature) >= f64::from(self.params.min_p);
+        let min_p = f64::from(self.params.min_p);
+        let stays = |score: f32| min_p <= 0.0 || weight(score, top, temperature) >= min_p;
         let noise = noise::Noise::new(self.params.seed, position);
         let mut best: Option<(usize, f64)> = None;
-        for (at, &(id, score, _)) in running.iter().enumerate().filter(|(_, (_, score, _))| stays(*score)) {
+        for (at, &(id, score, _)) in self.order[..perhaps.unwrap_or(self.order.len())].iter().enumerate() {
             let value = f64::from(score) / temperature + noise.gumbel(id);
-            let ahead = |(other, most): (usize, f64)| value > most || (value == most && id < running[other].0);
-            if best.is_none_or(ahead) {
+            let ahead = |(other, most): (usize, f64)| value > most || (value == most && id < self.order[other].0);
+            if stays(score) && best.is_none_or(ahead) {
                 best = Some((at, value));
             }
         }
         let Some((at, value)) = best else { return self.nothing_known() };
-        if masked {
-            return self.chosen(at);
+        if at >= surely {
+            return Self::more_of_the_likeliest();
         }
-        if self.params.min_p > 0.0 && most > top {
-            // Min-p is a share of the likeliest token's probability, which must be known.
-            return self.need(|_, most| most > top).unwrap_or_else(|| self.chosen(at));
+        if perhaps.is_some() {
+            return self.chosen(at);
         }
         let could = |id: u32, most: f32| {
             let tempered = f64::from(most) / temperature;
             let noise = noise.gumbel_above(id, value - tempered - BAR_MARGIN);
             stays(most) && noise.is_some_and(|g| tempered + g >= value)
         };
-        self.need(could).unwrap_or_else(|| self.chosen(at))
+        match self.need(could) {
+            // Ranks are known of the likeliest tokens only.
+            Some(_) if self.params.top_p < 1.0 || self.params.top_k > 0 => Self::more_of_the_likeliest(),
+            Some(need) => need,
+            None => self.chosen(at),
+        }
     }
 
-    /// How many tokens top-k and top-p leave, if the first `sure` ones decide that.
-    fn nucleus(&self, sure: usize, top: f32) -> Option<usize> {
-        let whole = self.unknown().next().is_none();
+    /// What top-k and top-p leave in the running. No unknown token scores more than `most`.
+    fn running(&self, most: f32, top: f32) -> Running {
         let p = self.params;
+        let whole = self.row.floor == f32::NEG_INFINITY;
         let top_k = if p.top_k == 0 { usize::MAX } else { p.top_k as usize };
-        let closed = top_k <= sure || whole;
-        let count = if whole { top_k.min(self.order.len()) } else { top_k.min(sure) };
+        // These masks go by rank, and beyond here an unknown token may come in between.
+        let ranked = if whole { self.order.len() } else { self.order.iter().take_while(|o| o.1 > most).count() };
+        let all = Running {
+            surely: top_k.min(if top_k >= self.row.vocabulary { self.order.len() } else { ranked }),
+            perhaps: (top_k <= ranked || whole).then_some(top_k.min(ranked)),
+        };
         if p.top_p >= 1.0 {
-            return closed.then_some(count);
+            return all;
         }
         let temperature = f64::from(p.temperature);
-        let weights = self.order.iter().map(|&(_, score, _)| weight(score, top, temperature));
-        // With top-k the share is one of what that leaves, else of all tokens.
-        let total: f64 = if closed { weights.clone().take(count).sum() } else { weights.clone().sum() };
-        let rest = if closed { 0.0 } else { self.unknown_weight(top) };
         let share = f64::from(p.top_p);
-        let most = if closed { share * total } else { share * (total + rest) * (1.0 + SUM_MARGIN) };
-        let least = if closed { most } else { share * total * (1.0 - SUM_MARGIN) };
-        if !closed && weights.take(count).sum::<f64>() < most {
-            return None;
-        }
-        // Somewhere between the two bounds lies the true share: both must leave the same tokens.
-        let keep = self.reach(least, count, top);
-        (keep == self.reach(most, count, top)).then_some(keep.max(1))
-    }
-
-    /// How many of the first `count` tokens have a weight of `goal` together.
-    fn reach(&self, goal: f64, count: usize, top: f32) -> usize {
-        let temperature = f64::from(self.params.temperature);
-        let mut sum = 0.0;
-        let short = |(_, score, _): &&(u32, f32, f32)| {
-            let more = sum < goal;
-            sum += weight(*score, top, temperature);
-            more
+        let known = |count: usize| self.order[..count].iter().map(|o| weight(o.1, top, temperature)).sum::<f64>();
+        // With top-k the share is one of what that leaves, else of all tokens.
+        let (least, most) = match all.perhaps {
+            Some(count) => (share * known(count), share * known(count)),
+            None => {
+                let (least, most) =
+                    if p.top_k == 0 { self.unknown_weight(top) } else { (0.0, self.unknown_weight(top).1) };
+                let total = known(self.order.len());
+                let floor = if p.top_k == 0 { total + least } else { known(all.surely) };
+                (share * floor * (1.0 - SUM_MARGIN), share * (total + most) * (1.0 + SUM_MARGIN))
+            }
         };
-        self.order[..count].iter().take_while(short).count()
+        let reach = |goal: f64| {
+            let mut sum = 0.0;
+            let short = |o: &&(u32, f32, f32)| {
+                let more = sum < goal;
+                sum += weight(o.1, top, temperature);
+                more
+            };
+            let count = self.order[..ranked].iter().take_while(short).count();
+            (count, sum >= goal)
+        };
+        let ((surely, _), (perhaps, reached)) = (reach(least), reach(most));
+        let limit = all.perhaps.unwrap_or(usize::MAX);
+        Running {
+            // The likeliest token stays whatever the share, if it is known which one that is.
+            surely: surely.min(top_k).max(ranked.min(1)),
+            perhaps: if reached { Some(perhaps.min(limit).max(1)) } else { all.perhaps.map(|count| count.max(1)) },
+        }
     }
 
-    /// The most that all unknown tokens weigh together, the likeliest one as the unit. Those that no penalty
-    /// touches share the mass that the known ones leave: raised to 1/T it is largest where it is in as few
-    /// tokens as the floor allows (T ≤ 1), or spread evenly (T > 1).
-    fn unknown_weight(&self, top: f32) -> f64 {
+    /// The least and the most that all unknown tokens weigh together, the likeliest one as the unit. Those that
+    /// nothing touches share the mass that the known ones leave: raised to 1/T, it is least where it is spread evenly
+    /// and most where it is in as few tokens as the floor allows (T ≤ 1), and the other way round (T > 1).
+    fn unknown_weight(&self, top: f32) -> (f64, f64) {
         let temperature = f64::from(self.params.temperature);
         let known: f64 = self.row.known.iter().map(|&(_, v)| libm::exp(f64::from(v))).sum();
-        let mass = (1.0 - known).max(0.0) + MASS_MARGIN;
+        let mass = (1.0 - known).max(0.0);
         let (mut untouched, mut touched_weight) = (0.0, 0.0);
         for (_, most) in self.unknown() {
             if most == self.row.floor {
@@ -317,16 +330,28 @@ impl<'a> Scores<'a> {
                 touched_weight += weight(most, top, temperature);
             }
         }
-        let inverse = 1.0 / temperature;
-        let floor = f64::from(self.row.floor);
-        let unit = libm::exp(-f64::from(top) * inverse);
-        let spread = if temperature <= 1.0 {
-            mass * libm::exp(floor * (inverse - 1.0))
-        } else {
-            libm::pow(untouched, 1.0 - inverse) * libm::pow(mass, inverse)
-        };
-        touched_weight + (spread * unit).min(untouched * weight(self.row.floor, top, temperature))
+        if untouched == 0.0 {
+            return (0.0, touched_weight);
+        }
+        let power = 1.0 / temperature;
+        let unit = libm::exp(-f64::from(top) * power);
+        let even = |mass: f64| libm::pow(untouched, 1.0 - power) * libm::pow(mass, power);
+        let dense = |mass: f64| mass * libm::exp(f64::from(self.row.floor) * (power - 1.0));
+        let (least, most) = ((mass - MASS_MARGIN).max(0.0), mass + MASS_MARGIN);
+        let (least, most) = if temperature <= 1.0 { (even(least), dense(most)) } else { (dense(least), even(most)) };
+        // Tokens that a penalty or a mask takes out of the mass may have all of it.
+        let sure = self.touched.is_empty() && self.allowed.is_none() && self.row.is_unpadded;
+        let most = (most * unit).min(untouched * weight(self.row.floor, top, temperature));
+        (if sure { least * unit } else { 0.0 }, touched_weight + most)
     }
+}
+
+/// What top-k and top-p leave of a row.
+struct Running {
+    /// So many of the known tokens, from the first on, are left.
+    surely: usize,
+    /// No token behind so many is; none if unknown ones may be left, too.
+    perhaps: Option<usize>,
 }
 
 /// Probability of a score before normalisation, the likeliest one's as the unit.
@@ -346,7 +371,7 @@ mod tests {
         let norm = log_sum_exp(logits);
         let whole: Vec<f32> = logits.iter().map(|v| v - norm).collect();
         let at = |ids: &[u32]| ids.iter().map(|&id| (id, whole[id as usize])).collect::<Vec<_>>();
-        let sparse = SparseRow::new(&at(&largest(&whole, top)), &at(named), whole.len()).expect("a row");
+        let sparse = SparseRow::new(&at(&largest(&whole, top)), &at(named), whole.len(), whole.len()).expect("a row");
         (whole, sparse)
     }
 
@@ -432,11 +457,11 @@ mod tests {
     #[test]
     fn what_is_not_known_can_matter() {
         // Two tokens share the lead; the row shows the one with the higher id.
-        let row = SparseRow::new(&[(7, -1.0)], &[], 10).expect("a row");
+        let row = SparseRow::new(&[(7, -1.0)], &[], 10, 12).expect("a row");
         let greedy = SamplingParams::default();
         let need = choose(&row, None, &greedy, Before::default(), 0).expect("in range");
         assert_eq!(need, SparseChoice::NeedMore { ids: (0..7).collect(), decides: true });
-        let row = SparseRow::new(&[(7, -1.0), (3, -1.5)], &[], 10).expect("a row");
+        let row = SparseRow::new(&[(7, -1.0), (3, -1.5)], &[], 10, 12).expect("a row");
         let pick = choose(&row, None, &greedy, Before::default(), 0).expect("in range");
         assert_eq!(pick, SparseChoice::Chosen(Pick { token: 7, logprob: -1.0 }));
         // A bias may lift a token that is not there over it.
@@ -448,10 +473,13 @@ mod tests {
         let need = choose(&row, None, &nucleus, Before::default(), 0).expect("in range");
         assert_eq!(need, SparseChoice::NeedMore { ids: Vec::new(), decides: false });
         // Padding of the head is never chosen, and what engines write for impossible is not either.
-        let row = SparseRow::new(&[(11, -0.1), (4, -2.5), (2, -9999.0)], &[], 10).expect("a row");
+        let row = SparseRow::new(&[(11, -0.1), (4, -2.5), (2, -9999.0)], &[], 10, 12).expect("a row");
         let pick = choose(&row, None, &greedy, Before::default(), 0).expect("in range");
         assert_eq!(pick, SparseChoice::Chosen(Pick { token: 4, logprob: -2.5 }));
-        assert!(SparseRow::new(&[(11, -0.1)], &[], 10).is_err() && SparseRow::new(&[(1, f32::NAN)], &[], 10).is_err());
+        assert!(
+            SparseRow::new(&[(11, -0.1)], &[], 10, 12).is_err()
+                && SparseRow::new(&[(1, f32::NAN)], &[], 10, 12).is_err()
+        );
     }
 
     #[test]

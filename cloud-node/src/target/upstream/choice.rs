@@ -12,11 +12,15 @@ use super::{DRAWN_AHEAD_MAX, GREEDY_AHEAD_MAX};
 /// Likeliest tokens asked for where the choice is the likeliest one: a tie shows.
 const GREEDY_TOP: usize = 4;
 
-/// Likeliest tokens asked for where the choice is drawn or a mask forbids some.
-const DRAWN_TOP: usize = 64;
+/// Likeliest tokens asked for where a mask forbids some, or penalties move them.
+const MASKED_TOP: usize = 64;
+
+/// Likeliest tokens asked for where the choice is drawn. llama-server writes 1024 in 5 ms, the 49 152 of a small
+/// vocabulary in 250; with 1024, nine in ten draws at temperature 1 are decided.
+const DRAWN_TOP: usize = 1024;
 
 /// How many times more are asked for where those do not decide.
-const MORE: usize = 16;
+const MORE: usize = 8;
 
 /// What is asked of an engine for one position.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +45,13 @@ impl Asked {
     /// What a job's positions are asked for with at first.
     pub(super) fn first(job: &Job, abilities: &Abilities) -> Self {
         let p = &job.sampling;
-        let wanted =
-            if is_plain(p) && job.constraint.is_none() { GREEDY_TOP } else { DRAWN_TOP.max(p.top_k as usize + 1) };
+        // With top-k, the tokens up to the first that is out of the running decide.
+        let drawn = if p.top_k > 0 { (p.top_k as usize + 1).clamp(MASKED_TOP, DRAWN_TOP) } else { DRAWN_TOP };
+        let wanted = match (p.temperature > 0.0, is_plain(p) && job.constraint.is_none()) {
+            (true, _) => drawn,
+            (false, true) => GREEDY_TOP,
+            (false, false) => MASKED_TOP,
+        };
         let top = wanted.max(job.top_logprobs).min(abilities.top_max);
         Self { top, named: Vec::new(), repeat: false }
     }
@@ -80,9 +89,15 @@ pub(super) enum Choice {
 }
 
 /// Chooses the token at `position` of the job's sequence from `row`.
-pub(super) fn choose(job: &Job, position: usize, row: &Row, vocabulary: usize) -> Result<Choice, TargetError> {
+pub(super) fn choose(
+    job: &Job,
+    position: usize,
+    row: &Row,
+    vocabulary: usize,
+    head_rows: usize,
+) -> Result<Choice, TargetError> {
     let failed = |e: tandem_engine::EngineError| TargetError::Failed(e.to_string());
-    let row = SparseRow::new(&row.top, &row.named, vocabulary).map_err(failed)?;
+    let row = SparseRow::new(&row.top, &row.named, vocabulary, head_rows).map_err(failed)?;
     let prompt_len = job.prompt_len.min(position);
     let (prompt, answer) = job.tokens[..position].split_at(prompt_len);
     let mask = job.constraint.as_ref().map(|followed| followed.allowed(answer)).transpose();

@@ -1,6 +1,7 @@
 //! Several engines that serve one model: which of them decides for a session, and what is done about one that
 //! fails.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -107,6 +108,8 @@ pub(super) struct Member {
     engine: Engine,
     breaker: Mutex<Breaker>,
     lanes: Mutex<Lanes>,
+    /// It failed since it was last asked which model it serves.
+    unsure: AtomicBool,
 }
 
 impl Member {
@@ -128,7 +131,17 @@ impl Member {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).succeeded();
     }
 
+    /// Asks an engine that failed which model it serves: it may have been started again with another.
+    pub(super) async fn make_sure(&self) -> Result<(), Fault> {
+        if self.unsure.load(Ordering::Relaxed) {
+            self.engine.still_serves().await?;
+            self.unsure.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     pub(super) fn failed(&self, fault: &Fault) {
+        self.unsure.store(true, Ordering::Relaxed);
         let wait = if let Fault::Busy { retry_after } = fault { *retry_after } else { None };
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).failed(wait, Instant::now());
     }
@@ -163,7 +176,7 @@ impl Members {
                 return Err(ConnectError::Models { url, model, first });
             }
             let lanes = Mutex::new(Lanes::new(engine.abilities().lanes));
-            all.push(Member { index, engine, breaker: Mutex::default(), lanes });
+            all.push(Member { index, engine, breaker: Mutex::default(), lanes, unsure: AtomicBool::new(false) });
         }
         Ok(Self { all })
     }

@@ -170,6 +170,8 @@ impl Target for Upstream {
             rows: shared.rows.load(Ordering::Relaxed),
             passes: shared.calls.load(Ordering::Relaxed),
             busy_us: shared.busy_us.load(Ordering::Relaxed),
+            // While one answers, sessions move to it.
+            stalled_ms: shared.members.all().iter().map(|m| millis(m.engine().stalled())).min().unwrap_or(0),
             ..TargetLoad::default()
         }
     }
@@ -201,6 +203,10 @@ impl Target for Upstream {
     fn trunk(&self) -> Option<&dyn TrunkState> {
         None
     }
+}
+
+fn millis(time: Option<Duration>) -> u32 {
+    time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// Counts something as long as it lives.
@@ -291,6 +297,7 @@ impl Shared {
         job: &Job,
         position: usize,
     ) -> Result<Decided, Failed> {
+        member.make_sure().await?;
         let seat = session.seat.as_ref().map_or(0, |seat| seat.lane);
         let mut asked = Asked::first(job, member.engine().abilities());
         loop {
@@ -306,7 +313,8 @@ impl Shared {
                     row
                 }
             };
-            match choose(job, position, &row, self.capabilities.vocabulary).map_err(Failed::Choice)? {
+            let (vocabulary, head_rows) = (self.capabilities.vocabulary, member.engine().abilities().vocabulary);
+            match choose(job, position, &row, vocabulary, head_rows).map_err(Failed::Choice)? {
                 Choice::Made(pick) => return Ok(pick),
                 Choice::Needs { ids } => {
                     // What was asked for with less goes on along the engine's own path, which may be ours too; but
