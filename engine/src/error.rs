@@ -1,4 +1,5 @@
-//! The one error type of this crate: what is wrong, where, and what to do about it.
+//! The errors of this crate: what is wrong, where, and what to do about it. They stand below everything that
+//! returns them, so they name no type of it.
 
 use std::path::PathBuf;
 
@@ -117,13 +118,35 @@ pub enum EngineError {
     },
     /// A grammar cannot be used or followed.
     #[error(transparent)]
-    Constraint(#[from] crate::constraint::ConstraintError),
+    Constraint(#[from] ConstraintError),
     /// The chat template does not compile or refused the messages.
     #[error("chat template: {0}")]
     Template(String),
     /// A candle operator failed.
     #[error("candle: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+/// Why a grammar cannot be used, or an answer no longer be followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConstraintError {
+    /// The grammar is too long.
+    #[error("the grammar has {bytes} bytes, at most {max} are taken")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The grammar does not compile, or asks for what is not supported.
+    #[error("the grammar cannot be used: {0}")]
+    Rejected(String),
+    /// The vocabulary cannot be used for grammars.
+    #[error("the model's vocabulary cannot be constrained: {0}")]
+    Vocabulary(String),
+    /// The grammar grew too complex on the way, or leaves no token of the vocabulary.
+    #[error("the grammar could not be followed: {0}")]
+    Failed(String),
 }
 
 impl EngineError {

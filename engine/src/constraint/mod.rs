@@ -29,6 +29,7 @@ use tandem_proto::message::{Grammar, GrammarSyntax};
 pub use follow::{Followed, Follower};
 pub use mask::TokenMask;
 
+pub use crate::error::ConstraintError;
 use crate::tokenizer::Tokenizer;
 
 /// Most compiled grammars kept for the next request that brings the same one.
@@ -57,28 +58,6 @@ fn limits() -> ParserLimits {
         // Errors reach the client: they carry neither the answer's text nor the parser's state.
         verbose_errors: false,
     }
-}
-
-/// Why a grammar cannot be used, or an answer no longer be followed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConstraintError {
-    /// The grammar is too long.
-    #[error("the grammar has {bytes} bytes, at most {max} are taken")]
-    TooLong {
-        /// Its length.
-        bytes: usize,
-        /// The bound.
-        max: usize,
-    },
-    /// The grammar does not compile, or asks for what is not supported.
-    #[error("the grammar cannot be used: {0}")]
-    Rejected(String),
-    /// The vocabulary cannot be used for grammars.
-    #[error("the model's vocabulary cannot be constrained: {0}")]
-    Vocabulary(String),
-    /// The grammar grew too complex on the way, or leaves no token of the vocabulary.
-    #[error("the grammar could not be followed: {0}")]
-    Failed(String),
 }
 
 /// A JSON schema as a grammar. Keys come in the order of the schema's properties.
