@@ -188,7 +188,7 @@ fn answer(name: &str) -> Result<(String, u128), Failure> {
     let prompt = loaded.chat.render(&[message], true, 0).or_fail(Code::Failed)?;
     let mut next = loaded.tokenizer.encode(&prompt).or_fail(Code::Failed)?;
     let layers = 0..loaded.model.spec().layers;
-    let mut pool = KvPool::new(&loaded.model, layers.clone(), 8).or_fail(Code::Failed)?;
+    let mut pool = KvPool::new(loaded.model.kv_layout(), layers.clone(), 8).or_fail(Code::Failed)?;
     let mut seq = pool.sequence();
     let mut written = Vec::new();
     while written.len() < STEPS_MAX {

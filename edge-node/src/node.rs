@@ -435,7 +435,7 @@ fn block_store(settings: &EdgeSettings, dir: &Path, key: &BlockChain, model: &Mo
     let opened = if bytes_max == 0 || settings.prefix_cache_mib_max == 0 {
         BlockStore::clear(dir).map(|()| None)
     } else {
-        BlockStore::open(dir, key.clone(), model, bytes_max).map(Some)
+        BlockStore::open(dir, key.clone(), model.kv_layout(), bytes_max).map(Some)
     };
     opened.unwrap_or_else(|why| {
         tracing::warn!(%why, "this node's conversations do not outlive it (edge.prefix_disk_mib_max)");

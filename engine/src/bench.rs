@@ -128,7 +128,7 @@ struct Lanes<'a> {
 impl<'a> Lanes<'a> {
     /// `n` sequences of up to `tokens` tokens.
     fn new(model: &'a Model, n: usize, tokens: usize) -> Result<Self, EngineError> {
-        let pool = KvPool::new(model, 0..model.spec().layers, n * tokens.div_ceil(KV_BLOCK_TOKENS))?;
+        let pool = KvPool::new(model.kv_layout(), 0..model.spec().layers, n * tokens.div_ceil(KV_BLOCK_TOKENS))?;
         let seqs = (0..n).map(|_| pool.sequence()).collect();
         Ok(Self { model, pool, seqs })
     }

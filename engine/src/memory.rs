@@ -2,8 +2,8 @@
 
 use tandem_proto::limits::{KV_BLOCK_TOKENS, SESSION_TOKENS_MAX};
 
+use crate::checkpoint::spec::DecoderSpec;
 use crate::kv::{POOL_BLOCKS_MAX, POOL_NUMBERS_MAX};
-use crate::spec::DecoderSpec;
 
 /// Share of the free memory that KV state may take: the rest is for activations, the system and
 /// whoever else runs here.
@@ -44,19 +44,13 @@ fn group_available(max: &str, current: &str, stat: &str) -> Option<u64> {
     Some(max.saturating_sub(used.saturating_sub(cache.unwrap_or(0))))
 }
 
-/// KV state of one token over all layers, bytes.
-#[must_use]
-pub fn kv_token_bytes(spec: &DecoderSpec) -> u64 {
-    (spec.kv_width() * spec.layers * size_of::<f32>()) as u64
-}
-
 /// Blocks for `sequences` whole contexts, or as many as fit into the share of `available` bytes that
 /// KV state may take.
 #[must_use]
 pub fn kv_blocks(spec: &DecoderSpec, sequences: usize, available: Option<u64>) -> usize {
     let context = spec.context_tokens.min(SESSION_TOKENS_MAX);
     let wanted = context.div_ceil(KV_BLOCK_TOKENS).saturating_mul(sequences.max(1));
-    let block_bytes = kv_token_bytes(spec).max(1) * KV_BLOCK_TOKENS as u64;
+    let block_bytes = spec.kv_token_bytes().max(1) * KV_BLOCK_TOKENS as u64;
     let fits = available.map_or(usize::MAX, |bytes| (bytes as f64 * KV_SHARE / block_bytes as f64) as usize);
     let largest = POOL_BLOCKS_MAX.min(POOL_NUMBERS_MAX / (block_bytes as usize / size_of::<f32>()).max(1));
     wanted.min(fits).max(BLOCKS_MIN).min(largest)
@@ -65,7 +59,7 @@ pub fn kv_blocks(spec: &DecoderSpec, sequences: usize, available: Option<u64>) -
 /// Blocks that take `mib` MiB.
 #[must_use]
 pub fn blocks_of_mib(spec: &DecoderSpec, mib: u64) -> usize {
-    let block_bytes = kv_token_bytes(spec).max(1) * KV_BLOCK_TOKENS as u64;
+    let block_bytes = spec.kv_token_bytes().max(1) * KV_BLOCK_TOKENS as u64;
     usize::try_from(mib.saturating_mul(1 << 20) / block_bytes).unwrap_or(usize::MAX)
 }
 
@@ -92,7 +86,7 @@ mod tests {
     fn pools_follow_the_context_until_memory_ends() {
         let spec = spec(4096);
         // 2 layers of 2 · 2 heads of 16 numbers: 512 bytes a token, 16 KiB a block.
-        assert_eq!(kv_token_bytes(&spec), 512);
+        assert_eq!(spec.kv_token_bytes(), 512);
         assert_eq!(kv_blocks(&spec, 4, None), 4 * 4096 / 32);
         assert_eq!(kv_blocks(&spec, 4, Some(200 * 2 * 16 * 1024)), 200);
         assert_eq!(kv_blocks(&spec, 4, Some(0)), BLOCKS_MIN);

@@ -16,7 +16,7 @@ pub fn negative_log_likelihood(model: &Model, tokens: &[u32]) -> Result<f64, Eng
         return Err(EngineError::Shape(format!("{} tokens in one pass; at most {ROWS_MAX} are taken", tokens.len())));
     }
     let layers = 0..model.spec().layers;
-    let mut pool = KvPool::new(model, layers.clone(), predicting.div_ceil(KV_BLOCK_TOKENS))?;
+    let mut pool = KvPool::new(model.kv_layout(), layers.clone(), predicting.div_ceil(KV_BLOCK_TOKENS))?;
     let mut seq = pool.sequence();
     let hidden = model.embed(&tokens[..predicting])?;
     let hidden = model.layers(layers, &mut pool, &mut [Rows { seq: &mut seq, rows: predicting }], hidden)?;
@@ -57,7 +57,7 @@ mod tests {
         let files = crate::ModelFiles::Embedded { config: embedded.config, weights: embedded.weights };
         let model = Model::load(&files, &LoadOptions { threads: 1, ..LoadOptions::default() }).expect("loads");
         let layers = 0..model.spec().layers;
-        let mut pool = KvPool::new(&model, layers.clone(), 8).expect("pool");
+        let mut pool = KvPool::new(model.kv_layout(), layers.clone(), 8).expect("pool");
         let mut seq = pool.sequence();
         let (mut tokens, mut sum) = (vec![5u32], 0.0);
         for step in 0..80u32 {

@@ -136,7 +136,7 @@ fn load(path: &Path, backend: BackendKind) -> Model {
 /// Logits after each of `ids[from..]`, the whole as one pass.
 fn logits(model: &Model, ids: &[u32], from: usize) -> Vec<Vec<f32>> {
     let layers = 0..model.spec().layers;
-    let mut pool = KvPool::new(model, layers.clone(), 16).expect("pool");
+    let mut pool = KvPool::new(model.kv_layout(), layers.clone(), 16).expect("pool");
     let mut seq = pool.sequence();
     let h = model.embed(ids).expect("embed");
     let h = model.layers(layers, &mut pool, &mut [Rows { seq: &mut seq, rows: ids.len() }], h).expect("layers");

@@ -53,7 +53,7 @@ impl<'a> Split<'a> {
             .iter()
             .chain([&model.spec().layers])
             .map(|&to| {
-                let pool = KvPool::new(model, from..to, 64).expect("pool");
+                let pool = KvPool::new(model.kv_layout(), from..to, 64).expect("pool");
                 from = to;
                 pool
             })
@@ -155,7 +155,7 @@ fn bits_do_not_depend_on_how_a_prompt_is_computed() {
             assert_eq!(data, one_shot.data, "cuts {cuts:?} chunks of {chunk}");
         }
         // A ragged batch: the same rows between two strangers.
-        let mut pool = KvPool::new(&model, 0..model.spec().layers, 64).expect("pool");
+        let mut pool = KvPool::new(model.kv_layout(), 0..model.spec().layers, 64).expect("pool");
         let (mut a, mut b, mut c) = (pool.sequence(), pool.sequence(), pool.sequence());
         let strangers = [&ids[40..59], &ids[3..4]];
         for cut in [0, 20, 21] {
@@ -276,10 +276,10 @@ fn candle_operators_agree() {
 fn wrong_use_is_refused_and_changes_nothing() {
     let model = load(&EDGE);
     let spec = model.spec().clone();
-    let mut pool = KvPool::new(&model, 0..spec.layers, 2).expect("pool");
+    let mut pool = KvPool::new(model.kv_layout(), 0..spec.layers, 2).expect("pool");
     let mut seq = pool.sequence();
     assert!(matches!(model.embed(&[0, 4096]), Err(EngineError::BadToken { token: 4096, vocab: 4096 })));
-    assert!(matches!(KvPool::new(&model, 1..9, 1), Err(EngineError::WrongRange { .. })));
+    assert!(matches!(KvPool::new(model.kv_layout(), 1..9, 1), Err(EngineError::WrongRange { .. })));
     let rows = |n: usize| Hidden { rows: n, width: spec.hidden_size, data: vec![0.1; n * spec.hidden_size] };
     let mut run = |range: std::ops::Range<usize>, seq: &mut Sequence, n: usize, h: Hidden| {
         model.layers(range, &mut pool, &mut [Rows { seq, rows: n }], h)
@@ -293,7 +293,7 @@ fn wrong_use_is_refused_and_changes_nothing() {
     assert!(matches!(e, Err(EngineError::PoolExhausted { needed: 3, free: 2, total: 2 })), "{e:?}");
     let e = run(0..3, &mut seq, 1025, rows(1025));
     assert!(matches!(e, Err(EngineError::ContextOverflow { wanted: 1025, limit: 1024 })), "{e:?}");
-    let mut foreign = KvPool::new(&model, 0..3, 1).expect("pool").sequence();
+    let mut foreign = KvPool::new(model.kv_layout(), 0..3, 1).expect("pool").sequence();
     assert!(matches!(run(0..3, &mut foreign, 1, rows(1)), Err(EngineError::ForeignSequence)));
     assert_eq!((seq.len(), seq.blocks()), (0, 0));
     let h = run(0..3, &mut seq, 3, rows(3)).expect("fits");

@@ -17,7 +17,7 @@ fn load(path: &Path) -> Result<Model, EngineError> {
 
 fn greedy(model: &Model, prompt: &[u32], steps: usize) -> Vec<u32> {
     let layers = 0..model.spec().layers;
-    let mut pool = KvPool::new(model, layers.clone(), 8).expect("a pool");
+    let mut pool = KvPool::new(model.kv_layout(), layers.clone(), 8).expect("a pool");
     let mut seq = pool.sequence();
     let (mut next, mut out) = (prompt.to_vec(), Vec::new());
     while out.len() < steps {

@@ -15,8 +15,8 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
 
+use crate::container::{gguf::Gguf, map_file, read_small, split};
 use crate::error::EngineError;
-use crate::load::{gguf::Gguf, map_file, read_small, split};
 
 /// Longest template source, bytes.
 pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;

@@ -11,7 +11,7 @@ use super::packed::{Grain, Kind, Packed};
 use super::pool::Pool;
 use super::quantize::Quantized;
 use super::{Level, NUMERICS_REVISION, attention, gates, lanes};
-use crate::load::{RawTensor, Stored};
+use crate::container::{RawTensor, Stored};
 
 const KINDS: [Kind; 15] = [
     Kind::F32,

@@ -11,9 +11,9 @@ use tandem_proto::block::BlockChain;
 use tandem_proto::ids::Digest;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 
+use super::KvLayout;
 use super::block_file::{self, BlockFileError, Place};
 use super::prefix::{Held, PrefixIndex};
-use crate::model::Model;
 
 /// Most blocks of a folder: each is a file.
 const BLOCKS_MAX: usize = 8192;
@@ -116,14 +116,14 @@ fn lock(dir: &Path) -> Result<File, BlockStoreError> {
 }
 
 impl BlockStore {
-    /// Opens a folder for the blocks of `model` under `key` and starts its thread. Blocks of other models or
+    /// Opens a folder for blocks of this layout under `key` and starts its thread. Blocks of other models or
     /// tenants, and files that are none, are removed.
     ///
     /// # Errors
     /// The folder cannot be written or another process uses it, no block fits, or there is no thread.
-    pub fn open(dir: &Path, key: BlockChain, model: &Model, bytes_max: u64) -> Result<Self, BlockStoreError> {
+    pub fn open(dir: &Path, key: BlockChain, layout: KvLayout, bytes_max: u64) -> Result<Self, BlockStoreError> {
         let io = |source| BlockStoreError::Io { path: dir.to_owned(), source };
-        let numbers = model.spec().layers * model.spec().kv_width();
+        let numbers = layout.layers * layout.width;
         let block_bytes = block_file::file_bytes(KV_BLOCK_TOKENS, numbers);
         let blocks_max = usize::try_from(bytes_max / block_bytes).unwrap_or(usize::MAX).min(BLOCKS_MAX);
         if blocks_max == 0 {

@@ -15,7 +15,6 @@ use tandem_proto::limits::KV_BLOCK_TOKENS;
 
 use crate::error::EngineError;
 use crate::kernels::arena::Numbers;
-use crate::model::Model;
 
 /// Largest pool, numbers (guards against absurd block counts).
 pub const POOL_NUMBERS_MAX: usize = 1 << 36;
@@ -74,6 +73,15 @@ impl Shared {
     }
 }
 
+/// Shape of the KV state of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Layers with state.
+    pub layers: usize,
+    /// Numbers per token and layer.
+    pub width: usize,
+}
+
 /// Blocks of [`KV_BLOCK_TOKENS`] tokens for a fixed layer range. Numbers are f32; a block is laid
 /// out `[layer][token][width]`.
 #[derive(Debug)]
@@ -86,23 +94,19 @@ pub struct KvPool {
 }
 
 impl KvPool {
-    /// A pool of `blocks` blocks for the layers `layers` of `model`.
+    /// A pool of `blocks` blocks for the layers `layers` of a model with state of this layout.
     ///
     /// # Errors
     /// [`EngineError::WrongRange`] if the model lacks the layers, [`EngineError::Shape`] if the pool
     /// would be absurdly large.
-    pub fn new(model: &Model, layers: Range<usize>, blocks: usize) -> Result<Self, EngineError> {
-        let spec = model.spec();
-        if layers.start > layers.end || layers.end > spec.layers {
+    pub fn new(layout: KvLayout, layers: Range<usize>, blocks: usize) -> Result<Self, EngineError> {
+        if layers.start > layers.end || layers.end > layout.layers {
             return Err(EngineError::WrongRange {
                 range: layers,
-                problem: format!("the model has {} layers", spec.layers),
+                problem: format!("the model has {} layers", layout.layers),
             });
         }
-        Self::with_shape(layers, spec.kv_width(), blocks)
-    }
-
-    pub(crate) fn with_shape(layers: Range<usize>, width: usize, blocks: usize) -> Result<Self, EngineError> {
+        let width = layout.width;
         let numbers = (KV_BLOCK_TOKENS * width)
             .checked_mul(layers.len())
             .and_then(|n| n.checked_mul(blocks))

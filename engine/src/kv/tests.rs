@@ -1,14 +1,14 @@
 use proptest::prelude::*;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
 
-use super::{KvPool, Sequence};
+use super::{KvLayout, KvPool, Sequence};
 use crate::error::EngineError;
 
 const LAYERS: usize = 2;
 const WIDTH: usize = 3;
 
 fn pool(blocks: usize) -> KvPool {
-    KvPool::with_shape(1..1 + LAYERS, WIDTH, blocks).expect("pool")
+    KvPool::new(KvLayout { layers: 1 + LAYERS, width: WIDTH }, 1..1 + LAYERS, blocks).expect("pool")
 }
 
 /// State of `tokens` tokens of a text named `name`, from position `from` on.
@@ -73,8 +73,9 @@ fn wrong_use_is_refused() {
     assert!(matches!(p.append_imported(&mut a, usize::MAX, &[]), Err(EngineError::Shape(_))));
     assert!(matches!(p.export_block(&a, 0), Err(EngineError::Shape(_))));
     assert!(matches!(p.import_block(&mut a, 1, 1, &state(1, 0, 1)), Err(EngineError::Shape(_))));
-    assert!(matches!(KvPool::with_shape(0..1, 1, usize::MAX), Err(EngineError::Shape(_))));
-    assert!(matches!(KvPool::with_shape(0..200, 1 << 20, 1 << 24), Err(EngineError::Shape(_))));
+    let pool = |layers, width, blocks| KvPool::new(KvLayout { layers, width }, 0..layers, blocks);
+    assert!(matches!(pool(1, 1, usize::MAX), Err(EngineError::Shape(_))));
+    assert!(matches!(pool(200, 1 << 20, 1 << 24), Err(EngineError::Shape(_))));
 }
 
 proptest! {

@@ -367,9 +367,10 @@ impl<T: Send + 'static> Runner<T> {
     ) -> Result<Self, RunnerError> {
         let layers: Range<usize> = 0..model.spec().layers;
         options.check(layers.end)?;
-        let trunk_pool =
-            (options.split > 0).then(|| KvPool::new(&model, 0..options.split, options.kv_blocks)).transpose()?;
-        let upper_pool = KvPool::new(&model, options.split..layers.end, options.kv_blocks)?;
+        let trunk_pool = (options.split > 0)
+            .then(|| KvPool::new(model.kv_layout(), 0..options.split, options.kv_blocks))
+            .transpose()?;
+        let upper_pool = KvPool::new(model.kv_layout(), options.split..layers.end, options.kv_blocks)?;
         let (commands, inbox) = sync_channel(options.queue_max);
         let unwanted = Arc::new(Unwanted::default());
         let load = Arc::new(RunnerLoad::default());

@@ -204,6 +204,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::kv::KvLayout;
 
     /// However late the thread takes a job out of the queue.
     #[test]
@@ -222,7 +223,7 @@ mod tests {
             constraint: None,
             prefix: None,
         };
-        let pool = KvPool::with_shape(0..1, 1, 1).expect("pool");
+        let pool = KvPool::new(KvLayout { layers: 1, width: 1 }, 0..1, 1).expect("pool");
         let (send, result) = channel();
         let done: OnDone<JobDone<()>> = Box::new(move |result| drop(send.send(result)));
         let submitted = Instant::now();

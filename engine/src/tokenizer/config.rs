@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::{Ends, Tokenizer};
 use crate::chat::text_of;
+use crate::container::read_small;
 use crate::error::EngineError;
-use crate::load::read_small;
 
 const FILE: &str = "tokenizer_config.json";
 /// Holds special tokens that the other file leaves out.

@@ -9,10 +9,10 @@ use tandem_proto::message::SamplingParams;
 
 use super::Tokenizer;
 use super::config::TokenizerConfig;
+use crate::checkpoint::spec::DecoderSpec;
+use crate::container::gguf::Gguf;
+use crate::container::{map_file, read_small, split};
 use crate::error::EngineError;
-use crate::load::gguf::Gguf;
-use crate::load::{map_file, read_small, split};
-use crate::spec::DecoderSpec;
 
 const FILE: &str = "generation_config.json";
 

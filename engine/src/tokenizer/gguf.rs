@@ -15,8 +15,8 @@ use tokenizers::{AddedToken, NormalizerWrapper, Tokenizer};
 
 use super::generation::is_control;
 use super::{Ends, SPACE, broken, pre};
+use crate::container::gguf::{Gguf, Value};
 use crate::error::EngineError;
-use crate::load::gguf::{Gguf, Value};
 
 /// Token types of the format.
 const UNKNOWN: i32 = 2;

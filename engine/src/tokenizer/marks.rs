@@ -8,7 +8,7 @@
 use tandem_proto::limits::TOKENIZER_MARKS_MAX;
 
 use super::Tokenizer;
-use crate::spec::VOCAB_MAX;
+use crate::checkpoint::spec::VOCAB_MAX;
 
 /// A Mersenne prime; products of two numbers below it fit into 128 bits.
 const PRIME: u64 = (1 << 61) - 1;

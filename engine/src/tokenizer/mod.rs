@@ -22,9 +22,9 @@ pub use generation::{GenerationConfig, gguf_sampling, gguf_stop_tokens};
 pub use marks::Difference;
 pub use stream::StreamDecoder;
 
+use crate::checkpoint::spec::VOCAB_MAX;
+use crate::container::{JSON_BYTES_MAX, gguf as format, map_file, read_small, split};
 use crate::error::EngineError;
-use crate::load::{JSON_BYTES_MAX, gguf as format, map_file, read_small, split};
-use crate::spec::VOCAB_MAX;
 
 /// Longest text encoded in one call, bytes.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use tandem_models::{CLOUD, EDGE};
 
 use super::{GenerationConfig, Tokenizer};
+use crate::checkpoint::spec::DecoderSpec;
 use crate::error::EngineError;
-use crate::spec::DecoderSpec;
 
 fn edge() -> &'static Tokenizer {
     static EDGE_TOKENIZER: LazyLock<Tokenizer> =
@@ -67,7 +67,7 @@ fn ids_may_leave_gaps_and_have_a_largest() {
     let same = digest(serde_json::json!({ "<x>": 5, "bé": 4, "a": 1, "": 3 }));
     let moved = digest(serde_json::json!({ "a": 0, "": 3, "bé": 4, "<x>": 5 }));
     assert!(same == t.digest() && moved != t.digest());
-    let last = crate::spec::VOCAB_MAX - 1;
+    let last = crate::checkpoint::spec::VOCAB_MAX - 1;
     assert_eq!(vocabulary(&serde_json::json!({ "a": 1, "b": last, "<x>": 5 })).expect("loads").vocab_size(), last + 1);
     let e = vocabulary(&serde_json::json!({ "a": 1, "b": last + 1, "<x>": 5 })).expect_err("refused").to_string();
     assert!(e.contains(&format!("token id {}", last + 1)), "{e}");

@@ -32,7 +32,7 @@ struct Text<'a> {
 
 impl<'a> Text<'a> {
     fn new(model: &'a Model) -> Self {
-        let pool = KvPool::new(model, 0..model.spec().layers, 16).expect("pool");
+        let pool = KvPool::new(model.kv_layout(), 0..model.spec().layers, 16).expect("pool");
         let seq = pool.sequence();
         Self { model, pool, seq }
     }
@@ -181,7 +181,7 @@ fn bits_do_not_depend_on_how_a_text_is_computed() {
             let data: Vec<f32> = ids.chunks(chunk).flat_map(|part| text.forward(part).data).collect();
             assert_eq!(data, whole.data, "{} in chunks of {chunk}", golden.case);
         }
-        let mut pool = KvPool::new(&model, 0..model.spec().layers, 16).expect("pool");
+        let mut pool = KvPool::new(model.kv_layout(), 0..model.spec().layers, 16).expect("pool");
         let (mut a, mut b, mut c) = (pool.sequence(), pool.sequence(), pool.sequence());
         for (from, to) in [(0, 20), (20, 21), (21, ids.len())] {
             a.truncate(0);

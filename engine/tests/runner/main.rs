@@ -64,7 +64,7 @@ fn job(name: u8, sequence: &[u32], feed_from: usize) -> Job {
 /// What the model says by itself: entry `i` is the output of position `i + 1`.
 fn expected(tokens: &[u32]) -> Vec<Output> {
     let layers = 0..MODEL.spec().layers;
-    let mut pool = KvPool::new(&MODEL, layers.clone(), 64).expect("pool");
+    let mut pool = KvPool::new(MODEL.kv_layout(), layers.clone(), 64).expect("pool");
     let mut seq = pool.sequence();
     let items = &mut [Rows { seq: &mut seq, rows: tokens.len() }];
     let hidden = MODEL.layers(layers, &mut pool, items, MODEL.embed(tokens).expect("embed")).expect("layers");

@@ -24,7 +24,7 @@ fn settled<T>(mut opens: impl FnMut() -> Result<T, BlockStoreError>) -> T {
 }
 
 fn open(dir: &Path, name: u8, bytes_max: u64) -> BlockStore {
-    settled(|| BlockStore::open(dir, tenant(name).expect("a key"), &MODEL, bytes_max))
+    settled(|| BlockStore::open(dir, tenant(name).expect("a key"), MODEL.kv_layout(), bytes_max))
 }
 
 fn engine(dir: &TempDir, options: RunnerOptions) -> Engine {
@@ -133,7 +133,7 @@ fn files_of_others_are_not_used() {
     fs::write(dir.path().join("1.kv.part"), "half a block").expect("written");
     // Two processes share no folder.
     let held = open(dir.path(), 1, ROOM);
-    let again = BlockStore::open(dir.path(), tenant(1).expect("a key"), &MODEL, ROOM);
+    let again = BlockStore::open(dir.path(), tenant(1).expect("a key"), MODEL.kv_layout(), ROOM);
     assert!(matches!(again, Err(BlockStoreError::InUse(_))), "{again:?}");
     drop(held);
     assert_eq!(files(dir.path()).len(), 4, "what is no block goes");
@@ -142,7 +142,7 @@ fn files_of_others_are_not_used() {
     assert_eq!(other.check(Job { prefix: tenant(2), ..prompt(1, &text) }), 0);
     drop(other);
     assert_eq!(engine(&dir, WITH_PREFIX).check(prompt(1, &text)), 0);
-    let small = BlockStore::open(dir.path(), tenant(1).expect("a key"), &MODEL, 1000);
+    let small = BlockStore::open(dir.path(), tenant(1).expect("a key"), MODEL.kv_layout(), 1000);
     assert!(matches!(small, Err(BlockStoreError::TooSmall { bytes_max: 1000, .. })), "{small:?}");
 }
 

@@ -42,9 +42,9 @@ impl Group {
     /// Room for sequences of these lengths.
     pub(super) fn new(pair: &Pair, lengths: impl Iterator<Item = usize> + Clone) -> Result<Self, LabError> {
         let blocks = lengths.clone().map(|n| n.div_ceil(KV_BLOCK_TOKENS)).sum();
-        let trunk = KvPool::new(&pair.cloud, 0..pair.trunk, blocks)?;
-        let edge = KvPool::new(&pair.edge, pair.trunk..pair.edge.spec().layers, blocks)?;
-        let cloud = KvPool::new(&pair.cloud, pair.trunk..pair.cloud.spec().layers, blocks)?;
+        let trunk = KvPool::new(pair.cloud.kv_layout(), 0..pair.trunk, blocks)?;
+        let edge = KvPool::new(pair.edge.kv_layout(), pair.trunk..pair.edge.spec().layers, blocks)?;
+        let cloud = KvPool::new(pair.cloud.kv_layout(), pair.trunk..pair.cloud.spec().layers, blocks)?;
         let state =
             |_| State { fed: Vec::new(), trunk: trunk.sequence(), edge: edge.sequence(), cloud: cloud.sequence() };
         let states = lengths.map(state).collect();

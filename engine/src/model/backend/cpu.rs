@@ -3,6 +3,8 @@
 use super::attend::{Heads, attend};
 use super::latent::LATENT_ROWS;
 use super::{Attend, Backend, LatentWeights, LayerKv, Mlp, Shared};
+use crate::checkpoint::spec::{Activation, Attention, Gate};
+use crate::container::{RawTensor, Stored};
 use crate::error::EngineError;
 use crate::kernels::arena::Arena;
 use crate::kernels::matmul::{Input, Job, matmul};
@@ -10,9 +12,7 @@ use crate::kernels::packed::{Grain, Kind, Packed};
 use crate::kernels::pool::Pool;
 use crate::kernels::quantize::Quantized;
 use crate::kernels::{Level, gates, lanes};
-use crate::load::{RawTensor, Stored};
-use crate::routing::Choice;
-use crate::spec::{Activation, Attention, Gate};
+use crate::model::routing::Choice;
 
 /// Bytes of weights from which the machine's caches are taken not to hold them.
 const NARROW_BYTES_MIN: usize = 64 << 20;

@@ -1,7 +1,7 @@
 //! Tables of rotary position embedding. Angles are taken in f64 with `libm`, so that the tables are
 //! the same numbers on every machine.
 
-use crate::spec::Rope;
+use crate::checkpoint::spec::Rope;
 
 /// Positions computed at a time.
 const GROW: usize = 512;

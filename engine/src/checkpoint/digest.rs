@@ -3,9 +3,9 @@
 
 use tandem_proto::ids::Digest;
 
-use crate::load::Checkpoint;
-use crate::names::Role;
-use crate::spec::FeedForward;
+use super::Checkpoint;
+use super::names::Role;
+use super::spec::FeedForward;
 
 /// Separates fingerprints of this kind and version from all others.
 const DOMAIN: &str = "tandem model fingerprint 3";
@@ -16,7 +16,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Digest of the whole model and cumulative digests of its layers. Gives the files' pages back on the way.
 pub(crate) fn of(file: &Checkpoint) -> (Digest, Vec<Digest>) {
     let spec = &file.spec;
-    let release = file.releaser();
+    let release = file.tensors().releaser();
     let add = |hash: &mut blake3::Hasher, layer, role| add(hash, file, layer, role, &release);
     let mut hash = blake3::Hasher::new();
     hash.update(DOMAIN.as_bytes());

@@ -6,11 +6,11 @@ use std::ops::Range;
 use candle_core::{D, Device, Tensor};
 
 use super::{Attend, Backend, LatentWeights, LayerKv, Mlp, Place, Shared};
+use crate::checkpoint::spec::{Activation, Attention, Gate};
+use crate::container::RawTensor;
 use crate::error::EngineError;
-use crate::load::RawTensor;
-use crate::rope::RopeTable;
-use crate::routing::Choice;
-use crate::spec::{Activation, Attention, Gate};
+use crate::model::rope::RopeTable;
+use crate::model::routing::Choice;
 
 /// Candle on one device.
 pub(crate) struct Candle {

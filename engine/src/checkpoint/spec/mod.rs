@@ -432,6 +432,12 @@ impl DecoderSpec {
         self.attention.kv_width()
     }
 
+    /// KV state of one token over all layers, bytes.
+    #[must_use]
+    pub fn kv_token_bytes(&self) -> u64 {
+        (self.kv_width() * self.layers * size_of::<f32>()) as u64
+    }
+
     /// Rope of a layer.
     pub(crate) fn rope_of(&self, layer: usize) -> &Rope {
         &self.ropes[self.reach[layer].rope]

@@ -1,21 +1,34 @@
 //! A loaded model: spec, fingerprints, weights, and the buffers of its steps.
 
+mod backend;
+mod check;
+mod decoder;
+mod pulse;
+mod rope;
+mod routing;
+#[cfg(test)]
+mod tests;
+
+pub use backend::BackendKind;
+pub use check::{check_gguf, check_safetensors};
+pub use pulse::{Pulse, STALL_MIN};
+
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tandem_proto::ids::Digest;
 
-use crate::backend::candle::Candle;
-use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, BackendKind, Place};
-use crate::decoder::{Batch, Scratch, Weights};
-use crate::digest;
+use backend::candle::Candle;
+use backend::cpu::Cpu;
+use backend::{Backend, Place};
+use decoder::{Batch, Scratch, Weights};
+
+use crate::checkpoint::spec::DecoderSpec;
+use crate::checkpoint::{Checkpoint, ModelFiles, digest};
 use crate::error::EngineError;
+use crate::kernels;
 use crate::kernels::pool::THREADS_MAX;
-use crate::kv::{KvPool, Sequence};
-use crate::load::{Checkpoint, ModelFiles};
-use crate::pulse::Pulse;
-use crate::spec::DecoderSpec;
+use crate::kv::{KvLayout, KvPool, Sequence};
 
 /// Most rows of one call; a longer prompt is cut by the caller (bounds the buffers of a step).
 pub const ROWS_MAX: usize = 8192;
@@ -171,11 +184,11 @@ impl Model {
         let (engine, numerics, threads) = match options.backend {
             BackendKind::Cpu => {
                 let mut cpu = Cpu::new(threads)?;
-                cpu.call_while_packing(file.releaser());
-                cpu.expect_weights(file.weight_bytes());
+                cpu.call_while_packing(file.tensors().releaser());
+                cpu.expect_weights(file.tensors().len_bytes());
                 let threads = cpu.threads();
                 let loaded = Loaded::load(cpu, &file)?;
-                (Engine::Cpu(Box::new(loaded)), crate::numerics(), threads)
+                (Engine::Cpu(Box::new(loaded)), kernels::numerics(), threads)
             }
             BackendKind::Candle => {
                 (Engine::Candle(Box::new(Loaded::load(Candle::new(), &file)?)), Candle::numerics(), Candle::threads())
@@ -188,6 +201,12 @@ impl Model {
     #[must_use]
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
+    }
+
+    /// Shape of its KV state.
+    #[must_use]
+    pub fn kv_layout(&self) -> KvLayout {
+        KvLayout { layers: self.spec.layers, width: self.spec.kv_width() }
     }
 
     /// Digest of configuration and weights.

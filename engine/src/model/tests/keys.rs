@@ -4,7 +4,7 @@
 use super::formats::{difference, logits};
 use super::{FF, Random, VOCAB, Writer, llama, numbers};
 use crate::BackendKind;
-use crate::load::check_gguf;
+use crate::model::check_gguf;
 
 /// A metadata value: its type and bytes.
 type Entry = (u32, Vec<u8>);
@@ -153,9 +153,7 @@ fn gemma3_may_have_no_window() {
             w.number("gemma3.attention.sliding_window", window);
         }
         w.tensor(&mut Random(1), "token_embd.weight", &[VOCAB, 32], 0);
-        let bytes = w.finish();
-        let mut parts = [crate::load::gguf::Gguf::parse(&bytes).expect("parses")];
-        let file = crate::load::Checkpoint::gguf(&mut parts, &[&bytes]).expect("a spec");
+        let file = crate::checkpoint::Checkpoint::of_gguf(w.finish()).expect("a spec");
         file.spec.reach.iter().map(|r| (r.window, r.rope)).collect::<Vec<_>>()
     };
     assert_eq!(reach(None), [(None, 0); 7]);

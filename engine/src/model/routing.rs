@@ -1,6 +1,6 @@
 //! Which experts a token goes to: a pure function of its router scores.
 
-use crate::spec::{ExpertsSpec, Gate, GroupWorth};
+use crate::checkpoint::spec::{ExpertsSpec, Gate, GroupWorth};
 
 /// One chosen expert and the weight of its output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,7 +57,7 @@ fn top(values: &[f32], n: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::{Choice, choose};
-    use crate::spec::{ExpertsSpec, Gate, GroupWorth};
+    use crate::checkpoint::spec::{ExpertsSpec, Gate, GroupWorth};
 
     fn spec() -> ExpertsSpec {
         let mut spec = ExpertsSpec::plain(8, 2, 1);

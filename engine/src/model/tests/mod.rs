@@ -8,11 +8,11 @@ mod rope;
 use half::f16;
 use serde_json::json;
 
-use super::gguf::Gguf;
-use super::{Checkpoint, Storage, check_gguf, check_safetensors};
+use super::{check_gguf, check_safetensors};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::names::Role;
+use crate::container::gguf::Gguf;
 use crate::error::EngineError;
-use crate::names::{Role, Scheme};
-use crate::spec::DecoderSpec;
 
 const HIDDEN: usize = 64;
 const FF: usize = 96;
@@ -501,10 +501,7 @@ fn stacked_experts_in_mxfp4_are_cut_by_row() {
             (format!("{at}_scales"), TensorView::new(U8, scales_shape, &scales).expect("fits")),
         ];
         let bytes = safetensors::serialize(tensors, None).expect("a file");
-        let spec = DecoderSpec::from_hf(config.to_string().as_bytes()).expect("a spec");
-        let mut file = Checkpoint::empty(spec, Scheme::HuggingFace);
-        file.add_safetensors(Storage::Owned(bytes)).expect("an index");
-        file
+        Checkpoint::of_safetensors(config.to_string().as_bytes(), bytes).expect("an index")
     };
     let file = open(vec![2, 4, 2]);
     // Codes 1, 2, 3, 4 are 0.5, 1, 1.5, 2; the gate has rows 0 and 2, the other rows go up.

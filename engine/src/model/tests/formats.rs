@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{K_BLOCK, Random, TYPES, VOCAB, Writer, llama, numbers};
-use crate::load::check_gguf;
+use crate::model::check_gguf;
 use crate::{BackendKind, KvPool, LoadOptions, Model, ModelFiles, Rows};
 
 /// Largest difference of a logit from candle's, as a share of the largest logit: 8-bit activations cost
@@ -21,7 +21,7 @@ fn every_number_format_loads() {
 /// Logits of a prefill, a decode and two tokens at once.
 pub(super) fn logits(path: &Path, backend: BackendKind) -> Vec<f32> {
     let m = Model::load(&ModelFiles::Gguf(path.to_owned()), &LoadOptions { threads: 2, backend }).expect("loads");
-    let mut pool = KvPool::new(&m, 0..2, 4).expect("pool");
+    let mut pool = KvPool::new(m.kv_layout(), 0..2, 4).expect("pool");
     let mut seq = pool.sequence();
     let mut out = Vec::new();
     for part in [&[1, 5, 9, 40, 3][..], &[7], &[2, 2]] {

@@ -1,9 +1,9 @@
 //! Scaling of rotary embeddings, as GGUF files say it.
 
 use super::{Random, VOCAB, Writer, llama, numbers};
-use crate::load::gguf::Gguf;
-use crate::load::{Checkpoint, check_gguf};
-use crate::spec::{Rope, RopeScaling};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::spec::{Rope, RopeScaling};
+use crate::model::check_gguf;
 
 #[test]
 fn rope_scaling_is_read_as_llama_cpp_reads_it() {
@@ -116,8 +116,7 @@ fn factors_of_minicpm3_are_used() {
     w.tensor(&mut Random(1), "token_embd.weight", &[VOCAB, 32], 0);
     numbers(&mut w, "rope_factors_long.weight", &[4.0; 4]);
     numbers(&mut w, "rope_factors_short.weight", &[2.0; 4]);
-    let bytes = w.finish();
-    let file = Checkpoint::gguf(&mut [Gguf::parse(&bytes).expect("parses")], &[&bytes]).expect("a spec");
+    let file = Checkpoint::of_gguf(w.finish()).expect("a spec");
     let expected = RopeScaling::Factors { divisors: vec![2.0; 4], magnitude: 1.0 };
     assert_eq!(file.spec.ropes[0].scaling, expected);
 }

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::spec::{DecoderSpec, FeedForward};
 use super::{Checkpoint, ModelFiles};
 use crate::error::EngineError;
-use crate::memory;
-use crate::spec::{DecoderSpec, FeedForward};
 
 /// Tensors of one number format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub fn inspect(files: &ModelFiles) -> Result<Inspection, EngineError> {
         FeedForward::Dense { .. } => None,
     });
     let mut sums = Inspection {
-        token_kv_bytes: memory::kv_token_bytes(&spec),
+        token_kv_bytes: spec.kv_token_bytes(),
         spec,
         parameters: 0,
         active_parameters: 0,
@@ -59,8 +58,8 @@ pub fn inspect(files: &ModelFiles) -> Result<Inspection, EngineError> {
         token_weight_bytes: 0,
         formats: BTreeMap::new(),
     };
-    for (name, entry) in &file.entries {
-        let (parameters, bytes) = (entry.shape.iter().product::<usize>() as u64, entry.range.len() as u64);
+    for (name, entry) in file.tensors().entries() {
+        let (parameters, bytes) = (entry.shape.iter().product::<usize>() as u64, entry.len() as u64);
         let is_embedding = name.ends_with("embed_tokens.weight") || name == "token_embd.weight";
         let is_routed = name.contains(".experts.") || name.contains("_exps.");
         let share = match chosen {

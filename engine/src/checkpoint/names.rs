@@ -1,7 +1,8 @@
 //! What the tensors of a model are called in its file, per family and container, and which part of a
 //! stored tensor a role is.
 
-use crate::spec::Family;
+use super::spec::Family;
+use crate::container::Part;
 
 /// Naming scheme of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,21 +63,6 @@ pub(crate) enum Role {
     ExpertGateBias(usize),
     ExpertUpBias(usize),
     ExpertDownBias(usize),
-}
-
-/// Which part of a stored tensor a role is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// All of it.
-    Whole,
-    /// One slab along the first dimension.
-    Slab(usize),
-    /// Every `step`th column of a slab from `offset` on, as the rows of a matrix (or as a vector).
-    Columns { slab: usize, offset: usize, step: usize },
-    /// Every `step`th row of a slab from `offset` on, in MXFP4 with scales of their own.
-    Mxfp4Rows { slab: usize, offset: usize, step: usize },
-    /// All of it, a vector that stands for a matrix of one row.
-    Row,
 }
 
 /// Where a role may be stored.

@@ -63,7 +63,7 @@ fn e4m3(code: u8) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::{E4M3_MAX, e4m3, unpack};
-    use crate::load::{RawTensor, Stored};
+    use crate::container::{RawTensor, Stored};
 
     #[test]
     fn codes_are_what_the_format_says() {

@@ -6,12 +6,12 @@ pub(crate) mod candle;
 pub(crate) mod cpu;
 mod latent;
 
+use crate::checkpoint::spec::{Activation, Attention, Gate};
+use crate::container::RawTensor;
 use crate::error::EngineError;
 use crate::kv::KvPool;
-use crate::load::RawTensor;
-use crate::rope::RopeTable;
-use crate::routing::Choice;
-use crate::spec::{Activation, Attention, Gate};
+use crate::model::rope::RopeTable;
+use crate::model::routing::Choice;
 
 /// Which implementation runs the decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use super::{
     Attention, Basics, CONTEXT_MAX, DecoderSpec, EXPERTS_MAX, ExpertsSpec, Family, FeedForward, Gate, GroupWorth,
     LAYERS_MAX, Rope, RopeScaling, VOCAB_MAX, WIDTH_MAX, deepseek, gemma, llama, minicpm, moe, qwen,
 };
+use crate::container::gguf::{Gguf, Value};
+use crate::container::{Encoding, RawTensor, StoredBytes};
 use crate::error::EngineError;
-use crate::load::gguf::{Gguf, Value};
-use crate::load::{Encoding, RawTensor};
 
 type Parser = fn(&Metadata<'_>) -> Result<DecoderSpec, EngineError>;
 
@@ -29,9 +29,6 @@ const ARCHITECTURES: &[(&str, Parser)] = &[
     ("qwen3", qwen::qwen3_gguf),
     ("qwen3moe", qwen::qwen3_moe_gguf),
 ];
-
-/// The bytes of a tensor by its name, in whichever part of the model it is.
-type StoredBytes<'a> = &'a dyn Fn(&str) -> Option<&'a [u8]>;
 
 /// The decoder that a GGUF's metadata describes.
 pub(crate) fn from_gguf<'a>(file: &'a Gguf<'_>, stored: StoredBytes<'a>) -> Result<DecoderSpec, EngineError> {

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use crate::backend::{Attend, Backend, LatentWeights, LayerKv, Mlp, Place, Shared};
+use super::backend::{Attend, Backend, LatentWeights, LayerKv, Mlp, Place, Shared};
+use super::pulse::Pulse;
+use super::rope::RopeTable;
+use super::routing::{self, Choice};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::names::Role;
+use crate::checkpoint::spec::{Attention, DecoderSpec, ExpertsSpec, FeedForward, Gate, HeadNorm, Reach};
+use crate::container::RawTensor;
 use crate::error::EngineError;
 use crate::kv::KvPool;
-use crate::load::{Checkpoint, RawTensor};
-use crate::names::Role;
-use crate::pulse::Pulse;
-use crate::rope::RopeTable;
-use crate::routing::{self, Choice};
-use crate::spec::{Attention, DecoderSpec, ExpertsSpec, FeedForward, Gate, HeadNorm, Reach};
 
 enum AttentionWeights<B: Backend> {
     Grouped {
