@@ -24,6 +24,26 @@ const MAY_USE: [(&str, &[&str]); 9] = [
 ];
 /// What the tests of any crate may use as well, beside the crate itself.
 const TESTS_MAY_USE: [&str; 1] = ["models"];
+/// What each module of the engine may use of the others, lowest first: from bytes to tensors to a decoder's
+/// weights to passes of many sequences; the second table of ARCHITECTURE.md.
+const ENGINE_MAY_USE: [(&str, &[&str]); 16] = [
+    ("error", &[]),
+    ("kernels", &[]),
+    ("container", &["error", "kernels"]),
+    ("checkpoint", &["error", "container"]),
+    ("kv", &["error", "kernels"]),
+    ("model", &["error", "kernels", "container", "checkpoint", "kv"]),
+    ("chat", &["error", "container"]),
+    ("tokenizer", &["error", "container", "checkpoint", "chat"]),
+    ("constraint", &["error", "tokenizer"]),
+    ("sampling", &["error", "kernels", "constraint"]),
+    ("uncertainty", &["error", "kernels", "constraint", "sampling"]),
+    ("runner", &["error", "kv", "model", "constraint", "sampling"]),
+    ("memory", &["checkpoint", "kv"]),
+    ("trunk", &["model"]),
+    ("bench", &["error", "kv", "model", "sampling"]),
+    ("perplexity", &["error", "kv", "model"]),
+];
 /// Where `unsafe` may be allowed: the kernels, and the weights' memory map.
 const UNSAFE: [&str; 2] = ["engine/src/kernels/", "engine/src/container/storage.rs"];
 
@@ -73,6 +93,117 @@ fn crates_depend_only_downwards() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The source without comments and without the tests in it.
+fn production(path: &str, text: &str) -> String {
+    if path.contains("/tests/") || path.ends_with("/tests.rs") {
+        return String::new();
+    }
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+/// The modules right below a crate's root that the source `path` (from the crate's `src/`) names, as
+/// `crate::…` or by so many `super::` that they lead to the root; imports in braces are told apart.
+fn named_modules(path: &str, text: &str) -> Vec<String> {
+    let parts: Vec<&str> = path.trim_end_matches(".rs").split('/').filter(|part| *part != "mod").collect();
+    let mut named = Vec::new();
+    for to_root in ["crate::".to_owned(), "super::".repeat(parts.len())] {
+        for (at, _) in text.match_indices(&to_root) {
+            // Part of a longer word, or of a longer way up.
+            if text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '$') {
+                continue;
+            }
+            let rest = &text[at + to_root.len()..];
+            let list = rest.strip_prefix('{').map_or_else(|| vec![rest], top_level_items);
+            let name = |item: &str| -> String {
+                item.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+            };
+            named.extend(list.into_iter().map(name).filter(|name| !name.is_empty()));
+        }
+    }
+    named
+}
+
+/// What stands between commas up to the brace that closes.
+fn top_level_items(text: &str) -> Vec<&str> {
+    let (mut items, mut depth, mut from) = (Vec::new(), 0, 0);
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                items.push(&text[from..at]);
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                items.push(&text[from..at]);
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    items
+}
+
+/// What `module`'s source at `path` names of the crate above it.
+fn upward<'a>(table: &[(&str, &[&str])], module: &str, path: &'a str, text: &'a str) -> Vec<String> {
+    let allowed = table.iter().find(|(name, _)| *name == module).map_or(&[][..], |(_, allowed)| allowed);
+    let text = production(path, text);
+    named_modules(path, &text).into_iter().filter(|name| name != module && !allowed.contains(&name.as_str())).collect()
+}
+
+#[test]
+fn engine_modules_depend_only_downwards() -> Result<()> {
+    let names = ENGINE_MAY_USE.map(|(name, _)| name);
+    for (at, (name, allowed)) in ENGINE_MAY_USE.iter().enumerate() {
+        ensure!(allowed.iter().all(|used| names[..at].contains(used)), "{name} may use what is not listed before it");
+    }
+    let mut found = std::collections::BTreeSet::new();
+    for (path, text) in sources()? {
+        let Some(path) = path.strip_prefix("engine/src/").filter(|path| *path != "lib.rs") else { continue };
+        let module = path.split('/').next().unwrap_or_default().trim_end_matches(".rs");
+        ensure!(names.contains(&module), "engine::{module} is not in the table of the engine's layers");
+        found.insert(module.to_owned());
+        let upward = upward(&ENGINE_MAY_USE, module, path, &text);
+        ensure!(
+            upward.is_empty(),
+            "engine/src/{path}: {module} must not use {upward:?}; what lies below is named by its own module"
+        );
+    }
+    ensure!(found.len() == names.len(), "modules that are gone are in the table: {names:?}, found {found:?}");
+    Ok(())
+}
+
+/// Every way to name a module from another one is seen.
+#[test]
+fn upward_paths_are_found_however_they_are_spelt() {
+    let named = |path: &str, text: &str| {
+        let module = path.split(['/', '.']).next().unwrap_or_default();
+        upward(&ENGINE_MAY_USE, module, path, text).join(" ")
+    };
+    let table = [
+        ("kv/mod.rs", "use crate::model::Model;", "model"),
+        ("kv/mod.rs", "use super::model::Model;", "model"),
+        ("kv/prefix/x.rs", "use super::super::super::model::Model;", "model"),
+        ("kv/prefix/mod.rs", "use super::super::{error::EngineError, model::{Model, Rows}, runner};", "model runner"),
+        ("kv/mod.rs", "fn f(m: &crate::model::Model) {}", "model"),
+        ("kv/mod.rs", "pub(in crate::kv) fn f() {}", ""),
+        ("kv/mod.rs", "use crate::{\n    error::EngineError,\n    Model,\n};", "Model"),
+        ("error.rs", "Constraint(#[from] crate::constraint::ConstraintError),", "constraint"),
+        ("error.rs", "use super::constraint;", "constraint"),
+        ("checkpoint/mod.rs", "use crate::container::Tensors; crate::model::decoder::load();", "model"),
+        // Within the module, downwards, in comments and in tests.
+        ("kv/prefix/x.rs", "use super::super::block_file; use super::y; use crate::kv::KvPool;", ""),
+        ("kv/mod.rs", "// crate::model\nuse crate::error::EngineError;", ""),
+        ("kv/mod.rs", "#[cfg(test)]\nmod tests {\n    use crate::model::Model;\n}", ""),
+        ("kv/prefix/tests.rs", "use crate::model::Model;", ""),
+        ("kv/mod.rs", "use other_crate::model;", ""),
+    ];
+    for (path, text, upward) in table {
+        assert_eq!(named(path, text), upward, "{path}: {text}");
+    }
 }
 
 #[test]
