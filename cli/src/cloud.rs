@@ -58,7 +58,7 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     // Edges and routers know the node by its certificate.
     settings.cloud.name.clone_from(&identity.id().name);
     // The metrics are served before there is a node: loading takes a while.
-    let started: Arc<OnceLock<Arc<CloudNode>>> = Arc::default();
+    let started: Arc<OnceLock<CloudNode>> = Arc::default();
     let metrics = match settings.listen.metrics {
         // Parts of an `up` share its settings, and would all want the one address.
         Some(addr) if !args.identity.lifeline => {
@@ -141,11 +141,7 @@ fn quic(settings: &Settings) -> QuicSettings {
 }
 
 /// Keeps the node registered. What no retry can mend ends the whole process: nobody would find it.
-async fn register(
-    registration: Registration,
-    node: Arc<CloudNode>,
-    shutdown: CancellationToken,
-) -> Result<(), Failure> {
+async fn register(registration: Registration, node: CloudNode, shutdown: CancellationToken) -> Result<(), Failure> {
     let reports = Reports::default();
     let ended = registration.run(|| reports.next(node.load()), shutdown.clone()).await;
     shutdown.cancel();

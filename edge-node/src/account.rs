@@ -5,16 +5,12 @@
 //! the last before the client went away. What had become final past them is `discarded`. So an account is
 //! closed when both are done: the node with its work, and the reader with the answer.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use metrics::{counter, gauge};
 use tokio::sync::oneshot;
 
-use crate::explained::Answered;
-use crate::metric_definitions as names;
-use crate::node::Inner;
+use crate::context::NodeContext;
 use crate::request::{GenerateRequest, Origin, RouteSummary, TokenEvent};
 
 /// What the node has done for an answer.
@@ -36,13 +32,13 @@ struct Parts {
 
 /// The account of one answer.
 pub(crate) struct Account {
-    node: Arc<Inner>,
+    node: Arc<NodeContext>,
     parts: Mutex<Parts>,
 }
 
 impl Account {
     /// An open account; the receiver gets the sum once it is closed.
-    pub(crate) fn open(node: Arc<Inner>) -> (Arc<Self>, oneshot::Receiver<RouteSummary>) {
+    pub(crate) fn open(node: Arc<NodeContext>) -> (Arc<Self>, oneshot::Receiver<RouteSummary>) {
         let (closed, sum) = oneshot::channel();
         let parts = Mutex::new(Parts { closed: Some(closed), ..Parts::default() });
         (Arc::new(Self { node, parts }), sum)
@@ -74,67 +70,6 @@ impl Account {
         self.node.book(&request, &route, trace, final_tokens, took);
         // No task waits for it.
         let _ = closed.map(|closed| closed.send(route));
-    }
-}
-
-/// Sums over the answers of a node.
-#[derive(Default)]
-pub(crate) struct Totals {
-    pub(crate) route: RouteSummary,
-    pub(crate) answers: u64,
-    /// Of the newest answer.
-    pub(crate) tokens_per_s: Option<f64>,
-}
-
-impl Inner {
-    /// Records what the engine has counted.
-    pub(crate) fn record_engine(&self) {
-        let load = self.runner.load();
-        counter!(names::ROWS_TOTAL).absolute(load.rows.load(Ordering::Relaxed));
-        gauge!(names::PREFIX_BLOCKS).set(load.prefix_blocks.load(Ordering::Relaxed) as f64);
-        counter!(names::PREFIX_HITS_TOTAL).absolute(load.prefix_hits.load(Ordering::Relaxed));
-        counter!(names::PREFIX_ROWS_TOTAL).absolute(load.prefix_rows.load(Ordering::Relaxed));
-        counter!(names::PREFIX_EVICTED_TOTAL).absolute(load.prefix_evicted.load(Ordering::Relaxed));
-        gauge!(names::PREFIX_DISK_BLOCKS).set(load.saved_blocks.load(Ordering::Relaxed) as f64);
-        gauge!(names::PREFIX_DISK_BYTES).set(load.saved_bytes.load(Ordering::Relaxed) as f64);
-        counter!(names::PREFIX_RESTORED_TOTAL).absolute(load.restored_blocks.load(Ordering::Relaxed));
-        counter!(names::PREFIX_REFUSED_TOTAL).absolute(load.refused_blocks.load(Ordering::Relaxed));
-    }
-
-    /// Books an answer.
-    fn book(
-        &self,
-        request: &GenerateRequest,
-        route: &RouteSummary,
-        trace: Vec<TokenEvent>,
-        final_tokens: usize,
-        took: Duration,
-    ) {
-        let mode = request.mode.name();
-        for (direction, bytes) in [("up", route.bytes_up), ("down", route.bytes_down)] {
-            counter!(names::BYTES_TOTAL, names::LABEL_MODE => mode, names::LABEL_DIRECTION => direction)
-                .increment(bytes);
-        }
-        counter!(names::ROUND_TRIPS_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.round_trips));
-        counter!(names::DEGRADED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.degraded));
-        counter!(names::PROMPT_TOKENS_CACHED_TOTAL, names::LABEL_MODE => mode)
-            .increment(u64::from(route.cached_tokens));
-        counter!(names::DISCARDED_TOTAL, names::LABEL_MODE => mode).increment(u64::from(route.discarded));
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).push(Answered {
-            request_id: request.request_id.clone(),
-            mode: request.mode,
-            prompt_tokens: request.prompt.len(),
-            route: route.clone(),
-            took,
-            tokens: trace,
-        });
-        // Last: who sees the count of answers grow finds the answer everywhere else.
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        totals.answers += 1;
-        totals.route.add(route);
-        if final_tokens > 0 {
-            totals.tokens_per_s = Some(final_tokens as f64 / took.as_secs_f64().max(1e-9));
-        }
     }
 }
 

@@ -6,22 +6,18 @@ use std::time::Duration;
 use tandem_transport::DialState;
 use tokio::sync::watch;
 
+use crate::context::{NodeContext, PATIENCE};
 use crate::diagnosis::{CloudState, LinkState};
-use crate::node::Inner;
-
-/// How long a cloud that is merely not there counts as being connected to. A node that restarts, or loads
-/// its model beside this one, is back by then.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Watches the link of a node until the node or its link is dropped.
-pub(crate) fn start(node: &Arc<Inner>) {
+pub(crate) fn start(node: &Arc<NodeContext>) {
     match node.uplinks.dialing() {
         Some(dialing) => drop(tokio::spawn(watch(Arc::downgrade(node), dialing))),
         None => tracing::info!("no cloud is configured: this device answers alone"),
     }
 }
 
-async fn watch(node: Weak<Inner>, mut dialing: watch::Receiver<DialState>) {
+async fn watch(node: Weak<NodeContext>, mut dialing: watch::Receiver<DialState>) {
     let mut said: Option<CloudState> = None;
     loop {
         dialing.mark_unchanged();
@@ -53,7 +49,7 @@ fn is_news(said: Option<&CloudState>, now: &CloudState) -> bool {
     }
 }
 
-fn say(node: &Inner, now: &CloudState) {
+fn say(node: &NodeContext, now: &CloudState) {
     let code = now.code.as_deref().unwrap_or_default();
     match now.state {
         LinkState::None => {}

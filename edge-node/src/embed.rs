@@ -8,7 +8,7 @@ use tandem_proto::ids::SessionId;
 use tandem_proto::message::SamplingParams;
 use tokio::sync::oneshot;
 
-use crate::generate::draft::EdgeChoice;
+use crate::choice::EdgeChoice;
 use crate::request::GenerateError;
 
 /// Drops the engine's state of the text, also if nobody waits for the embedding any more.

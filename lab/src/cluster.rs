@@ -91,7 +91,7 @@ pub struct Cluster {
     /// The edge node.
     pub edge: EdgeNode,
     /// The cloud node.
-    pub cloud: Arc<CloudNode>,
+    pub cloud: CloudNode,
     /// The link's faults, if it goes through the proxy.
     pub proxy: Option<ProxyHandle>,
     _proxy: Option<UdpProxy>,

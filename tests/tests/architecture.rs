@@ -176,6 +176,38 @@ fn engine_modules_depend_only_downwards() -> Result<()> {
     Ok(())
 }
 
+/// What a node's tasks share is below them, and they cannot get at the handle that starts them.
+#[test]
+fn tasks_of_a_node_know_its_context_and_not_its_handle() -> Result<()> {
+    // The crate, who may name the handle, and what the context must not name.
+    let table: [(&str, &[&str], &[&str]); 2] = [
+        (
+            "edge-node/src/",
+            &["node", "serve", "lib"],
+            &["account", "api", "cloud_watch", "embed", "generate", "http", "node", "page", "serve"],
+        ),
+        ("cloud-node/src/", &["node", "lib"], &["node", "session"]),
+    ];
+    for (folder, starters, tasks) in table {
+        let mut of_context = 0;
+        for (path, text) in sources()? {
+            let Some(path) = path.strip_prefix(folder) else { continue };
+            let module = path.split('/').next().unwrap_or_default().trim_end_matches(".rs");
+            let named = named_modules(path, &production(path, &text));
+            let barred: &[&str] = match module {
+                "context" => tasks,
+                _ if starters.contains(&module) => &[],
+                _ => &["node"],
+            };
+            let found: Vec<_> = named.iter().filter(|name| barred.contains(&name.as_str())).collect();
+            ensure!(found.is_empty(), "{folder}{path} must not use {found:?}");
+            of_context += usize::from(module == "context");
+        }
+        ensure!(of_context > 0, "no context in {folder}");
+    }
+    Ok(())
+}
+
 /// Every way to name a module from another one is seen.
 #[test]
 fn upward_paths_are_found_however_they_are_spelt() {

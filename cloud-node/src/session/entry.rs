@@ -10,8 +10,8 @@ use tandem_transport::link::Link;
 
 use super::Ending;
 use crate::admission::Refusal;
+use crate::context::NodeContext;
 use crate::metric_definitions as m;
-use crate::node::CloudNode;
 use crate::registry::{Claim, Seat};
 use crate::target::TrunkState;
 
@@ -27,7 +27,7 @@ pub(super) struct Entered {
 }
 
 /// Finds the session's earlier state, if any, and lets it in.
-pub(super) async fn enter(node: &CloudNode, link: &Link, open: &Open, payload: &Bytes) -> Result<Entered, Ending> {
+pub(super) async fn enter(node: &NodeContext, link: &Link, open: &Open, payload: &Bytes) -> Result<Entered, Ending> {
     let refuse = |code, text: String| Ending::Refused(code, text, 0);
     if open.model != node.settings.model {
         let text = format!("no model `{}` here, there is `{}`", open.model, node.settings.model);

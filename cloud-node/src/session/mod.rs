@@ -24,8 +24,8 @@ use tandem_transport::link::Link;
 
 use self::entry::Entered;
 use self::state::{Pull, at, count_blocks, next_block};
+use crate::context::NodeContext;
 use crate::metric_definitions as m;
-use crate::node::CloudNode;
 use crate::target::{self, JobDone, Lacking, Pending, Submitted, TargetError};
 
 /// See [`PROGRESS_MS`].
@@ -80,7 +80,7 @@ impl From<TransportError> for Ending {
 }
 
 /// Serves one stream from its first frame to its end.
-pub(crate) async fn run(node: Arc<CloudNode>, link: Arc<Link>, channel: Channel) {
+pub(crate) async fn run(node: Arc<NodeContext>, link: Arc<Link>, channel: Channel) {
     let (mut tx, mut rx) = channel.split();
     let ending = match tokio::time::timeout(Duration::from_millis(HANDSHAKE_MS_MAX), rx.next()).await {
         Ok(Ok(Some(frame))) => serve(&node, &link, frame, &mut tx, &mut rx).await,
@@ -99,7 +99,7 @@ pub(crate) async fn run(node: Arc<CloudNode>, link: Arc<Link>, channel: Channel)
 }
 
 async fn serve(
-    node: &Arc<CloudNode>,
+    node: &Arc<NodeContext>,
     link: &Arc<Link>,
     first: Frame,
     tx: &mut FrameSender,
@@ -152,7 +152,7 @@ async fn serve(
 
 /// Waits for `work` and tells the edge all the while that it goes on.
 async fn reporting<T>(
-    node: &CloudNode,
+    node: &NodeContext,
     open: &Open,
     tx: &mut FrameSender,
     work: impl Future<Output = T>,
@@ -170,7 +170,7 @@ async fn reporting<T>(
 }
 
 struct SessionTask {
-    node: Arc<CloudNode>,
+    node: Arc<NodeContext>,
     link: Arc<Link>,
     id: SessionId,
     epoch: Epoch,
@@ -196,7 +196,7 @@ struct SessionTask {
 
 impl SessionTask {
     fn new(
-        node: Arc<CloudNode>,
+        node: Arc<NodeContext>,
         link: Arc<Link>,
         open: &Open,
         session: Box<CloudSession>,

@@ -36,7 +36,7 @@ async fn within<T>(f: impl Future<Output = T>) -> T {
 
 /// A cloud node, and an edge's link to it.
 struct Bed {
-    node: Arc<CloudNode>,
+    node: CloudNode,
     link: Link,
     /// The edge's side of the trunk.
     trunk: Trunk,

@@ -10,8 +10,8 @@ use tandem_proto::message::{KvBlock, KvOffer, KvWant};
 use tandem_transport::bulk::BulkReceiver;
 
 use super::{Answer, Halt};
+use crate::context::NodeContext;
 use crate::metric_definitions as m;
-use crate::node::Inner;
 
 /// The prompt's state on its way here.
 pub(super) struct PromptFetch {
@@ -22,7 +22,7 @@ pub(super) struct PromptFetch {
 }
 
 impl PromptFetch {
-    pub(super) fn new(node: &Inner, session: SessionId) -> Self {
+    pub(super) fn new(node: &NodeContext, session: SessionId) -> Self {
         let blocks = node.bulk.register(session);
         Self { blocks, incoming: None, state: None }
     }

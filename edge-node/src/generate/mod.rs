@@ -6,7 +6,7 @@
 //! [`crate::pacing`]; what happens while the cloud is away, in [`away`].
 
 mod away;
-pub(crate) mod draft;
+mod draft;
 mod exchange;
 mod frames;
 mod uplink;
@@ -27,13 +27,14 @@ use tandem_router::policy::{Features, Steering};
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, watch};
 
-use self::draft::{Drafter, EdgeChoice, Step};
+use self::draft::{Drafter, Step};
 use self::exchange::PromptFetch;
 use self::frames::next_frame;
 use self::uplink::Uplink;
 use crate::account::{Account, Written};
 use crate::admission::Slot;
-use crate::node::Inner;
+use crate::choice::EdgeChoice;
+use crate::context::NodeContext;
 use crate::pacing::{self, CHUNK_MAX, Plan};
 use crate::request::{
     Done, Event, FinishReason, GenerateError, GenerateRequest, Mode, Origin, RouteSummary, TokenEvent,
@@ -72,7 +73,7 @@ impl From<RunnerError> for Halt {
 }
 
 pub(crate) struct Answer {
-    node: Arc<Inner>,
+    node: Arc<NodeContext>,
     request: GenerateRequest,
     session: EdgeSession<DraftNote>,
     drafter: Drafter,
@@ -100,7 +101,7 @@ pub(crate) struct Answer {
 
 /// Runs an answer to its end and tells the node what it took.
 pub(crate) async fn run(
-    node: Arc<Inner>,
+    node: Arc<NodeContext>,
     slot: Slot,
     request: GenerateRequest,
     session: SessionId,
@@ -135,7 +136,7 @@ pub(crate) async fn run(
 }
 
 impl Answer {
-    fn new(node: Arc<Inner>, request: GenerateRequest, id: SessionId, events: mpsc::Sender<Event>) -> Self {
+    fn new(node: Arc<NodeContext>, request: GenerateRequest, id: SessionId, events: mpsc::Sender<Event>) -> Self {
         let sampling = Arc::new(request.sampling.clone());
         let drafter = Drafter::new(
             node.runner.clone(),

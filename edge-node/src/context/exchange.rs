@@ -3,10 +3,10 @@
 use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
 use tandem_transport::link::Link;
 
-use super::Inner;
+use super::NodeContext;
 use tandem_router::exchange::Exchange;
 
-impl Inner {
+impl NodeContext {
     /// True if the peer's trunk has our numbers.
     pub(crate) fn shares_trunk(&self, link: &Link) -> bool {
         self.trunk.as_ref().is_some_and(|t| t.is_shared_with(link.peer_hello()))
