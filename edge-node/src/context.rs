@@ -150,7 +150,7 @@ impl NodeContext {
     }
 
     /// The model that the peer serves under the name we ask for.
-    fn cloud_card<'l>(&self, link: &'l Link) -> Option<&'l ModelCard> {
+    pub(crate) fn cloud_card<'l>(&self, link: &'l Link) -> Option<&'l ModelCard> {
         link.peer_hello().models.iter().find(|card| card.name == self.settings.cloud_model)
     }
 

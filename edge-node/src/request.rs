@@ -1,5 +1,6 @@
 //! What a front end (API, command line, lab) asks of an edge node and what it gets back.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -147,6 +148,10 @@ pub struct RouteSummary {
     /// counts above are of the others.
     #[serde(default)]
     pub discarded: u32,
+    /// What the choices of the cloud that took part may be relied upon for: `bitwise`, `up_to_ties`
+    /// ([`tandem_proto::message::Exactness`]), or `none` if the edge finished without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<Cow<'static, str>>,
     /// True if the cloud was wanted and not to be had for part of the answer.
     pub degraded: bool,
     /// Why, if so.
@@ -166,6 +171,11 @@ impl RouteSummary {
         self.rolled_back += other.rolled_back;
         self.cached_tokens += other.cached_tokens;
         self.discarded += other.discarded;
+        // The weakest promise holds for all.
+        let weight = |exact: &str| ["bitwise", "up_to_ties", "none"].iter().position(|name| *name == exact);
+        if other.exact.as_deref().map(weight) > self.exact.as_deref().map(weight) {
+            self.exact.clone_from(&other.exact);
+        }
         self.degraded |= other.degraded;
         if self.degraded_reason.is_none() {
             self.degraded_reason.clone_from(&other.degraded_reason);

@@ -332,7 +332,7 @@ pub enum RefuseCode {
     BadState = 10,
     /// The grammar cannot be used; the message says what is wrong with it.
     BadGrammar = 11,
-    /// The node's engine hangs; go to another node.
+    /// The node's engine hangs or is gone; go to another node.
     Stalled = 12,
 }
 

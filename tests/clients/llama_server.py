@@ -10,7 +10,7 @@ def main() -> None:
     model, port, slots, context = sys.argv[1], *map(int, sys.argv[2:5])
     params = xllamacpp.CommonParams()
     params.model.path = model
-    params.hostname = "127.0.0.1"
+    params.hostnames = ["127.0.0.1"]
     params.port = port
     params.n_parallel = slots
     params.n_ctx = context * slots

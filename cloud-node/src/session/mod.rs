@@ -65,6 +65,7 @@ impl From<TargetError> for Ending {
         let text = e.to_string();
         match e {
             TargetError::Busy { retry_after_ms, .. } => Self::Refused(RefuseCode::Busy, text, retry_after_ms),
+            TargetError::Gone(_) => Self::Refused(RefuseCode::Stalled, text, 0),
             TargetError::Failed(_) => Self::Refused(RefuseCode::Internal, text, 0),
         }
     }

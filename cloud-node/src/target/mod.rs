@@ -139,7 +139,10 @@ pub enum TargetError {
         /// When to ask again, milliseconds.
         retry_after_ms: u32,
     },
-    /// It failed, or is gone.
+    /// What runs the model is gone or hangs: another node may have what this one lacks.
+    #[error("{0}")]
+    Gone(String),
+    /// It failed.
     #[error("{0}")]
     Failed(String),
 }

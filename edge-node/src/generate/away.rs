@@ -64,6 +64,7 @@ impl Answer {
 
     pub(super) fn degrade(&mut self, why: &str) {
         self.summary.degraded = true;
+        self.summary.exact = Some("none".into());
         self.summary.degraded_reason.get_or_insert_with(|| why.to_owned());
     }
 

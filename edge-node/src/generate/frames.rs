@@ -70,6 +70,8 @@ impl Answer {
             }
             Message::Opened(o) => {
                 self.session.opened();
+                let card = self.uplink.as_ref().and_then(|uplink| self.node.cloud_card(&uplink.link));
+                self.summary.exact = card.map(|card| card.exactness.name().into());
                 if self.sent == 0 && self.drafter.fed() == 0 && !self.drafter.is_running() {
                     self.summary.cached_tokens = o.held_tokens.min(self.request.prompt.len() as u32);
                 }

@@ -10,7 +10,7 @@ pub mod clock;
 
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 
-use self::clock::{CloudSide, Need, Patience};
+use self::clock::{CloudSide, Need, Patience, Setbacks};
 use super::{SessionError, StreamHash, check_epoch};
 use crate::ids::{Epoch, Round, SessionId};
 use crate::limits::{DRAFT_TOKENS_MAX, DRAFTS_IN_FLIGHT_MAX};
@@ -112,6 +112,9 @@ pub struct EdgeSession<I> {
     rtt_us: u64,
     /// The grace for the cloud is over; reset when it opens a session again.
     alone: bool,
+    /// Frames in which the cloud decided something.
+    decisions: u64,
+    setbacks: Setbacks,
     /// The prompt's state is awaited.
     fetching: bool,
     questions: VecDeque<Question>,
@@ -139,6 +142,8 @@ impl<I> EdgeSession<I> {
             patience,
             rtt_us: 0,
             alone: false,
+            decisions: 0,
+            setbacks: Setbacks::default(),
             fetching: false,
             id,
             epoch: Epoch(0),
@@ -425,6 +430,7 @@ impl<I> EdgeSession<I> {
         let Some(q) = self.questions.front() else {
             return Err(SessionError::OutOfOrder(format!("a verdict at {} and no question is open", v.from)));
         };
+        self.decisions += 1;
         let (from, to, accepted) = (q.from, q.to, v.accepted as usize);
         let shape_ok = v.from as usize == from
             && accepted <= to - from
@@ -514,6 +520,7 @@ impl<I> EdgeSession<I> {
         if t.position as usize != self.tokens.len() || self.tokens.len() >= self.end_max {
             return Err(SessionError::OutOfOrder(format!("token at {}, expected {}", t.position, self.tokens.len())));
         }
+        self.decisions += 1;
         span.push(t.id);
         self.tokens.push(t.id);
         self.sent_to = self.tokens.len();

@@ -12,7 +12,7 @@ use std::println;
 use bytes::Bytes;
 
 use super::cloud::{CloudSession, Job, JobTimes, TargetShape};
-use super::edge::clock::{Need, Patience, Timeout};
+use super::edge::clock::{Need, Patience, RETRY_US, Timeout};
 use super::edge::{Decider, EdgeSession, FrameRule, PathChange};
 use super::{Decided, SessionError};
 use crate::frame::Message;
@@ -90,6 +90,8 @@ enum Fault {
     Hung,
     /// It takes what is sent and says nothing.
     Mute,
+    /// It opens sessions and refuses their first work, to be asked again.
+    Fickle,
 }
 
 struct World {
@@ -199,7 +201,8 @@ impl World {
                 Message::Token(t) => drop(self.edge.on_token(t)?),
                 Message::End(e) => drop(self.edge.on_end(e)?),
                 Message::Opened(_) => self.edge.opened(),
-                Message::Refuse(_) => self.suspect(),
+                Message::Refuse(r) if r.code == RefuseCode::Stalled => self.suspect(),
+                Message::Refuse(_) => self.drop_stream(Some(RETRY_US)),
                 other => panic!("{other:?}"),
             }
         }
@@ -307,11 +310,25 @@ impl World {
         let mut out = cloud.answer_ready(JobTimes::default())?;
         if self.fault == Fault::Hung && self.job.is_some() {
         } else if let Some((job, sequence)) = self.job.take() {
-            let picks = (job.picks_from..=job.end())
-                .map(|p| Decided { id: target(&sequence[..p]), logprob: -1.0, alternatives: vec![] })
-                .collect();
+            // Some targets choose for every position, others for none behind the first that ends the path.
+            let stops = self.rng.chance(50);
+            let mut picks = Vec::new();
+            for p in job.picks_from..=job.end() {
+                let id = target(&sequence[..p]);
+                picks.push(Decided { id, logprob: -1.0, alternatives: vec![] });
+                let differs = sequence.get(p).is_some_and(|&next| next != id);
+                if stops && differs && job.judged.iter().any(|judged| judged.contains(&p)) {
+                    break;
+                }
+            }
             out.extend(cloud.complete(picks, JobTimes::default())?);
         } else if let Some(job) = cloud.next_job(1 + self.rng.below(40) as usize) {
+            if self.fault == Fault::Fickle {
+                (self.cloud, self.job) = (None, None);
+                let (code, message) = (RefuseCode::Busy, String::new());
+                self.say(Message::Refuse(Refuse { code, message, retry_after_ms: 1 }));
+                return Ok(());
+            }
             assert_eq!(job.feed_from, cloud.processed(), "KV state is contiguous");
             if let Some(h) = &job.hidden {
                 let rows: Vec<u32> = h.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
@@ -426,7 +443,7 @@ fn run(seed: u64) -> bool {
         if faults_left > 0 && w.fault == Fault::None && w.rng.chance(5) {
             faults_left -= 1;
             w.calm_since = w.clock;
-            w.fault = if w.rng.chance(50) { Fault::Hung } else { Fault::Mute };
+            w.fault = [Fault::Hung, Fault::Mute, Fault::Fickle][w.rng.below(3) as usize];
             w.mended_at = w.clock + w.rng.below(6_000);
         }
         if let Err(e) = w.edge_turn().and_then(|()| w.cloud_turn()) {

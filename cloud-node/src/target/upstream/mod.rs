@@ -348,7 +348,7 @@ fn undecided() -> Failed {
 }
 
 fn nobody() -> TargetError {
-    TargetError::Busy { reason: "no upstream answers at the moment".into(), retry_after_ms: RETRY_MS }
+    TargetError::Gone("no upstream answers at the moment".into())
 }
 
 fn of_fault(fault: &Fault) -> TargetError {
@@ -358,7 +358,7 @@ fn of_fault(fault: &Fault) -> TargetError {
             let ms = retry_after.map_or(RETRY_MS, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
             TargetError::Busy { reason, retry_after_ms: ms }
         }
-        Fault::Gone(_) | Fault::Silent(_) => TargetError::Busy { reason, retry_after_ms: RETRY_MS },
+        Fault::Gone(_) | Fault::Silent(_) => TargetError::Gone(reason),
         _ => TargetError::Failed(reason),
     }
 }

@@ -19,6 +19,18 @@ pub const STARVED_US: u64 = 15_000_000;
 /// Longest wait for the prompt's state without a sign of it; then the edge computes it.
 pub const STATE_US: u64 = 3_000_000;
 
+/// Sessions that open and are lost before the cloud has decided anything; of more in a row, the grace counts
+/// from the loss of the first.
+pub const SETBACKS_MAX: u32 = 3;
+
+/// Sessions lost in a row without anything decided.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Setbacks {
+    count: u32,
+    since: u64,
+    decisions: u64,
+}
+
 /// What an answer needs the cloud for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -178,7 +190,8 @@ impl<I> EdgeSession<I> {
             CloudSide::Open { lost_at, since, moved_at, .. } => {
                 // The wait for a node that had failed already counts, but leaves time to reach another one.
                 let failed_at = since.map_or(now, |_| moved_at.max(now.saturating_sub(self.silence_us())));
-                CloudSide::Waiting { lost_at: lost_at.or(Some(failed_at)), retry_at }
+                let lost_at = self.setback(lost_at.unwrap_or(failed_at));
+                CloudSide::Waiting { lost_at: Some(lost_at), retry_at }
             }
         };
         self.fetching = false;
@@ -186,6 +199,16 @@ impl<I> EdgeSession<I> {
         self.sent_to = 0;
         self.asked_to = self.committed;
         !self.hopes(now) && self.go_alone()
+    }
+
+    /// A session is lost. Returns since when the cloud counts as away: a node that opens sessions and gives each of
+    /// them up again is as good as none.
+    fn setback(&mut self, lost_at: u64) -> u64 {
+        let Setbacks { count, since, decisions } = self.setbacks;
+        let in_a_row = count > 0 && decisions == self.decisions;
+        let (count, since) = if in_a_row { (count.saturating_add(1), since) } else { (1, lost_at) };
+        self.setbacks = Setbacks { count, since, decisions: self.decisions };
+        if count > SETBACKS_MAX { since } else { lost_at }
     }
 
     /// The cloud does not take this answer: the edge's drafts stand.

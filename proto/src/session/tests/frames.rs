@@ -111,6 +111,30 @@ fn nothing_follows_the_end_of_the_sequence() {
     assert!(matches!(c.handle(&draft(3, 1, 13, 13, &[1]), &none), Err(SessionError::Limit { .. })));
 }
 
+/// A target that stops at the first difference is believed where a draft is judged, and nowhere else.
+#[test]
+fn choices_behind_a_difference_are_not_needed() {
+    let none = Bytes::new();
+    let pick = |id| Decided { id, logprob: 0.0, alternatives: vec![] };
+    let opened_with = |judge_from| {
+        let mut c = opened();
+        c.handle(&draft(3, 1, 3, judge_from, &[1, 2, 3, 4]), &none).unwrap();
+        let job = c.next_job(100).unwrap();
+        assert_eq!((job.picks_from, job.end()), (3, 7));
+        assert_eq!(job.judged, [judge_from as usize..7]);
+        c
+    };
+    let mut c = opened_with(4);
+    let out = c.complete(vec![pick(1), pick(2), pick(9)], JobTimes::default()).unwrap();
+    assert!(matches!(&out[..], [Message::Verdict(v)] if v.accepted == 1 && v.next == Some(9) && v.rejected), "{out:?}");
+    assert_eq!(c.tokens(), [5, 6, 7, 1, 2, 9]);
+    // A difference in the tail, which is not judged, ends nothing; nor does a choice that agrees.
+    for (judge_from, picks) in [(5, vec![pick(9)]), (4, vec![pick(1), pick(2)]), (4, vec![])] {
+        let said = opened_with(judge_from).complete(picks, JobTimes::default());
+        assert!(matches!(said, Err(SessionError::Malformed(_))), "{said:?}");
+    }
+}
+
 /// They may be on their way before the edge knows that they are not wanted.
 #[test]
 fn hidden_states_that_do_not_stand_in_are_dropped() {
