@@ -7,17 +7,16 @@ use serde_json::{Value, json};
 use tandem_tests::llama_server::{LlamaServer, Needs, needs};
 use tandem_tests::process::{Up, ask, run, until};
 
-const PROMPTS: [&str; 6] = [
+const PROMPTS: [&str; 4] = [
     "Name three colours.",
     "Explain why the sky is blue.",
-    "Write the alphabet backwards.",
-    "¿Cuál es la capital de Francia?",
+    // Tokens that end inside a character.
     "你好,请介绍一下你自己。",
-    "What is 17 + 25? Think step by step. 🙂",
+    "What is 17 + 25? 🙂",
 ];
 
 /// Tokens of an answer.
-const TOKENS: usize = 24;
+const TOKENS: usize = 16;
 
 /// Starts the pair: the edge's model here, the cloud's at these addresses.
 async fn up(needs: &Needs, servers: &[&LlamaServer]) -> Result<Up> {

@@ -46,6 +46,8 @@ pub struct Abilities {
     pub lanes: usize,
     /// The most probabilities that it returns of a distribution.
     pub top_max: usize,
+    /// A token whose text is whole characters.
+    pub plain_token: u32,
     /// Largest difference between the logprobs of equal calls, nats: 0 if the engine repeats itself bit for bit.
     pub spread: f32,
 }
@@ -135,13 +137,15 @@ impl Engine {
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
         let top = ask.top.min(self.abilities.top_max);
         let body = match self.abilities.kind {
-            Kind::LlamaServer => llama_server::body(&Ask { top, ..ask.clone() }, self.abilities.lanes),
+            Kind::LlamaServer => {
+                llama_server::body(&Ask { top, ..ask.clone() }, self.abilities.lanes, self.abilities.plain_token)
+            }
         };
         let call = Call::begin(&self.pace);
         let limit = call.pace().first_max(ask.from);
         let events = self.address.stream(llama_server::PATH, &body, limit).await?;
         let counters = self.counters.clone();
-        Ok(Rows { events, top, counters, call, limit, ready: VecDeque::new(), ended: false })
+        Ok(Rows { events, top, counters, call, limit, ready: VecDeque::new(), read: 0, ended: false })
     }
 }
 
@@ -193,11 +197,12 @@ pub struct Rows {
     /// How long the next event may take.
     limit: Duration,
     ready: VecDeque<Row>,
+    read: usize,
     ended: bool,
 }
 
 impl Rows {
-    /// The next one; none after the last.
+    /// The next one; none after the last, and where the engine left one out: asked for alone, it may come.
     ///
     /// # Errors
     /// The engine died or hung, or its answer is not understood.
@@ -221,6 +226,11 @@ impl Rows {
                 continue;
             }
             let read = llama_server::read(&event, self.top)?;
+            self.read += read.rows.len();
+            if read.end.is_none() && read.written > self.read {
+                self.ended = true;
+                return Ok(None);
+            }
             self.ready.extend(read.rows);
             if let Some((computed, cached)) = read.end {
                 self.counters.prompt_computed.fetch_add(computed as u64, Ordering::Relaxed);

@@ -14,8 +14,14 @@ pub(crate) const PATH: &str = "/completion";
 
 /// The body that asks for `ask`'s first distribution, and for as many after it as the engine's own continuation
 /// yields. `slots` is how many sequences the server keeps.
-pub(crate) fn body(ask: &Ask<'_>, slots: usize) -> Value {
+///
+/// The server keeps the probabilities of a token to itself whose text ends inside a character. Where one distribution
+/// is asked for, it is made to write `plain_token`, whose text is whole: a bias moves what it writes and not the
+/// probabilities, which are those before sampling.
+pub(crate) fn body(ask: &Ask<'_>, slots: usize, plain_token: u32) -> Value {
+    let bias = if rows_wanted(ask) == 1 { json!([[plain_token, 1000.0]]) } else { json!([]) };
     json!({
+        "logit_bias": bias,
         "prompt": ask.tokens[..ask.from],
         "n_predict": rows_wanted(ask),
         "n_probs": ask.top,
@@ -55,6 +61,9 @@ struct Event {
     stop: bool,
     #[serde(default)]
     completion_probabilities: Vec<Position>,
+    /// Tokens written so far.
+    #[serde(default)]
+    tokens_predicted: usize,
     error: Option<Value>,
     timings: Option<Timings>,
 }
@@ -87,6 +96,8 @@ struct Timings {
 pub(crate) struct Read {
     /// Distributions, in order.
     pub(crate) rows: Vec<Row>,
+    /// Tokens written up to here. If more than there were distributions, some were left out before these.
+    pub(crate) written: usize,
     /// At the end: tokens of the prompt that were computed, and those that were found in the cache.
     pub(crate) end: Option<(usize, usize)>,
 }
@@ -111,7 +122,7 @@ pub(crate) fn read(event: &str, top: usize) -> Result<Read, Fault> {
         rows.push(Row { top: likeliest, named, next: Some(position.id) });
     }
     let timings = event.timings.unwrap_or(Timings { cache_n: 0, prompt_n: 0 });
-    Ok(Read { rows, end: event.stop.then_some((timings.prompt_n, timings.cache_n)) })
+    Ok(Read { rows, written: event.tokens_predicted, end: event.stop.then_some((timings.prompt_n, timings.cache_n)) })
 }
 
 #[cfg(test)]
@@ -124,23 +135,26 @@ mod tests {
 
     #[test]
     fn a_call_continues_the_sequence_from_the_first_position_wanted() {
-        let body = body(&ask(&[1, 2, 3, 4], 2, 3), 4);
-        assert_eq!((body["prompt"].clone(), body["n_predict"].clone()), (json!([1, 2]), json!(6)));
-        assert_eq!((body["n_probs"].clone(), body["id_slot"].clone()), (json!(2), json!(1)));
+        let several = body(&ask(&[1, 2, 3, 4], 2, 3), 4, 9);
+        assert_eq!((several["prompt"].clone(), several["n_predict"].clone()), (json!([1, 2]), json!(6)));
+        assert_eq!((several["n_probs"].clone(), several["id_slot"].clone()), (json!(2), json!(1)));
+        assert_eq!(several["logit_bias"], json!([]));
+        let one = body(&ask(&[1, 2, 3, 4], 4, 0), 4, 9);
+        assert_eq!((one["n_predict"].clone(), one["logit_bias"].clone()), (json!(1), json!([[9, 1000.0]])));
     }
 
     /// Events of b11549, shortened.
     #[test]
     fn events_become_distributions() {
-        let event = r#"{"index":0,"content":"_","tokens":[79],"stop":false,"id_slot":-1,"completion_probabilities":[{"id":79,"token":"_","bytes":[95],"logprob":-3.8743553,"top_logprobs":[{"id":79,"token":"_","bytes":[95],"logprob":-3.8743553},{"id":314,"token":" is","bytes":[32],"logprob":null}]}]}"#;
+        let event = r#"{"index":0,"content":"_","tokens":[79],"stop":false,"id_slot":-1,"tokens_predicted":3,"completion_probabilities":[{"id":79,"token":"_","bytes":[95],"logprob":-3.8743553,"top_logprobs":[{"id":79,"token":"_","bytes":[95],"logprob":-3.8743553},{"id":314,"token":" is","bytes":[32],"logprob":null}]}]}"#;
         let row = Row {
             top: vec![(79, -3.874_355_3), (314, f32::NEG_INFINITY)],
             named: vec![(79, -3.874_355_3)],
             next: Some(79),
         };
-        assert_eq!(read(event, 2), Ok(Read { rows: vec![row], end: None }));
+        assert_eq!(read(event, 2), Ok(Read { rows: vec![row], written: 3, end: None }));
         let last = r#"{"index":0,"content":"","tokens":[],"stop":true,"stop_type":"limit","timings":{"cache_n":2,"prompt_n":1}}"#;
-        assert_eq!(read(last, 2), Ok(Read { rows: vec![], end: Some((1, 2)) }));
+        assert_eq!(read(last, 2), Ok(Read { rows: vec![], written: 0, end: Some((1, 2)) }));
     }
 
     #[test]

@@ -17,12 +17,14 @@ const PROBED_ROWS: usize = 6;
 const SPREAD_MAX: f32 = 0.25;
 
 /// Finds out what the engine at `address` can do, with about ten small calls. `sample` are token ids of a text in
-/// the model's vocabulary, at least two.
+/// the model's vocabulary, each of whole characters.
 ///
 /// # Errors
 /// [`Fault::Unexpected`] says what it lacks; any other if it cannot be asked now.
 pub async fn probe(address: Address, sample: &[u32]) -> Result<Engine, Fault> {
     let mut abilities = identify(&address).await?;
+    let Some(&plain_token) = sample.first() else { return Err(Fault::Unexpected("no text to try it with".into())) };
+    abilities.plain_token = plain_token;
     let engine = Engine::new(address.clone(), abilities.clone());
     let ask = |tokens: &[u32], ahead| {
         let (engine, tokens) = (engine.clone(), tokens.to_vec());
@@ -93,6 +95,7 @@ fn of_llama_server(props: &Value, models: &Value) -> Result<Abilities, Fault> {
         vocabulary: count(&model["meta"]["n_vocab"]).ok_or_else(|| lacking("vocabulary (n_vocab)"))?,
         lanes: count(&props["total_slots"]).unwrap_or(1),
         top_max: count(&model["meta"]["n_vocab"]).unwrap_or(1),
+        plain_token: 0,
         spread: 0.0,
     })
 }

@@ -29,7 +29,8 @@ pub(super) struct Asked {
     pub(super) top: usize,
     /// Tokens by name.
     pub(super) named: Vec<u32>,
-    repeat: bool,
+    /// This position and none after it.
+    alone: bool,
 }
 
 /// True where the likeliest token is the choice.
@@ -53,19 +54,25 @@ impl Asked {
             (false, false) => MASKED_TOP,
         };
         let top = wanted.max(job.top_logprobs).min(abilities.top_max);
-        Self { top, named: Vec::new(), repeat: false }
+        Self { top, named: Vec::new(), alone: false }
     }
 
     /// What to ask for where that did not decide; none if the engine returns no more. With a whole
     /// distribution every position is decided.
     pub(super) fn more(self, _ids: Vec<u32>, abilities: &Abilities) -> Option<Self> {
         let top = self.top.saturating_mul(MORE).min(abilities.top_max);
-        (top > self.top).then_some(Self { top, named: Vec::new(), repeat: true })
+        (top > self.top).then_some(Self { top, named: Vec::new(), alone: true })
     }
 
-    /// Whether the position was asked for before.
-    pub(super) fn is_repeat(&self) -> bool {
-        self.repeat
+    /// Asks for one position, which an engine that left it out on its way may return; none if it was asked for
+    /// alone already.
+    pub(super) fn alone(self) -> Option<Self> {
+        (!self.alone).then_some(Self { alone: true, ..self })
+    }
+
+    /// Whether one position is asked for.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone
     }
 
     /// How far the engine may run ahead.

@@ -275,19 +275,26 @@ impl Shared {
                 }
                 Err(Failed::Fault(fault)) => {
                     session.path = None;
+                    let url = member.engine().address().shown();
+                    tracing::warn!(upstream = url, tokens = position, "{fault}");
                     if !fault.passes() {
                         return Err(of_fault(&fault));
                     }
-                    let url = member.engine().address().shown();
-                    tracing::warn!(upstream = url, tokens = position, "{fault}");
                     member.failed(&fault);
                     session.seat = None;
-                    failed = Some(fault);
+                    failed = Some(of_fault(&fault));
+                }
+                Err(Failed::OtherModel(fault)) => {
+                    let url = member.engine().address().shown();
+                    tracing::error!(upstream = url, "{fault}");
+                    member.failed(&fault);
+                    session.seat = None;
+                    failed = Some(TargetError::Gone(fault.to_string()));
                 }
                 Err(Failed::Choice(e)) => return Err(e),
             }
         }
-        Err(failed.as_ref().map_or_else(nobody, of_fault))
+        Err(failed.unwrap_or_else(none_left))
     }
 
     async fn decide_at(
@@ -297,21 +304,28 @@ impl Shared {
         job: &Job,
         position: usize,
     ) -> Result<Decided, Failed> {
-        member.make_sure().await?;
+        if let Err(fault) = member.make_sure().await {
+            return Err(if fault.passes() { Failed::Fault(fault) } else { Failed::OtherModel(fault) });
+        }
         let seat = session.seat.as_ref().map_or(0, |seat| seat.lane);
         let mut asked = Asked::first(job, member.engine().abilities());
         loop {
+            let leads = session.path.as_ref().is_some_and(|path| path.leads_to(&job.tokens[..position]));
+            if !leads {
+                self.calls.fetch_add(1, Ordering::Relaxed);
+                let alone = asked.is_alone();
+                let ahead = if alone { 0 } else { asked.ahead(job, member.engine().abilities()) };
+                let end = if alone { position } else { job.tokens.len() };
+                session.path = Some(Path::begin(member.engine(), job, position..=end, ahead, &asked, seat).await?);
+            }
             let row = match session.path.as_mut() {
-                Some(path) if path.leads_to(&job.tokens[..position]) => path.next().await?,
-                _ => {
-                    self.calls.fetch_add(1, Ordering::Relaxed);
-                    let ahead = if asked.is_repeat() { 0 } else { asked.ahead(job, member.engine().abilities()) };
-                    let end = if asked.is_repeat() { position } else { job.tokens.len() };
-                    let mut path = Path::begin(member.engine(), job, position..=end, ahead, &asked, seat).await?;
-                    let row = path.next().await?;
-                    session.path = Some(path);
-                    row
-                }
+                Some(path) => path.next().await?,
+                None => None,
+            };
+            let Some(row) = row else {
+                session.path = None;
+                asked = asked.alone().ok_or_else(|| Fault::Unexpected(format!("no distribution at {position}")))?;
+                continue;
             };
             let (vocabulary, head_rows) = (self.capabilities.vocabulary, member.engine().abilities().vocabulary);
             match choose(job, position, &row, vocabulary, head_rows).map_err(Failed::Choice)? {
@@ -331,6 +345,8 @@ impl Shared {
 enum Failed {
     /// The engine's.
     Fault(Fault),
+    /// It came back with another model.
+    OtherModel(Fault),
     /// Not the engine's: no other would do.
     Choice(TargetError),
 }
@@ -347,7 +363,7 @@ fn undecided() -> Failed {
     Failed::Choice(TargetError::Failed(text.into()))
 }
 
-fn nobody() -> TargetError {
+fn none_left() -> TargetError {
     TargetError::Gone("no upstream answers at the moment".into())
 }
 

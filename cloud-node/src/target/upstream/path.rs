@@ -41,15 +41,17 @@ impl Path {
         self.goes_on && self.left > 0 && self.tokens == tokens
     }
 
-    /// The next distribution.
-    pub(super) async fn next(&mut self) -> Result<Row, Fault> {
-        let row = self.rows.next().await?;
-        let row = row.ok_or_else(|| Fault::Unexpected(format!("{} distributions are missing", self.left)))?;
+    /// The next distribution; none if the engine leaves it out.
+    pub(super) async fn next(&mut self) -> Result<Option<Row>, Fault> {
+        let Some(row) = self.rows.next().await? else {
+            self.goes_on = false;
+            return Ok(None);
+        };
         self.left -= 1;
         match row.next {
             Some(token) => self.tokens.push(token),
             None => self.goes_on = false,
         }
-        Ok(row)
+        Ok(Some(row))
     }
 }
