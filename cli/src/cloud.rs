@@ -6,6 +6,7 @@ use tandem_cloud_node::node::{CloudNode, NodeLoad};
 use tandem_cloud_node::target::Target;
 use tandem_cloud_node::target::own::OwnEngine;
 use tandem_engine::tokenizer::Tokenizer;
+use tandem_engine::trunk::announced;
 use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::client::{Registration, RouterClient};
 use tandem_router::node::{LoadReport, ModelCard as RoutedModel, NodeCard};
@@ -78,8 +79,9 @@ pub(crate) async fn run(global: &Global, args: &CloudArgs) -> Result<(), Failure
     let Served { target, tokenizer, card } = served;
     settings.cloud.model.clone_from(&card.name);
     let boot_epoch = pair::now_ms();
-    let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![card.clone()]);
-    let node = CloudNode::with_target(target, tokenizer, card.clone(), settings.cloud.clone());
+    let announced = announced(card.clone(), settings.cloud.trunk_layers);
+    let hello = Hello::new(&settings.cloud.name, boot_epoch, vec![announced]);
+    let node = CloudNode::with_target(target, tokenizer, settings.cloud.clone());
     let _ = started.set(node.clone());
     let quic = quic(&settings);
     let server =

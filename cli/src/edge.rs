@@ -9,6 +9,7 @@ use tandem_edge_node::http;
 use tandem_edge_node::node::{EdgeNode, EdgeParts};
 use tandem_edge_node::request::Mode;
 use tandem_edge_node::serve::NodeBackend;
+use tandem_engine::trunk::announced;
 use tandem_proto::message::Hello;
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::link::Link;
@@ -160,7 +161,8 @@ pub(crate) async fn start(
     settings.edge.model.clone_from(&loaded.card.name);
     // Routers and cloud nodes know the node by its certificate.
     settings.edge.name.clone_from(&identity.id().name);
-    let hello = Hello::new(&settings.edge.name, pair::now_ms(), vec![loaded.card]);
+    let hello =
+        Hello::new(&settings.edge.name, pair::now_ms(), vec![announced(loaded.card, settings.edge.trunk_layers)]);
     let bulk = BulkInbox::default();
     let tenant_key = identity.tenant_key();
     let uplinks = uplink::start(

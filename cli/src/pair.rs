@@ -46,11 +46,7 @@ pub(crate) fn prefer(layers: &mut Layers) {
     let is = |layers: &Layers, key: &str, model: &EmbeddedModel| layers.text(key) == Some(model.name);
     let edge = is(layers, "edge.model", &tandem_models::EDGE);
     if !edge {
-        layers.prefer("edge.trunk_layers", 0.into());
         layers.prefer("engine.edge_threads", 0.into());
-    }
-    if !is(layers, "cloud.model", &tandem_models::CLOUD) {
-        layers.prefer("cloud.trunk_layers", 0.into());
     }
     if !(edge && is(layers, "edge.cloud_model", &tandem_models::CLOUD)) {
         let baseline = [("policy".to_owned(), "entropy".into()), ("nats".to_owned(), f64::from(BASELINE_NATS).into())];

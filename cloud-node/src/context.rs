@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::limits::KV_BLOCK_TOKENS;
-use tandem_proto::message::ModelCard;
 use tandem_transport::bulk::BulkInbox;
 
 use crate::admission::{Load, Refusal, admit};
@@ -46,7 +45,6 @@ pub struct NodeLoad {
 /// See the module's text.
 pub(crate) struct NodeContext {
     pub(crate) settings: CloudSettings,
-    pub(crate) card: ModelCard,
     pub(crate) target: Arc<dyn Target>,
     pub(crate) grammars: Arc<Grammars>,
     pub(crate) registry: Arc<Registry>,
@@ -55,13 +53,12 @@ pub(crate) struct NodeContext {
 }
 
 impl NodeContext {
-    pub(crate) fn new(target: Arc<dyn Target>, tokenizer: Tokenizer, card: ModelCard, settings: CloudSettings) -> Self {
+    pub(crate) fn new(target: Arc<dyn Target>, tokenizer: Tokenizer, settings: CloudSettings) -> Self {
         let forgetful = target.clone();
         Self {
             grammars: Arc::new(Grammars::new(tokenizer, settings.bounds.grammar_bytes_max)),
             registry: Registry::new(settings.bounds, Box::new(move |id| forgetful.forget(id))),
             settings,
-            card,
             target,
             bulk: BulkInbox::default(),
             draining: AtomicBool::new(false),

@@ -6,7 +6,6 @@ use std::time::Duration;
 use metrics::{counter, gauge};
 use tandem_engine::Model;
 use tandem_engine::tokenizer::Tokenizer;
-use tandem_proto::message::ModelCard;
 use tandem_transport::close::CloseCode;
 use tandem_transport::link::Link;
 use tandem_transport::server::Server;
@@ -32,25 +31,15 @@ impl CloudNode {
     ///
     /// # Errors
     /// The settings do not fit the model, or the KV pool does not fit in memory.
-    pub fn start(
-        model: Arc<Model>,
-        tokenizer: Tokenizer,
-        card: ModelCard,
-        settings: CloudSettings,
-    ) -> Result<Self, CloudError> {
+    pub fn start(model: Arc<Model>, tokenizer: Tokenizer, settings: CloudSettings) -> Result<Self, CloudError> {
         let engine = OwnEngine::start(model, &settings)?;
-        Ok(Self::with_target(Arc::new(engine), tokenizer, card, settings))
+        Ok(Self::with_target(Arc::new(engine), tokenizer, settings))
     }
 
-    /// A node whose sessions are decided by `target`, a model with this tokenizer and card.
+    /// A node whose sessions are decided by `target`, a model with this tokenizer.
     #[must_use]
-    pub fn with_target(
-        target: Arc<dyn Target>,
-        tokenizer: Tokenizer,
-        card: ModelCard,
-        settings: CloudSettings,
-    ) -> Self {
-        Self(Arc::new(NodeContext::new(target, tokenizer, card, settings)))
+    pub fn with_target(target: Arc<dyn Target>, tokenizer: Tokenizer, settings: CloudSettings) -> Self {
+        Self(Arc::new(NodeContext::new(target, tokenizer, settings)))
     }
 
     /// What the node reports.

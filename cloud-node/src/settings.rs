@@ -13,8 +13,9 @@ pub struct CloudSettings {
     pub name: String,
     /// Name of the model as sessions ask for it.
     pub model: String,
-    /// Leading layers whose hidden states and KV may come from an edge; 0 for none.
-    pub trunk_layers: usize,
+    /// Most leading layers whose hidden states and KV may come from an edge; unset for as many as are equal in both
+    /// models, 0 for none.
+    pub trunk_layers: Option<usize>,
     /// URLs of engines that run the model instead of this process, such as `["http://gpu-1:8000"]`; of several,
     /// all serve the same model. `cloud.model` is then the name that sessions ask for.
     pub upstream: Vec<String>,
@@ -39,7 +40,7 @@ impl Default for CloudSettings {
         Self {
             name: "cloud-1".into(),
             model: "demo-cloud".into(),
-            trunk_layers: 0,
+            trunk_layers: None,
             upstream: Vec::new(),
             upstream_tokenizer: String::new(),
             upstream_key: None,

@@ -13,7 +13,7 @@ use tandem_engine::chat::ChatTemplate;
 use tandem_engine::constraint::Constraints;
 use tandem_engine::runner::{Runner, RunnerOptions, prefix_key};
 use tandem_engine::tokenizer::{Difference, Tokenizer};
-use tandem_engine::trunk::Trunk;
+use tandem_engine::trunk::SharedLayers;
 use tandem_engine::{BlockStore, Model, memory};
 use tandem_proto::block::BlockChain;
 use tandem_proto::ids::Digest;
@@ -66,7 +66,8 @@ pub(crate) struct NodeContext {
     tenant_key: [u8; 32],
     /// Under which sequences share rows.
     pub(crate) prefix_key: BlockChain,
-    pub(crate) trunk: Option<Trunk>,
+    /// What of the model may be a trunk with a cloud's.
+    shared_layers: SharedLayers,
     pub(crate) sampling: SamplingParams,
     pub(crate) short_json: Option<bool>,
     pub(crate) context_tokens: usize,
@@ -88,7 +89,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl NodeContext {
     /// Checks the parts against each other and starts the engine's thread.
     pub(crate) fn start(settings: EdgeSettings, parts: EdgeParts) -> Result<Self, EdgeError> {
-        let trunk = Trunk::of_setting(&parts.model, settings.trunk_layers)?;
+        let shared_layers = SharedLayers::of(&parts.model, settings.trunk_layers);
         let policy = Paired::new(parts.policy, &parts.model.digest(), parts.model.spec().hidden_size)?;
         let goal = Goal {
             threshold: settings.threshold,
@@ -104,7 +105,6 @@ impl NodeContext {
         };
         let context_tokens = memory::context_tokens(spec, kv_blocks);
         let options = RunnerOptions {
-            split: settings.trunk_layers,
             kv_blocks,
             prefix_blocks_max: memory::blocks_of_mib(spec, settings.prefix_cache_mib_max),
             queue_max: settings.requests_max.max(1) * 4,
@@ -136,7 +136,7 @@ impl NodeContext {
             unfit_for: Mutex::default(),
             tenant_key: parts.tenant_key,
             prefix_key,
-            trunk,
+            shared_layers,
             sampling: parts.sampling,
             short_json: parts.short_json,
             context_tokens,

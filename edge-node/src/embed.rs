@@ -38,6 +38,7 @@ pub(crate) async fn embed(
         key,
         sequence: tokens,
         feed_from: 0,
+        trunk_layers: 0,
         hidden: None,
         outputs_from: length,
         prompt_len: length,

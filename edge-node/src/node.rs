@@ -129,6 +129,7 @@ impl EdgeNode {
             prompt_len: tokens,
             sequence: prompt,
             feed_from: 0,
+            trunk_layers: 0,
             hidden: None,
             outputs_from: 1,
             sampling: Arc::new(SamplingParams::default()),
@@ -253,6 +254,7 @@ impl EdgeNode {
         let (policy, unfit) = context.policy.towards(link.as_deref().and_then(|l| context.cloud_digest(l)));
         let dialled = if unfit.is_some() { dials.stand_in } else { dials.threshold };
         let cloud = context.cloud_state();
+        let trunk = link.as_deref().map(|link| context.trunk(link));
         NodeStatus {
             node: context.settings.name.clone(),
             edge_model: context.settings.model.clone(),
@@ -269,9 +271,8 @@ impl EdgeNode {
             default_mode: dials.default_mode,
             policy: policy.name().to_owned(),
             policy_note: unfit.map(|why| why.to_string()),
-            trunk_layers: link
-                .as_ref()
-                .map_or(0, |l| if context.shares_trunk(l) { context.settings.trunk_layers } else { 0 }),
+            trunk_layers: trunk.as_ref().and_then(|trunk| trunk.as_ref().ok()).map_or(0, |trunk| trunk.layers),
+            trunk_note: trunk.and_then(Result::err).map(|why| why.to_string()),
             active_requests: context.admission.taken(),
             totals: totals.route.clone(),
             answers: totals.answers,

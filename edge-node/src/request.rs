@@ -378,8 +378,10 @@ pub struct NodeStatus {
     /// Why that is not the configured policy: its parameters were fitted for another cloud model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_note: Option<String>,
-    /// Layers shared by the edge and the cloud model; 0 without a shared trunk.
+    /// Leading layers that the edge and the cloud model have in common; 0 for none.
     pub trunk_layers: usize,
+    /// Why there are none; none without a link as well.
+    pub trunk_note: Option<String>,
     /// Requests under way.
     pub active_requests: usize,
     /// Totals since the node started.

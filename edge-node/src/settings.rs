@@ -19,8 +19,8 @@ pub struct EdgeSettings {
     pub cloud_model: String,
     /// Mode of requests that do not name one.
     pub default_mode: Mode,
-    /// Leading layers shared with the cloud model; 0 for none.
-    pub trunk_layers: usize,
+    /// Most leading layers that are shared with the cloud model; unset for as many as are equal in both, 0 for none.
+    pub trunk_layers: Option<usize>,
     /// Most requests under way.
     pub requests_max: usize,
     /// How long a request waits for its turn when as many are under way, before it is refused (429),
@@ -71,7 +71,7 @@ impl Default for EdgeSettings {
             model: "demo-edge".into(),
             cloud_model: "demo-cloud".into(),
             default_mode: Mode::Auto,
-            trunk_layers: 0,
+            trunk_layers: None,
             requests_max: 32,
             queue_ms_max: 10_000,
             kv_blocks: 0,

@@ -24,7 +24,7 @@ use tower::ServiceExt as _;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn settings() -> EdgeSettings {
-    EdgeSettings { trunk_layers: 0, threshold: Some(2.5), ..EdgeSettings::default() }
+    EdgeSettings { trunk_layers: Some(0), threshold: Some(2.5), ..EdgeSettings::default() }
 }
 
 /// A node without a cloud, and what its process records.

@@ -13,7 +13,7 @@ use tandem_edge_node::request::{Event, GenerateError, GenerateRequest, Mode, Ori
 use tandem_edge_node::settings::EdgeSettings;
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_engine::constraint::json_object;
-use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
+use tandem_models::{CLOUD, EDGE};
 use tandem_proto::frame::Message;
 use tandem_proto::ids::Epoch;
 use tandem_proto::message::{Close, Draft, Hello, Opened, Progress, Refuse, RefuseCode, SamplingParams, Verdict};
@@ -75,12 +75,7 @@ where
     let bulk = BulkInbox::default();
     let uplinks = Uplinks::new(redial, epoch, bulk.clone());
     let mut links = uplinks.links();
-    let settings = EdgeSettings {
-        trunk_layers: TRUNK_LAYERS,
-        exact: ExactStrategy::Draft,
-        reconnect_ms_max,
-        ..EdgeSettings::default()
-    };
+    let settings = EdgeSettings { exact: ExactStrategy::Draft, reconnect_ms_max, ..EdgeSettings::default() };
     let parts = EdgeParts {
         model: small.model,
         tokenizer: small.tokenizer,

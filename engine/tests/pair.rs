@@ -203,7 +203,7 @@ fn trunk_state_of_the_edge_is_the_clouds_own() {
     for block in 0..edge_seqs[0].blocks() {
         let data = drafting.pools[0].export_block(&edge_seqs[0], block).expect("export");
         let tokens = data.len() / (TRUNK * other.pools[0].width());
-        other.pools[0].import_block(&mut seqs[0], block, tokens, &data).expect("import");
+        other.pools[0].append_imported(&mut seqs[0], tokens, &data).expect("import");
     }
     for block in 0..seqs[0].blocks() {
         let (a, b) = (other.pools[0].export_block(&seqs[0], block), own.pools[0].export_block(&own_seqs[0], block));

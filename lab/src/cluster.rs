@@ -12,7 +12,8 @@ use tandem_edge_node::node::{EdgeError, EdgeNode, EdgeParts};
 use tandem_edge_node::settings::EdgeSettings;
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_engine::EngineError;
-use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
+use tandem_engine::trunk::announced;
+use tandem_models::{CLOUD, EDGE};
 use tandem_proto::ids::Epoch;
 use tandem_proto::message::Hello;
 use tandem_router::policy::{Policy, PolicyError, PolicyFile, PolicySpec};
@@ -75,8 +76,8 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
-            edge: EdgeSettings { trunk_layers: TRUNK_LAYERS, ..EdgeSettings::default() },
-            cloud: CloudSettings { trunk_layers: TRUNK_LAYERS, ..CloudSettings::default() },
+            edge: EdgeSettings::default(),
+            cloud: CloudSettings::default(),
             policy: PolicySpec::Top1 { probability: 0.9 },
             policy_file: None,
             link: None,
@@ -122,8 +123,8 @@ impl Cluster {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
 
         let big = CLOUD.load(options.threads)?;
-        let cloud = CloudNode::start(big.model, big.tokenizer, big.card.clone(), options.cloud.clone())?;
-        let greeting = Hello::new(&options.cloud.name, 1, vec![big.card]);
+        let cloud = CloudNode::start(big.model, big.tokenizer, options.cloud.clone())?;
+        let greeting = Hello::new(&options.cloud.name, 1, vec![announced(big.card, options.cloud.trunk_layers)]);
         let server = Server::bind_for(any, &cloud_identity, QuicSettings::dev(), greeting, &[Role::Edge])?;
         let mut address = server.local_addr()?;
         tokio::spawn(cloud.clone().serve(server, shutdown.clone()));
@@ -133,7 +134,7 @@ impl Cluster {
         }
 
         let small = EDGE.load(options.threads)?;
-        let greeting = Hello::new(&options.edge.name, 1, vec![small.card]);
+        let greeting = Hello::new(&options.edge.name, 1, vec![announced(small.card, options.edge.trunk_layers)]);
         let connector = Arc::new(Connector::new_for(&edge_identity, QuicSettings::dev(), greeting, &[Role::Cloud])?);
         let server_name = cloud_identity.id().dns_name();
         let redial = Redial::start(connector, Backoff::default(), move |_| {

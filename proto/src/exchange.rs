@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::block::BlockChain;
 use crate::ids::{Digest, Epoch, SessionId};
-use crate::limits::{KV_BLOCK_TOKENS, KV_OFFER_BLOCKS_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{KV_BLOCK_TOKENS, KV_EXCHANGE_BYTES_MAX, KV_OFFER_BLOCKS_MAX, PAYLOAD_BYTES_MAX};
 use crate::message::{KvAck, KvBlock, KvOffer, KvShape, KvWant};
 
 /// Why a frame of an exchange is refused.
@@ -52,20 +52,29 @@ pub struct StateRun {
 impl StateRun {
     /// The run over `tokens`; fails if it needs more blocks, or larger ones, than the wire allows.
     pub fn new(chain: BlockChain, shape: KvShape, tokens: &[u32]) -> Result<Self, ExchangeError> {
-        let blocks = tokens.len().div_ceil(KV_BLOCK_TOKENS);
+        Self::check(&shape, tokens.len())?;
+        Ok(Self { ids: chain.ids(tokens), tokens: tokens.len(), shape })
+    }
+
+    /// Whether the wire carries a run over `tokens` tokens: not of every model and every prompt.
+    pub fn check(shape: &KvShape, tokens: usize) -> Result<(), ExchangeError> {
+        let blocks = tokens.div_ceil(KV_BLOCK_TOKENS);
         if blocks > KV_OFFER_BLOCKS_MAX {
             return Err(ExchangeError::Limit(format!(
                 "{blocks} blocks in one offer, at most {KV_OFFER_BLOCKS_MAX} allowed"
             )));
         }
-        let run = Self { ids: chain.ids(tokens), tokens: tokens.len(), shape };
-        if run.payload_bytes(0) > PAYLOAD_BYTES_MAX {
-            return Err(ExchangeError::Limit(format!(
-                "a block of {} bytes, at most {PAYLOAD_BYTES_MAX} allowed",
-                run.payload_bytes(0)
-            )));
+        let bytes = |tokens: usize| tokens.saturating_mul(bytes_per_token(shape));
+        let table = [
+            ("a block", bytes(tokens.min(KV_BLOCK_TOKENS)), PAYLOAD_BYTES_MAX),
+            ("an exchange", bytes(tokens), KV_EXCHANGE_BYTES_MAX),
+        ];
+        match table.into_iter().find(|(_, bytes, max)| bytes > max) {
+            Some((what, bytes, max)) => {
+                Err(ExchangeError::Limit(format!("{what} of {bytes} bytes, at most {max} allowed")))
+            }
+            None => Ok(()),
         }
-        Ok(run)
     }
 
     /// Tokens in block `index`.
@@ -324,6 +333,10 @@ mod tests {
         let tokens = vec![0; KV_OFFER_BLOCKS_MAX * KV_BLOCK_TOKENS + 1];
         let chain = |s: &KvShape| BlockChain::new([1; 32], Digest::of(b"t"), "n", s);
         assert!(matches!(StateRun::new(chain(&SHAPE), SHAPE, &tokens), Err(ExchangeError::Limit(_))));
+        let wide = KvShape { width: 1 << 14, ..SHAPE };
+        let many = KV_EXCHANGE_BYTES_MAX / bytes_per_token(&wide);
+        assert_eq!(StateRun::check(&wide, many), Ok(()));
+        assert!(matches!(StateRun::check(&wide, many + 1), Err(ExchangeError::Limit(_))));
         let huge = KvShape { width: 1 << 20, ..SHAPE };
         assert!(matches!(StateRun::new(chain(&huge), huge.clone(), &tokens[..40]), Err(ExchangeError::Limit(_))));
     }

@@ -51,6 +51,8 @@ pub const PROGRESS_MS: u64 = 250;
 pub const KV_BLOCK_TOKENS: usize = 32;
 /// Most block ids of one offer or want.
 pub const KV_OFFER_BLOCKS_MAX: usize = 1024;
+/// Most bytes of all blocks of one exchange: both ends hold them until the last one is there.
+pub const KV_EXCHANGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Time from connect to the first frame, milliseconds.
 pub const HANDSHAKE_MS_MAX: u64 = 5_000;

@@ -84,8 +84,9 @@ pub struct ModelCard {
     pub tokenizer: Digest,
     /// Sums over blocks of the vocabulary, by which a peer with another tokenizer finds out where it differs.
     pub tokenizer_marks: Vec<u64>,
-    /// Cumulative digests: entry `i` covers the embedding and layers `0..i` with the configuration
-    /// that shapes them. The longest common prefix of two lists is the shared trunk.
+    /// Cumulative digests: entry `i` covers the embedding and the layers `0..=i` with the configuration
+    /// that shapes them, of the layers that the peer shares. The longest common prefix of two lists is the shared
+    /// trunk.
     pub layers: Vec<Digest>,
     /// Names the arithmetic (kernel set and instruction set) that hidden states and KV come from.
     /// Bits agree between two peers only if it is equal.
@@ -178,7 +179,7 @@ pub struct Open {
     pub stop_tokens: Vec<u32>,
     /// Most tokens of the whole answer.
     pub answer_tokens_max: u32,
-    /// The edge will send trunk hidden states (layers below this run on the edge); 0 for none.
+    /// Layers of the trunk: above them the edge may send hidden states; 0 for none.
     pub trunk_layers: u32,
     /// Ask the cloud to ship the trunk's state of the prompt to the edge.
     pub want_prompt_state: bool,

@@ -45,7 +45,6 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let trunk_layers = tandem_models::TRUNK_LAYERS;
         Self {
             log: String::new(),
             listen: ListenSettings::default(),
@@ -57,8 +56,8 @@ impl Default for Settings {
                 Some(_) => PolicySpec::Calibrated { threshold: None },
                 None => PolicySpec::Top1 { probability: 0.9 },
             },
-            edge: EdgeSettings { trunk_layers, ..EdgeSettings::default() },
-            cloud: CloudSettings { trunk_layers, ..CloudSettings::default() },
+            edge: EdgeSettings::default(),
+            cloud: CloudSettings::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use metrics::counter;
-use tandem_engine::trunk::Trunk;
+use tandem_engine::trunk::{SharedLayers, Trunk};
 use tandem_proto::message::{Hello, Open, RefuseCode};
 use tandem_proto::session::SessionError;
 use tandem_proto::session::cloud::{CloudSession, TargetShape};
@@ -22,8 +22,8 @@ const HELD_RETRY_MS: u32 = 500;
 pub(super) struct Entered {
     pub(super) seat: Seat,
     pub(super) session: Box<CloudSession>,
-    /// Layers for which the edge's numbers stand in for ours; 0 for none.
-    pub(super) trunk_layers: usize,
+    /// The layers for which the edge's numbers stand in for ours.
+    pub(super) trunk: Option<Trunk>,
 }
 
 /// Finds the session's earlier state, if any, and lets it in.
@@ -48,9 +48,9 @@ pub(super) async fn enter(node: &NodeContext, link: &Link, open: &Open, payload:
     if tokens.len() >= context {
         return Err(refuse(RefuseCode::TooLong, format!("{} tokens, the model's context is {context}", tokens.len())));
     }
-    let trunk =
-        node.target.trunk().map(TrunkState::trunk).filter(|t| stands_in(t, link.peer_hello(), open.trunk_layers));
-    let hidden_row_bytes = trunk.map_or(0, |t| t.hidden_size * size_of::<f32>());
+    let layers = node.target.trunk().map(TrunkState::layers);
+    let trunk = layers.and_then(|layers| standing_in(layers, link.peer_hello(), open.trunk_layers as usize));
+    let hidden_row_bytes = trunk.as_ref().map_or(0, |t| t.hidden_size * size_of::<f32>());
     let shape = TargetShape { context_tokens: context, vocabulary: target.vocabulary, hidden_row_bytes };
     let mut session = CloudSession::open(open, tokens, shape)?;
     let device = link.peer_identity().to_string();
@@ -71,30 +71,45 @@ pub(super) async fn enter(node: &NodeContext, link: &Link, open: &Open, payload:
         Claim::Refused(r) => return Err(Ending::Refused(r.code(), r.to_string(), r.retry_after_ms())),
     };
     counter!(m::SESSIONS_OPENED, m::LABEL_RESUMED => if resumed { "true" } else { "false" }).increment(1);
-    Ok(Entered { seat, session: Box::new(session), trunk_layers: trunk.map_or(0, |t| t.layers) })
+    Ok(Entered { seat, session: Box::new(session), trunk })
 }
 
-/// Whether an edge's numbers above its first `asked` layers are ours above our trunk. A trunk of
-/// another depth has other numbers, however alike the layers are.
-fn stands_in(trunk: &Trunk, edge: &Hello, asked: u32) -> bool {
-    trunk.layers == asked as usize && trunk.is_shared_with(edge)
+/// The first `asked` layers, if all of them are in a model of the edge's: then its numbers above them are ours.
+fn standing_in(layers: &SharedLayers, edge: &Hello, asked: usize) -> Option<Trunk> {
+    let shared = edge.models.iter().filter_map(|card| layers.with(card).ok()).map(|trunk| trunk.layers).max()?;
+    layers.at(asked).filter(|_| asked <= shared)
 }
 
 #[cfg(test)]
 mod tests {
-    use tandem_models::{CLOUD, EDGE};
+    use tandem_engine::trunk::announced;
+    use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
 
     use super::*;
 
     #[test]
-    fn only_a_trunk_of_the_same_depth_stands_in() {
+    fn an_edges_numbers_stand_in_above_layers_that_both_models_have() {
         let (big, small) = (CLOUD.load(1).expect("the cloud model"), EDGE.load(1).expect("the edge model"));
-        let hello = Hello::new("edge", 1, vec![small.card]);
-        // (layers of our trunk, layers the edge names, whether they stand in); the pair shares two.
-        let table = [(2, 2, true), (1, 1, true), (2, 1, false), (1, 2, false), (2, 0, false), (3, 3, false)];
-        for (ours, asked, expected) in table {
-            let trunk = Trunk::of(&big.model, ours).expect("the model has the layers");
-            assert_eq!(stands_in(&trunk, &hello, asked), expected, "ours {ours}, asked {asked}");
+        assert_eq!(TRUNK_LAYERS, 2, "the table");
+        // (bound of our settings, of the edge's, layers the edge names, whether they stand in)
+        let table = [
+            (None, None, 2, true),
+            (None, None, 1, true),
+            (None, None, 0, false),
+            (None, None, 3, false),
+            (Some(1), None, 2, false),
+            (Some(1), None, 1, true),
+            (None, Some(1), 2, false),
+            (None, Some(1), 1, true),
+            (Some(0), None, 1, false),
+            (None, Some(0), 1, false),
+        ];
+        for (ours, theirs, asked, expected) in table {
+            let layers = SharedLayers::of(&big.model, ours);
+            let hello = Hello::new("edge", 1, vec![announced(small.card.clone(), theirs)]);
+            let found = standing_in(&layers, &hello, asked).map(|trunk| trunk.layers);
+            assert_eq!(found, expected.then_some(asked), "ours {ours:?}, theirs {theirs:?}, asked {asked}");
         }
+        assert!(standing_in(&SharedLayers::of(&big.model, None), &Hello::new("edge", 1, Vec::new()), 1).is_none());
     }
 }

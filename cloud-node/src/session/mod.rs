@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::{counter, histogram};
 use tandem_engine::constraint::Followed;
+use tandem_engine::trunk::Trunk;
 use tandem_proto::exchange::{ExchangeError, Outgoing};
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::{Epoch, SessionId};
@@ -114,7 +115,7 @@ async fn serve(
     span.record("id", tracing::field::display(open.session)).record("request", tracing::field::debug(&open.request_id));
     tracing::debug!(epoch = open.epoch.0, tokens = open.prompt_tokens, "opened");
     let entering = entry::enter(node, link, &open, &first.payload);
-    let Entered { seat, session, trunk_layers } = match reporting(node, &open, tx, entering).await.flatten() {
+    let Entered { seat, session, trunk } = match reporting(node, &open, tx, entering).await.flatten() {
         Ok(entered) => entered,
         Err(e) => return e,
     };
@@ -137,7 +138,7 @@ async fn serve(
         }
         Ok(Err(e)) => return Ending::Refused(RefuseCode::BadGrammar, e.to_string(), 0),
     };
-    let mut task = SessionTask::new(node.clone(), link.clone(), &open, session, trunk_layers, constraint);
+    let mut task = SessionTask::new(node.clone(), link.clone(), &open, session, trunk, constraint);
     let ending = tokio::select! {
         ended = task.run(&open, tx, rx) => ended.err().unwrap_or(Ending::Closed),
         // Wherever it stands, on a link that takes nothing any more too: what a successor builds on
@@ -176,8 +177,8 @@ struct SessionTask {
     id: SessionId,
     epoch: Epoch,
     session: Box<CloudSession>,
-    /// Layers for which the edge's numbers stand in for ours; 0 for none.
-    trunk_layers: usize,
+    /// The layers for which the edge's numbers stand in for ours.
+    trunk: Option<Trunk>,
     sampling: Arc<SamplingParams>,
     top_logprobs: usize,
     constraint: Option<Followed>,
@@ -201,7 +202,7 @@ impl SessionTask {
         link: Arc<Link>,
         open: &Open,
         session: Box<CloudSession>,
-        trunk_layers: usize,
+        trunk: Option<Trunk>,
         constraint: Option<Followed>,
     ) -> Self {
         Self {
@@ -218,7 +219,7 @@ impl SessionTask {
             id: open.session,
             epoch: open.epoch,
             session,
-            trunk_layers,
+            trunk,
             sampling: Arc::new(open.sampling.clone()),
             top_logprobs: open.top_logprobs as usize,
             constraint,
@@ -227,11 +228,12 @@ impl SessionTask {
     }
 
     async fn run(&mut self, open: &Open, tx: &mut FrameSender, rx: &mut FrameReceiver) -> Result<(), Ending> {
-        if open.want_prompt_state && self.trunk_layers > 0 && self.session.processed() == 0 {
+        let lends = |trunk: &Trunk| trunk.fits(self.session.prompt_len(), true);
+        if open.want_prompt_state && self.trunk.as_ref().is_some_and(lends) && self.session.processed() == 0 {
             self.prompt_state = Some(Vec::new());
         }
         let held_tokens = reporting(&self.node, open, tx, self.held()).await?? as u32;
-        let trunk_layers = self.trunk_layers as u32;
+        let trunk_layers = self.trunk_layers() as u32;
         let opened = Opened { epoch: self.epoch, held_tokens, trunk_layers };
         tx.send(&Message::Opened(opened), Bytes::new()).await?;
         let idle = Duration::from_millis(self.node.settings.bounds.idle_ms_max);
@@ -281,6 +283,10 @@ impl SessionTask {
         self.node.target.held(self.link.peer_tenant_key(), tokens)
     }
 
+    fn trunk_layers(&self) -> usize {
+        self.trunk.as_ref().map_or(0, |trunk| trunk.layers)
+    }
+
     async fn send_all(&mut self, tx: &mut FrameSender, messages: Vec<Message>) -> Result<(), Ending> {
         for message in messages {
             match &message {
@@ -320,8 +326,9 @@ impl SessionTask {
     async fn start_next(&mut self, tx: &mut FrameSender) -> Result<(), Ending> {
         let Some(job) = self.session.next_job(self.node.settings.batch_rows_max) else { return Ok(()) };
         let sequence = self.session.tokens()[..job.end()].to_vec();
-        let lacking = if job.hidden.is_some() { 0 } else { job.feed_from.saturating_sub(self.trunk_tokens) };
-        if self.trunk_layers > 0 && lacking > 0 && self.pull_pays(job.feed_from, lacking) {
+        let lacks = job.hidden.is_none() && self.trunk.is_some();
+        let lacking = if lacks { job.feed_from.saturating_sub(self.trunk_tokens) } else { 0 };
+        if lacking > 0 && self.pull_pays(job.feed_from, lacking) {
             return self.pull(job, sequence, tx).await;
         }
         if lacking > 0 {
@@ -346,6 +353,7 @@ impl SessionTask {
             sampling: self.sampling.clone(),
             top_logprobs: self.top_logprobs,
             constraint: self.constraint.clone(),
+            trunk_layers: self.trunk_layers(),
             hidden: job.hidden,
             keep_hidden: self.prompt_state.is_some(),
         };

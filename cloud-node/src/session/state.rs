@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::counter;
-use tandem_engine::trunk::{self, Trunk};
+use tandem_engine::trunk;
 use tandem_proto::exchange::{CostInputs, Incoming, Outgoing, StateRun, bytes_per_token};
 use tandem_proto::frame::Message;
 use tandem_proto::message::{KvBlock, KvOffer, KvPull, KvWant, RefuseCode};
@@ -37,11 +37,10 @@ impl Pull {
 
 impl SessionTask {
     pub(super) fn pull_pays(&self, tokens: usize, lacking: usize) -> bool {
-        let Some(trunk) = self.trunk() else { return false };
+        let Some(trunk) = self.trunk.as_ref().filter(|trunk| trunk.fits(tokens, false)) else { return false };
         self.node.settings.pull_trunk.moves(|| {
             let (stats, load) = (self.link.stats(), self.node.load());
             let row_s = load.busy_us as f64 / 1e6 / load.rows.max(1) as f64;
-            let trunk_share = trunk.layers as f64 / self.node.card.layers.len().max(1) as f64;
             // The exchange carries the state from the start of the sequence.
             let carried = tokens as f64 / lacking as f64;
             CostInputs {
@@ -50,7 +49,7 @@ impl SessionTask {
                 rtt_s: stats.rtt_us as f64 / 1e6,
                 goodput: stats.expected_receive_bytes_per_s(),
                 holder_delay_s: 0.0,
-                recompute_rate: 1.0 / (row_s * trunk_share).max(1e-9),
+                recompute_rate: 1.0 / (row_s * trunk.share).max(1e-9),
             }
         })
     }
@@ -63,7 +62,7 @@ impl SessionTask {
             epoch: self.epoch,
             exchange: self.exchanges,
             layer_from: 0,
-            layer_to: self.trunk_layers as u32,
+            layer_to: self.trunk_layers() as u32,
             tokens: job.feed_from as u32,
         };
         tx.send(&Message::KvPull(pull), Bytes::new()).await?;
@@ -102,10 +101,10 @@ impl SessionTask {
     /// Offers the prompt's trunk state with the hidden states above it.
     pub(super) async fn offer_prompt(&mut self, hidden: Vec<f32>, tx: &mut FrameSender) -> Result<(), Ending> {
         let prompt = self.session.prompt_len();
-        let state = self.trunk_state()?.export(self.id, prompt);
+        let state = self.trunk_state()?.export(self.id, self.trunk_layers(), prompt);
         let state = state.await?;
         let run = self.trunk_run(true, &self.session.tokens()[..prompt])?;
-        let width = self.trunk().map_or(0, |t| t.hidden_size);
+        let width = self.trunk.as_ref().map_or(0, |trunk| trunk.hidden_size);
         let mut rows = hidden.chunks_exact(width.max(1));
         let blocks: Vec<Bytes> = state
             .iter()
@@ -148,7 +147,7 @@ impl SessionTask {
         tx.send(&Message::KvAck(ack), Bytes::new()).await?;
         let source = if let Some(blocks) = blocks {
             let blocks = blocks.iter().map(|b| trunk::numbers(b)).collect();
-            let imported = self.trunk_state()?.import(self.id, blocks, job.feed_from);
+            let imported = self.trunk_state()?.import(self.id, self.trunk_layers(), blocks, job.feed_from);
             self.trunk_tokens = imported.await?;
             "edge"
         } else {
@@ -167,21 +166,19 @@ impl SessionTask {
         self.start(pull.job, pull.sequence);
     }
 
-    /// The layers whose state this node may lend and borrow.
-    fn trunk(&self) -> Option<&Trunk> {
-        self.node.target.trunk().map(TrunkState::trunk)
-    }
-
     fn trunk_state(&self) -> Result<&dyn TrunkState, Ending> {
-        let lacking = || Ending::Refused(RefuseCode::BadState, "this node has no trunk".into(), 0);
-        self.node.target.trunk().ok_or_else(lacking)
+        self.node.target.trunk().ok_or_else(no_trunk)
     }
 
     /// The run of trunk state of `tokens`.
     fn trunk_run(&self, with_hidden: bool, tokens: &[u32]) -> Result<StateRun, Ending> {
-        let trunk = self.trunk_state()?.trunk();
+        let trunk = self.trunk.as_ref().ok_or_else(no_trunk)?;
         Ok(trunk.run(self.link.peer_tenant_key(), tokens, with_hidden)?)
     }
+}
+
+fn no_trunk() -> Ending {
+    Ending::Refused(RefuseCode::BadState, "the session has no trunk".into(), 0)
 }
 
 pub(super) fn count_blocks(direction: &'static str, result: &'static str, blocks: u64) {

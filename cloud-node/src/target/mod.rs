@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tandem_engine::constraint::Followed;
-use tandem_engine::trunk::Trunk;
+use tandem_engine::trunk::SharedLayers;
 use tandem_proto::ids::SessionId;
 use tandem_proto::message::{Open, RefuseCode, SamplingParams};
 use tandem_proto::session::Decided;
@@ -47,14 +47,16 @@ pub trait Target: Send + Sync + 'static {
 
 /// The state of a target's first layers, which edges with the same layers lend and borrow.
 pub trait TrunkState: Send + Sync {
-    /// The layers.
-    fn trunk(&self) -> &Trunk;
+    /// The layers, of which an edge may have some.
+    fn layers(&self) -> &SharedLayers;
 
-    /// Copies out the state of a session's first `tokens` tokens, one `[layer][token][width]` payload per block.
-    fn export(&self, session: SessionId, tokens: usize) -> Pending<Vec<Vec<f32>>>;
+    /// Copies out the state of the first `layers` layers of a session's first `tokens` tokens, one
+    /// `[layer][token][width]` payload per block.
+    fn export(&self, session: SessionId, layers: usize, tokens: usize) -> Pending<Vec<Vec<f32>>>;
 
-    /// Puts an edge's state of a session's first `tokens` tokens in place; yields the tokens covered then.
-    fn import(&self, session: SessionId, blocks: Vec<Vec<f32>>, tokens: usize) -> Pending<usize>;
+    /// Puts an edge's state of the first `layers` layers in place for those of a session's first `tokens` tokens that
+    /// lack it; yields the tokens that lack no layer then.
+    fn import(&self, session: SessionId, layers: usize, blocks: Vec<Vec<f32>>, tokens: usize) -> Pending<usize>;
 }
 
 /// What a target's choices are worth for an edge's drafts.
@@ -173,6 +175,8 @@ pub struct Job {
     pub top_logprobs: usize,
     /// The grammar that the answer follows, if any.
     pub constraint: Option<Followed>,
+    /// Layers that the edge shares; 0 for none, and where the target has no trunk.
+    pub trunk_layers: usize,
     /// The edge's hidden states above the trunk for the tokens fed, f32 little-endian. Only where the target
     /// has a trunk.
     pub hidden: Option<Bytes>,

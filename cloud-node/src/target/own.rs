@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tandem_engine::runner::batch::BatchBounds;
 use tandem_engine::runner::{self, OnDone, RowOutput, Runner, RunnerError, RunnerOptions, prefix_key};
-use tandem_engine::trunk::{self, TooManyLayers, Trunk};
+use tandem_engine::trunk::{self, SharedLayers};
 use tandem_engine::{EngineError, Model, memory, sampling};
 use tandem_proto::ids::SessionId;
 use tandem_proto::session::Decided;
@@ -27,9 +27,6 @@ pub enum CloudError {
     /// The engine thread cannot start.
     #[error("the engine cannot start: {0}")]
     Runner(#[from] RunnerError),
-    /// The settings contradict the model.
-    #[error(transparent)]
-    Trunk(#[from] TooManyLayers),
 }
 
 impl From<RunnerError> for TargetError {
@@ -55,7 +52,7 @@ pub struct OwnEngine {
 
 #[derive(Debug)]
 struct OwnTrunk {
-    layers: Trunk,
+    layers: SharedLayers,
     runner: Runner<Decided>,
 }
 
@@ -83,13 +80,12 @@ impl OwnEngine {
     /// The settings do not fit the model, or the KV pool does not fit in memory.
     pub fn start(model: Arc<Model>, settings: &CloudSettings) -> Result<Self, CloudError> {
         let (spec, bounds) = (model.spec(), &settings.bounds);
-        let trunk = Trunk::of_setting(&model, settings.trunk_layers)?;
+        let layers = SharedLayers::of(&model, settings.trunk_layers);
         let kv_blocks = match bounds.kv_blocks {
             0 => memory::kv_blocks(spec, bounds.sessions_max, memory::available_bytes()),
             blocks => blocks,
         };
         let options = RunnerOptions {
-            split: settings.trunk_layers,
             kv_blocks,
             prefix_blocks_max: memory::blocks_of_mib(spec, bounds.prefix_cache_mib_max),
             queue_max: bounds.jobs_max.max(bounds.sessions_max) * 2,
@@ -97,7 +93,7 @@ impl OwnEngine {
         };
         let runner = Runner::start(model.clone(), options, Box::new(decide))?;
         Ok(Self {
-            trunk: trunk.map(|layers| OwnTrunk { layers, runner: runner.clone() }),
+            trunk: (!layers.is_empty()).then(|| OwnTrunk { layers, runner: runner.clone() }),
             runner,
             kv_blocks,
             context_tokens: memory::context_tokens(spec, kv_blocks),
@@ -155,6 +151,7 @@ impl Target for OwnEngine {
             key: job.session,
             sequence: job.tokens,
             feed_from: job.feed_from,
+            trunk_layers: job.trunk_layers,
             hidden: job.hidden.as_deref().map(trunk::numbers),
             outputs_from: job.picks_from,
             prompt_len: job.prompt_len,
@@ -201,15 +198,15 @@ impl Target for OwnEngine {
 }
 
 impl TrunkState for OwnTrunk {
-    fn trunk(&self) -> &Trunk {
+    fn layers(&self) -> &SharedLayers {
         &self.layers
     }
 
-    fn export(&self, session: SessionId, tokens: usize) -> Pending<Vec<Vec<f32>>> {
-        ask(|done| self.runner.export_trunk(session, tokens, done))
+    fn export(&self, session: SessionId, layers: usize, tokens: usize) -> Pending<Vec<Vec<f32>>> {
+        ask(|done| self.runner.export_trunk(session, layers, tokens, done))
     }
 
-    fn import(&self, session: SessionId, blocks: Vec<Vec<f32>>, tokens: usize) -> Pending<usize> {
-        ask(|done| self.runner.import_trunk(session, blocks, tokens, done))
+    fn import(&self, session: SessionId, layers: usize, blocks: Vec<Vec<f32>>, tokens: usize) -> Pending<usize> {
+        ask(|done| self.runner.import_trunk(session, layers, blocks, tokens, done))
     }
 }

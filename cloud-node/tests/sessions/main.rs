@@ -13,7 +13,7 @@ use tandem_cloud_node::node::CloudNode;
 use tandem_cloud_node::settings::CloudSettings;
 use tandem_cloud_node::target::Target;
 use tandem_cloud_node::target::own::OwnEngine;
-use tandem_engine::trunk::Trunk;
+use tandem_engine::trunk::{SharedLayers, Trunk};
 use tandem_models::{CLOUD, EDGE, TRUNK_LAYERS};
 use tandem_proto::frame::Message;
 use tandem_proto::ids::{Epoch, Round, SessionId};
@@ -55,7 +55,7 @@ impl Drop for Bed {
 
 impl Bed {
     async fn new(settings: CloudSettings) -> Self {
-        Self::over(settings, |engine| Arc::new(engine)).await
+        Box::pin(Self::over(settings, |engine| Arc::new(engine))).await
     }
 
     /// A node whose target is what `wrap` makes of the own engine.
@@ -65,15 +65,15 @@ impl Bed {
         let (big, small) = (CLOUD.load(1).expect("the cloud model"), EDGE.load(1).expect("the edge model"));
         let identity = ca.issue(Role::Cloud, "big").expect("an identity");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let greeting = Hello::new("big", 1, vec![big.card.clone()]);
+        let greeting = Hello::new("big", 1, vec![big.card]);
         let server = Server::bind(any, &identity, Settings::dev(), greeting).expect("a server");
         let address = server.local_addr().expect("an address");
         let engine = OwnEngine::start(big.model, &settings).expect("an engine");
-        let node = CloudNode::with_target(wrap(engine), big.tokenizer, big.card, settings);
+        let node = CloudNode::with_target(wrap(engine), big.tokenizer, settings);
         let shutdown = CancellationToken::new();
         tokio::spawn(node.clone().serve(server, shutdown.clone()));
         let identity = ca.issue(Role::Edge, "small").expect("an identity");
-        let trunk = Trunk::of(&small.model, TRUNK_LAYERS).expect("a trunk");
+        let trunk = SharedLayers::of(&small.model, None).at(TRUNK_LAYERS).expect("a trunk");
         let connector =
             Connector::new(&identity, Settings::dev(), Hello::new("small", 1, vec![small.card])).expect("a connector");
         let link = within(connector.connect(address, "big.tandem")).await.expect("a link");
@@ -231,7 +231,7 @@ fn question(round: u32, start: u32, tokens: &[u32]) -> Draft {
 }
 
 fn settings() -> CloudSettings {
-    CloudSettings { trunk_layers: TRUNK_LAYERS, pull_trunk: Exchange::Never, ..CloudSettings::default() }
+    CloudSettings { pull_trunk: Exchange::Never, ..CloudSettings::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,10 +284,10 @@ async fn a_tenants_sessions_share_rows_and_no_other_tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hidden_states_above_a_trunk_of_another_depth_are_not_used() {
+async fn hidden_states_above_layers_that_are_not_shared_are_not_used() {
     let bed = Bed::new(settings()).await;
     let expected = bed.session(open(1), &PROMPT).await.write(4).await;
-    let mut session = bed.session(Open { trunk_layers: TRUNK_LAYERS as u32 - 1, ..open(2) }, &PROMPT).await;
+    let mut session = bed.session(Open { trunk_layers: TRUNK_LAYERS as u32 + 1, ..open(2) }, &PROMPT).await;
     assert_eq!(session.opened().await.trunk_layers, 0);
     session.accepts_beside_zeros(&expected, bed.trunk.hidden_size).await;
 }

@@ -7,7 +7,6 @@ use tandem_engine::Model;
 use tandem_engine::chat::ChatTemplate;
 use tandem_engine::runner::RunnerError;
 use tandem_engine::tokenizer::Tokenizer;
-use tandem_engine::trunk::TooManyLayers;
 use tandem_proto::message::SamplingParams;
 use tandem_router::policy::{GoalError, Policy, PolicyFileError};
 use tandem_transport::bulk::BulkInbox;
@@ -20,9 +19,6 @@ pub enum EdgeError {
     /// The engine thread cannot start.
     #[error("the engine cannot start: {0}")]
     Runner(#[from] RunnerError),
-    /// The settings contradict the model.
-    #[error(transparent)]
-    Trunk(#[from] TooManyLayers),
     /// The policy's parameters were fitted for another edge model.
     #[error(transparent)]
     Policy(#[from] PolicyFileError),

@@ -10,6 +10,7 @@ use tandem_engine::runner::{Job, JobDone, Runner, RunnerError};
 use tandem_engine::trunk;
 use tandem_proto::block::BlockChain;
 use tandem_proto::ids::SessionId;
+use tandem_proto::limits::PAYLOAD_BYTES_MAX;
 use tandem_proto::message::SamplingParams;
 use tokio::sync::oneshot;
 
@@ -22,6 +23,7 @@ struct Running {
     end: usize,
     /// State stays valid up to here if the path was cut meanwhile.
     valid_to: usize,
+    trunk_layers: usize,
     begun: Instant,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Drafter {
     fed: usize,
     running: Option<Running>,
     width: usize,
+    /// Leading layers that the cloud shares; 0 for none.
+    trunk_layers: usize,
     keep_hidden: bool,
     hidden_from: usize,
     hidden: Vec<f32>,
@@ -77,15 +81,22 @@ impl Drafter {
             fed: 0,
             running: None,
             width,
+            trunk_layers: 0,
             keep_hidden: false,
             hidden_from: 0,
             hidden: Vec::new(),
         }
     }
 
-    /// Keeps the trunk's hidden states of the answer from now on.
-    pub(crate) fn keep_hidden(&mut self) {
-        self.keep_hidden = true;
+    /// From now on `trunk_layers` leading layers are shared with the cloud; whether the hidden states above them are
+    /// kept of the answer's tokens.
+    pub(crate) fn share(&mut self, trunk_layers: usize, keep_hidden: bool) {
+        // Above a trunk of another depth the numbers are others.
+        if trunk_layers != self.trunk_layers {
+            self.hidden.clear();
+        }
+        self.trunk_layers = trunk_layers;
+        self.keep_hidden = keep_hidden && trunk_layers > 0;
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -106,6 +117,7 @@ impl Drafter {
             key: self.key,
             sequence: tokens.to_vec(),
             feed_from: from,
+            trunk_layers: self.trunk_layers,
             hidden,
             outputs_from: end,
             prompt_len: self.prompt_len,
@@ -118,7 +130,8 @@ impl Drafter {
         };
         let (done, result) = oneshot::channel();
         self.runner.submit(job, Box::new(move |r| drop(done.send(r))))?;
-        self.running = Some(Running { result, from, end, valid_to: end, begun: Instant::now() });
+        let trunk_layers = self.trunk_layers;
+        self.running = Some(Running { result, from, end, valid_to: end, trunk_layers, begun: Instant::now() });
         Ok(())
     }
 
@@ -126,13 +139,13 @@ impl Drafter {
     pub(crate) async fn wait(&mut self) -> Result<Step, RunnerError> {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let result = (&mut running.result).await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())));
-        let Some(Running { from, end, valid_to, begun, .. }) = self.running.take() else {
+        let Some(Running { from, end, valid_to, trunk_layers, begun, .. }) = self.running.take() else {
             return Err(RunnerError::BadJob("no step is running"));
         };
         let mut done = result?;
         self.fed = valid_to;
         let from = from.max(done.reused);
-        if !done.trunk_hidden.is_empty() {
+        if !done.trunk_hidden.is_empty() && trunk_layers == self.trunk_layers {
             let kept_from = from.max(self.prompt_len);
             let keep = valid_to.saturating_sub(kept_from) * self.width;
             done.trunk_hidden.truncate(keep);
@@ -167,11 +180,16 @@ impl Drafter {
         self.hidden.truncate(len.saturating_sub(self.hidden_from) * self.width);
     }
 
+    /// Whether a frame carries the hidden states of `rows` positions.
+    pub(crate) fn fits_frame(&self, rows: usize) -> bool {
+        rows * self.width * size_of::<f32>() <= PAYLOAD_BYTES_MAX
+    }
+
     /// Hidden states of the positions `from..to` for the wire, if all are at hand. Older ones are
     /// dropped.
     pub(crate) fn take_hidden(&mut self, from: usize, to: usize) -> Option<Bytes> {
         let have_to = self.hidden_from + self.hidden.len() / self.width;
-        if from < self.hidden_from || to > have_to || from >= to {
+        if from < self.hidden_from || to > have_to || from >= to || !self.fits_frame(to - from) {
             return None;
         }
         self.hidden.drain(..(from - self.hidden_from) * self.width);
@@ -187,16 +205,16 @@ impl Drafter {
     }
 
     /// Copies out the trunk's state of the first `tokens` tokens. No step may be running.
-    pub(crate) async fn export_trunk(&self, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
+    pub(crate) async fn export_trunk(&self, layers: usize, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
         let (done, result) = oneshot::channel();
-        self.runner.export_trunk(self.key, tokens, Box::new(move |r| drop(done.send(r))))?;
+        self.runner.export_trunk(self.key, layers, tokens, Box::new(move |r| drop(done.send(r))))?;
         result.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
     }
 
     /// Puts the trunk's state of the first `tokens` tokens in place. No step may be running.
     pub(crate) async fn import_trunk(&mut self, blocks: Vec<Vec<f32>>, tokens: usize) -> Result<usize, RunnerError> {
         let (done, result) = oneshot::channel();
-        self.runner.import_trunk(self.key, blocks, tokens, Box::new(move |r| drop(done.send(r))))?;
+        self.runner.import_trunk(self.key, self.trunk_layers, blocks, tokens, Box::new(move |r| drop(done.send(r))))?;
         result.await.unwrap_or_else(|_| Err(RunnerError::Stopped("it has ended".into())))
     }
 }

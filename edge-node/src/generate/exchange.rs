@@ -38,7 +38,7 @@ pub(super) async fn next_block(fetch: &mut Option<PromptFetch>) -> Option<(KvBlo
 
 impl Answer {
     fn run_of(&self, tokens: usize, with_hidden: bool) -> Option<StateRun> {
-        self.node.trunk_run(self.session.tokens().get(..tokens)?, with_hidden)
+        self.node.trunk_run(self.trunk.as_ref()?, self.session.tokens().get(..tokens)?, with_hidden)
     }
 
     /// The cloud offers the prompt's state.
@@ -125,13 +125,13 @@ impl Answer {
             return;
         }
         let Some(pull) = self.pull.take() else { return };
-        let Some(shape) = self.node.trunk.as_ref().map(|t| t.shape(false)) else { return };
-        let tokens = pull.tokens as usize;
-        let have = self.drafter.fed() >= tokens && self.trunk_shared;
+        let Some(trunk) = self.trunk.clone() else { return };
+        let (shape, tokens) = (trunk.shape(false), pull.tokens as usize);
+        let have = self.drafter.fed() >= tokens;
         let run = self.run_of(tokens, false).filter(|_| have);
         let empty = KvOffer { epoch: pull.epoch, exchange: pull.exchange, shape, ids: Vec::new(), tokens: 0 };
         let offer = match run {
-            Some(run) => match self.drafter.export_trunk(tokens).await {
+            Some(run) => match self.drafter.export_trunk(trunk.layers, tokens).await {
                 Ok(state) => {
                     let (outgoing, offer) = Outgoing::new(self.session.id(), pull.epoch, pull.exchange, run);
                     self.lent = Some((outgoing, state));

@@ -75,13 +75,13 @@ impl Answer {
                 if self.sent == 0 && self.drafter.fed() == 0 && !self.drafter.is_running() {
                     self.summary.cached_tokens = o.held_tokens.min(self.request.prompt.len() as u32);
                 }
-                // Above a trunk of another depth our numbers mean nothing.
-                if o.trunk_layers as usize != self.node.settings.trunk_layers {
-                    self.trunk_shared = false;
+                // A cloud that takes no hidden states above our trunk lends and borrows no state of it either.
+                if self.trunk.as_ref().is_some_and(|trunk| trunk.layers != o.trunk_layers as usize) {
+                    self.trunk = None;
                     self.send_hidden = false;
                 }
                 // State that the cloud already has is not offered again.
-                if !self.trunk_shared || o.held_tokens > 0 {
+                if self.trunk.is_none() || o.held_tokens > 0 {
                     self.drop_fetch();
                 }
                 Ok(PathChange::Kept)

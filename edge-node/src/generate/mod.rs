@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tandem_engine::runner::RunnerError;
+use tandem_engine::trunk::Trunk;
 use tandem_proto::exchange::Outgoing;
 use tandem_proto::frame::Message;
 use tandem_proto::ids::SessionId;
@@ -81,7 +82,8 @@ pub(crate) struct Answer {
     steering: Steering,
     links: watch::Receiver<Option<Arc<Link>>>,
     uplink: Option<Uplink>,
-    trunk_shared: bool,
+    /// The layers that the uplink's cloud shares.
+    trunk: Option<Trunk>,
     send_hidden: bool,
     fetch: Option<PromptFetch>,
     fetched: bool,
@@ -171,7 +173,7 @@ impl Answer {
             sampling,
             links,
             uplink: None,
-            trunk_shared: false,
+            trunk: None,
             send_hidden: false,
             fetch: None,
             fetched: false,
@@ -190,7 +192,7 @@ impl Answer {
 
     async fn run(&mut self) -> Result<FinishReason, Halt> {
         let closing = self.node.closing.clone();
-        if self.node.trunk.is_some() && matches!(self.request.mode, Mode::Auto | Mode::Exact) {
+        if self.node.may_share_layers() && matches!(self.request.mode, Mode::Auto | Mode::Exact) {
             // What is here need not be fetched.
             self.held = self.drafter.held(&self.request.prompt).await?;
         }
@@ -313,23 +315,23 @@ impl Answer {
             self.refused(&problem.line());
             return;
         }
-        self.trunk_shared = self.node.shares_trunk(&link);
-        let fetch = self.fetch_is_due(&link);
+        let trunk = self.node.trunk(&link).ok();
+        let fetch = trunk.as_ref().is_some_and(|trunk| self.fetch_is_due(&link, trunk));
         let wanted = self.opens_early() || self.session.is_waiting() || fetch || self.draft_error.is_some();
         if !wanted && !self.opens_ahead() {
             return;
         }
-        self.send_hidden = self.trunk_shared && self.node.hidden_pays(&link);
-        if self.send_hidden {
-            self.drafter.keep_hidden();
-        }
+        let trunk_layers = trunk.as_ref().map_or(0, |trunk| trunk.layers);
+        self.send_hidden = trunk.as_ref().is_some_and(|trunk| self.node.hidden_pays(&link, trunk));
+        self.drafter.share(trunk_layers, self.send_hidden);
+        self.trunk = trunk;
         let (mut open, tokens) = self.session.open(
             now,
             self.node.uplinks.epoch(),
             self.node.settings.cloud_model.clone(),
             self.request.request_id.clone(),
             (*self.sampling).clone(),
-            if self.trunk_shared { self.node.settings.trunk_layers as u32 } else { 0 },
+            trunk_layers as u32,
             fetch,
             self.request.top_logprobs,
         );
@@ -356,7 +358,7 @@ impl Answer {
     }
 
     /// Whether the prompt's state is to come from the cloud: only for an edge that is going to draft.
-    fn fetch_is_due(&self, link: &Link) -> bool {
+    fn fetch_is_due(&self, link: &Link, trunk: &Trunk) -> bool {
         let drafts = match self.request.mode {
             Mode::Auto => true,
             Mode::Exact => self.plan() != Plan::Stream,
@@ -365,10 +367,9 @@ impl Answer {
         drafts
             && self.draft_error.is_none()
             && !self.fetched
-            && self.trunk_shared
             && self.drafter.fed() == 0
             && !self.drafter.is_running()
-            && self.node.prompt_fetch_pays(link, self.request.prompt.len(), self.held)
+            && self.node.prompt_fetch_pays(link, trunk, self.request.prompt.len(), self.held)
     }
 
     /// Sends what is due to be asked.
@@ -394,6 +395,9 @@ impl Answer {
             let hidden = if self.send_hidden { self.drafter.take_hidden(from, to) } else { None };
             if hidden.is_some() {
                 draft.hidden_rows = (to - from) as u32;
+                self.session.hidden_sent(to);
+            } else if self.send_hidden && !self.drafter.fits_frame(to.saturating_sub(from)) {
+                // The cloud computes these rows; the next frame begins after them.
                 self.session.hidden_sent(to);
             }
             if !self.send(Message::Draft(draft), hidden.unwrap_or_default()).await {

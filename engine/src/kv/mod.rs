@@ -174,12 +174,18 @@ impl KvPool {
     /// # Errors
     /// [`EngineError::PoolExhausted`] (nothing is changed), [`EngineError::ForeignSequence`].
     pub fn reserve(&mut self, seq: &mut Sequence, rows: usize) -> Result<(), EngineError> {
+        self.reserve_at(seq, seq.len, rows)
+    }
+
+    /// As [`KvPool::reserve`], for `rows` tokens from `from` on, some of which the sequence may have: layers of theirs
+    /// are written later than others.
+    pub(crate) fn reserve_at(&mut self, seq: &mut Sequence, from: usize, rows: usize) -> Result<(), EngineError> {
         self.own(seq)?;
         if rows == 0 {
             return Ok(());
         }
-        let wanted = (seq.len + rows).div_ceil(KV_BLOCK_TOKENS);
-        let first = seq.len / KV_BLOCK_TOKENS;
+        let wanted = (from + rows).max(seq.len).div_ceil(KV_BLOCK_TOKENS);
+        let first = from / KV_BLOCK_TOKENS;
         let mut copies = Vec::new();
         {
             let mut ledger = self.shared.ledger();
@@ -240,25 +246,38 @@ impl KvPool {
         Ok(())
     }
 
-    /// Appends block `index` of `tokens` tokens; it must be the next one of a sequence that ends on
-    /// a block boundary.
+    /// Writes the state of the pool's first `taken` layers of the tokens `rows`, for which room was reserved. `blocks`
+    /// are the payloads `[layer][token][width]` of `layers` layers, of all blocks up to the end of `rows`.
     ///
     /// # Errors
-    /// [`EngineError::Shape`] if it is not the next block, and as [`KvPool::append_imported`].
-    pub fn import_block(
+    /// [`EngineError::Shape`] if a payload has the wrong size; nothing is written then.
+    pub(crate) fn import_layers(
         &mut self,
-        seq: &mut Sequence,
-        index: usize,
-        tokens: usize,
-        data: &[f32],
+        seq: &Sequence,
+        (taken, layers): (usize, usize),
+        rows: Range<usize>,
+        blocks: &[Vec<f32>],
     ) -> Result<(), EngineError> {
-        if index.checked_mul(KV_BLOCK_TOKENS) != Some(seq.len) || tokens > KV_BLOCK_TOKENS {
+        self.own(seq)?;
+        let tokens = |index: usize| rows.end.saturating_sub(index * KV_BLOCK_TOKENS).min(KV_BLOCK_TOKENS);
+        let numbers = |index: usize| layers.checked_mul(tokens(index) * self.width);
+        let count = rows.end.div_ceil(KV_BLOCK_TOKENS);
+        if taken > layers || blocks.len() != count || (0..count).any(|i| Some(blocks[i].len()) != numbers(i)) {
             return Err(EngineError::Shape(format!(
-                "block {index} of {tokens} tokens does not follow a sequence of {} tokens",
-                seq.len
+                "{layers} layers of {} tokens announced, {} blocks of {} numbers given",
+                rows.end,
+                blocks.len(),
+                blocks.iter().map(Vec::len).sum::<usize>()
             )));
         }
-        self.append_imported(seq, tokens, data)
+        for position in rows.clone() {
+            let (index, row) = (position / KV_BLOCK_TOKENS, position % KV_BLOCK_TOKENS);
+            for layer in 0..taken {
+                let (from, to) = ((layer * tokens(index) + row) * self.width, self.row_at(&seq.table, layer, position));
+                self.data[to..to + self.width].copy_from_slice(&blocks[index][from..from + self.width]);
+            }
+        }
+        Ok(())
     }
 
     /// Copies block `index` of a sequence out, laid out `[layer][token][width]`; the last block has
@@ -273,12 +292,37 @@ impl KvPool {
             return Err(EngineError::Shape(format!("a sequence of {} tokens has no block {index}", seq.len)));
         }
         let tokens = (seq.len - from).min(KV_BLOCK_TOKENS);
-        let mut out = Vec::with_capacity(self.layers.len() * tokens * self.width);
-        for layer in 0..self.layers.len() {
-            let at = self.row_at(&seq.table, layer, from);
-            out.extend_from_slice(&self.data[at..at + tokens * self.width]);
+        Ok(self.copied(seq, self.layers.len(), from..from + tokens))
+    }
+
+    /// Copies the state of the pool's first `layers` layers of `seq`'s first `tokens` tokens out, one payload
+    /// `[layer][token][width]` per block.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] if there are no such layers or tokens, [`EngineError::ForeignSequence`].
+    pub(crate) fn export_layers(
+        &self,
+        seq: &Sequence,
+        layers: usize,
+        tokens: usize,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.own(seq)?;
+        if layers > self.layers.len() || tokens > seq.len {
+            let (of, len) = (self.layers.len(), seq.len);
+            return Err(EngineError::Shape(format!("{layers} layers of {tokens} tokens wanted of {of}, {len}")));
         }
-        Ok(out)
+        let starts = (0..tokens).step_by(KV_BLOCK_TOKENS);
+        Ok(starts.map(|from| self.copied(seq, layers, from..tokens.min(from + KV_BLOCK_TOKENS))).collect())
+    }
+
+    /// The state of the tokens `rows`, which lie in one block.
+    fn copied(&self, seq: &Sequence, layers: usize, rows: Range<usize>) -> Vec<f32> {
+        let mut out = Vec::with_capacity(layers * rows.len() * self.width);
+        for layer in 0..layers {
+            let at = self.row_at(&seq.table, layer, rows.start);
+            out.extend_from_slice(&self.data[at..at + rows.len() * self.width]);
+        }
+        out
     }
 
     pub(crate) fn own(&self, seq: &Sequence) -> Result<(), EngineError> {
@@ -403,17 +447,18 @@ pub(crate) struct HeldBlock {
 }
 
 impl HeldBlock {
-    /// Whether a sequence has the block too.
-    pub(crate) fn is_in_use(&self) -> bool {
-        self.shared.ledger().holders[self.block as usize] > 1
-    }
-
-    /// Whether this is the block that `seq` writes its next row to, and no other sequence has it.
-    pub(crate) fn is_the_other_holder_of_the_end(&self, seq: &Sequence) -> bool {
-        let end = seq.table.get(seq.len / KV_BLOCK_TOKENS);
+    /// Whether this is the block in which `seq` has the row `position`, and no other sequence has it.
+    pub(crate) fn is_the_other_holder(&self, seq: &Sequence, position: usize) -> bool {
+        let block = seq.table.get(position / KV_BLOCK_TOKENS);
         Arc::ptr_eq(&self.shared, &seq.shared)
-            && end == Some(&self.block)
+            && block == Some(&self.block)
             && self.shared.ledger().holders[self.block as usize] == 2
+    }
+}
+
+impl prefix::Held for HeldBlock {
+    fn is_in_use(&self) -> bool {
+        self.shared.ledger().holders[self.block as usize] > 1
     }
 }
 

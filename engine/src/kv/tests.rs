@@ -72,10 +72,48 @@ fn wrong_use_is_refused() {
     assert!(matches!(p.append_imported(&mut a, 2, &[0.0; 5]), Err(EngineError::Shape(_))));
     assert!(matches!(p.append_imported(&mut a, usize::MAX, &[]), Err(EngineError::Shape(_))));
     assert!(matches!(p.export_block(&a, 0), Err(EngineError::Shape(_))));
-    assert!(matches!(p.import_block(&mut a, 1, 1, &state(1, 0, 1)), Err(EngineError::Shape(_))));
+    assert!(matches!(p.import_layers(&a, (1, 1), 0..1, &[vec![0.0; WIDTH + 1]]), Err(EngineError::Shape(_))));
+    assert!(matches!(p.export_layers(&a, LAYERS, 1), Err(EngineError::Shape(_))));
     let pool = |layers, width, blocks| KvPool::new(KvLayout { layers, width }, 0..layers, blocks);
     assert!(matches!(pool(1, 1, usize::MAX), Err(EngineError::Shape(_))));
     assert!(matches!(pool(200, 1 << 20, 1 << 24), Err(EngineError::Shape(_))));
+}
+
+/// Layers of rows that a sequence has are written later than others, and another holder of the block keeps its own.
+#[test]
+fn leading_layers_of_a_sequence_come_and_go_by_themselves() {
+    let (tokens, from) = (KV_BLOCK_TOKENS + 7, 20);
+    let mut p = pool(6);
+    let mut a = p.sequence();
+    append(&mut p, &mut a, 1, tokens).expect("room");
+    let b = a.fork();
+    let other = state(2, 0, tokens);
+    let first_layer = |state: &[f32], all: usize| state[..all * WIDTH].to_vec();
+    let blocks =
+        [first_layer(&state(2, 0, KV_BLOCK_TOKENS), KV_BLOCK_TOKENS), first_layer(&state(2, KV_BLOCK_TOKENS, 7), 7)];
+    p.reserve_at(&mut a, from, tokens - from).expect("room");
+    assert_eq!((a.len(), p.free_blocks()), (tokens, 2), "both blocks are copied");
+    let short = p.import_layers(&a, (1, LAYERS), from..tokens, &blocks);
+    assert!(matches!(short, Err(EngineError::Shape(_))), "{short:?}");
+    p.import_layers(&a, (1, 1), from..tokens, &blocks).expect("fits");
+    let (mine, whole) = (p.export_layers(&a, LAYERS, tokens).expect("there"), state(1, 0, tokens));
+    for position in 0..tokens {
+        let (block, row) = (position / KV_BLOCK_TOKENS, position % KV_BLOCK_TOKENS);
+        for layer in 0..LAYERS {
+            let of = if layer == 0 && position >= from { &other } else { &whole };
+            let wanted = &of[(layer * tokens + position) * WIDTH..][..WIDTH];
+            let all = mine[block].len() / WIDTH / LAYERS;
+            assert_eq!(&mine[block][(layer * all + row) * WIDTH..][..WIDTH], wanted, "{layer} {position}");
+        }
+    }
+    // Of a payload of more layers, the first ones.
+    let mut c = b.fork();
+    p.reserve_at(&mut c, from, tokens - from).expect("room");
+    let both = [state(2, 0, KV_BLOCK_TOKENS), state(2, KV_BLOCK_TOKENS, 7)];
+    p.import_layers(&c, (1, LAYERS), from..tokens, &both).expect("fits");
+    assert_eq!(p.export_layers(&c, LAYERS, tokens).expect("there"), mine);
+    let theirs = p.export_layers(&b, 1, from).expect("there");
+    assert_eq!(theirs, [first_layer(&state(1, 0, from), from)]);
 }
 
 proptest! {

@@ -11,7 +11,7 @@ use crate::checkpoint::names::Role;
 use crate::checkpoint::spec::{Attention, DecoderSpec, ExpertsSpec, FeedForward, Gate, HeadNorm, Reach};
 use crate::container::RawTensor;
 use crate::error::EngineError;
-use crate::kv::KvPool;
+use crate::kv::{KvPool, Sequence};
 
 enum AttentionWeights<B: Backend> {
     Grouped {
@@ -83,9 +83,19 @@ pub(crate) struct Scratch<B: Backend> {
 }
 
 /// Rows of the batch: where each belongs.
+#[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) places: Vec<Place>,
     pub(crate) tables: Vec<Vec<u32>>,
+}
+
+impl Batch {
+    /// Adds the next rows, at the positions `from..from + rows` of `seq`.
+    pub(crate) fn push(&mut self, seq: &Sequence, from: usize, rows: usize) {
+        let item = self.tables.len();
+        self.places.extend((from..from + rows).map(|position| Place { item, position }));
+        self.tables.push(seq.table().to_vec());
+    }
 }
 
 impl<B: Backend> Scratch<B> {
@@ -151,8 +161,8 @@ impl<B: Backend> Weights<B> {
         let first = range.start;
         for (i, layer) in self.layers[range].iter().enumerate() {
             let reach = spec.reach[first + i];
-            let mut kv = LayerKv { pool, layer: i, tables: &batch.tables, places: &batch.places };
-            debug_assert_eq!(kv.pool.layers().start, first);
+            let layer_of_pool = first - pool.layers().start + i;
+            let mut kv = LayerKv { pool, layer: layer_of_pool, tables: &batch.tables, places: &batch.places };
             layer.forward(s, spec, reach, &mut kv)?;
             pulse.beat();
         }

@@ -18,10 +18,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tandem_proto::ids::Digest;
 
+use backend::Backend;
 use backend::candle::Candle;
 use backend::cpu::Cpu;
-use backend::{Backend, Place};
-use decoder::{Batch, Scratch, Weights};
+pub(crate) use decoder::Batch;
+use decoder::{Scratch, Weights};
 
 use crate::checkpoint::spec::DecoderSpec;
 use crate::checkpoint::{Checkpoint, ModelFiles, digest};
@@ -282,23 +283,34 @@ impl Model {
             )));
         }
         let batch = self.place(pool, items)?;
-        let out = if range.is_empty() || rows == 0 {
-            hidden.data
-        } else {
-            let spec = &self.spec;
-            let done = on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, (spec, &self.pulse), range, pool, &batch, &hidden.data)));
-            match done {
-                Ok(data) => data,
-                Err(e) => {
-                    give_back(items);
-                    return Err(e);
-                }
+        let out = match self.run(range, pool, &batch, hidden) {
+            Ok(out) => out,
+            Err(e) => {
+                give_back(items);
+                return Err(e);
             }
         };
         for item in items {
             item.seq.grow(item.rows);
         }
-        Ok(Hidden { rows, width, data: out })
+        Ok(out)
+    }
+
+    /// Runs some of the pool's layers over rows for which there is room: of one sequence some layers may be computed
+    /// before others.
+    pub(crate) fn run(
+        &self,
+        range: Range<usize>,
+        pool: &mut KvPool,
+        batch: &Batch,
+        hidden: Hidden,
+    ) -> Result<Hidden, EngineError> {
+        if range.is_empty() || hidden.rows == 0 {
+            return Ok(hidden);
+        }
+        let spec = &self.spec;
+        let data = on_engine!(&self.engine, r => r.step(|w, s| w.layers(s, (spec, &self.pulse), range, pool, batch, &hidden.data)))?;
+        Ok(Hidden { data, ..hidden })
     }
 
     /// A hidden state above the last layer after the final norm: what the head sees of it, up to a factor.
@@ -364,12 +376,8 @@ impl Model {
                 return Err(e);
             }
         }
-        let mut batch = Batch { places: Vec::new(), tables: Vec::with_capacity(items.len()) };
-        for (item, r) in items.iter().enumerate() {
-            let from = r.seq.len();
-            batch.places.extend((from..from + r.rows).map(|position| Place { item, position }));
-            batch.tables.push(r.seq.table().to_vec());
-        }
+        let mut batch = Batch::default();
+        items.iter().for_each(|item| batch.push(item.seq, item.seq.len(), item.rows));
         Ok(batch)
     }
 }

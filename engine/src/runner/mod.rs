@@ -2,12 +2,13 @@
 //! (continuous batching). Callers hand it jobs and get, per position, what a function of theirs
 //! made of the logits. Both ends use it: the edge for drafts, the cloud for verification.
 //!
-//! A sequence has two KV states: the trunk (layers `0..split`, which an edge and a cloud model may
-//! share) and the layers above it. Rows that arrive with hidden states above the trunk skip the
-//! trunk; when a later row needs the trunk itself, the runner first catches up on what it skipped.
+//! Some leading layers of the model, the trunk, may be equal in an edge and a cloud model; how many depends on
+//! the peer, so each job names them. Rows that arrive with hidden states above the trunk skip the trunk; when a
+//! later row needs the trunk itself, the runner first catches up on what it skipped.
 
 pub mod batch;
 pub mod fairness;
+mod layer_runs;
 pub mod pass_times;
 mod prefix;
 mod saved;
@@ -16,7 +17,6 @@ mod streams;
 mod worker;
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -93,6 +93,8 @@ pub struct Job {
     pub sequence: Vec<u32>,
     /// KV state is cut to this many tokens, then `sequence[feed_from..]` is fed.
     pub feed_from: usize,
+    /// Layers of the trunk: those that a peer shares; 0 for none.
+    pub trunk_layers: usize,
     /// Hidden states above the trunk for the tokens fed, `[tokens, hidden_size]`; the trunk is not
     /// run for them.
     pub hidden: Option<Vec<f32>>,
@@ -166,7 +168,7 @@ pub struct JobDone<T> {
     pub compute_us: u32,
     /// Time before that, microseconds.
     pub queue_us: u32,
-    /// Tokens whose trunk state the runner holds.
+    /// Tokens of whose state no layer is missing.
     pub trunk_tokens: usize,
     /// Rows computed here from the first layer on, and rows whose hidden states were given.
     pub trunk_rows: (usize, usize),
@@ -186,11 +188,13 @@ enum Command<T> {
     Wake,
     ExportTrunk {
         key: SessionId,
+        layers: usize,
         tokens: usize,
         done: OnDone<Vec<Vec<f32>>>,
     },
     ImportTrunk {
         key: SessionId,
+        layers: usize,
         blocks: Vec<Vec<f32>>,
         tokens: usize,
         done: OnDone<usize>,
@@ -251,7 +255,7 @@ pub struct RunnerLoad {
     pub jobs: AtomicUsize,
     /// Rows that these jobs have still to feed.
     pub rows_waiting: AtomicUsize,
-    /// KV blocks that can be had (of the scarcer pool): those held for reuse only are given up when needed.
+    /// KV blocks that can be had: those held for reuse only are given up when needed.
     pub kv_blocks_free: AtomicUsize,
     /// KV blocks held for reuse.
     pub prefix_blocks: AtomicUsize,
@@ -280,9 +284,7 @@ pub struct RunnerLoad {
 /// How a runner is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct RunnerOptions {
-    /// Trunk layers; 0 without a trunk.
-    pub split: usize,
-    /// KV blocks of each pool.
+    /// KV blocks.
     pub kv_blocks: usize,
     /// Most KV blocks held for reuse; 0 to reuse none.
     pub prefix_blocks_max: usize,
@@ -293,10 +295,9 @@ pub struct RunnerOptions {
 }
 
 impl RunnerOptions {
-    fn check(&self, layers: usize) -> Result<(), RunnerError> {
+    fn check(&self) -> Result<(), RunnerError> {
         let BatchBounds { rows_max, sequences_max, prefill_chunk, prefill_reserve } = self.batch;
         let table = [
-            ("split", self.split, 0, layers),
             ("queue_max", self.queue_max, 1, usize::MAX),
             // A pass without room for a row would be composed again and again.
             ("rows_max", rows_max, 1, ROWS_MAX),
@@ -349,7 +350,7 @@ impl<T: Send + 'static> Runner<T> {
     /// Starts the thread.
     ///
     /// # Errors
-    /// An option is out of range, the pools do not fit in memory, or no thread can be started.
+    /// An option is out of range, the pool does not fit in memory, or no thread can be started.
     pub fn start(model: Arc<Model>, options: RunnerOptions, choose: Choose<T>) -> Result<Self, RunnerError> {
         Self::start_with(model, options, None, choose)
     }
@@ -365,19 +366,14 @@ impl<T: Send + 'static> Runner<T> {
         store: Option<BlockStore>,
         choose: Choose<T>,
     ) -> Result<Self, RunnerError> {
-        let layers: Range<usize> = 0..model.spec().layers;
-        options.check(layers.end)?;
-        let trunk_pool = (options.split > 0)
-            .then(|| KvPool::new(model.kv_layout(), 0..options.split, options.kv_blocks))
-            .transpose()?;
-        let upper_pool = KvPool::new(model.kv_layout(), options.split..layers.end, options.kv_blocks)?;
+        options.check()?;
+        let pool = KvPool::new(model.kv_layout(), 0..model.spec().layers, options.kv_blocks)?;
         let (commands, inbox) = sync_channel(options.queue_max);
         let unwanted = Arc::new(Unwanted::default());
         let load = Arc::new(RunnerLoad::default());
         load.kv_blocks_free.store(options.kv_blocks, Ordering::Relaxed);
-        let pools = (trunk_pool, upper_pool);
         let saved = store.map(saved::Saved::new);
-        let worker = worker::Worker::new(model.clone(), options, pools, saved, choose, unwanted.clone(), load.clone());
+        let worker = worker::Worker::new(model.clone(), options, pool, saved, choose, unwanted.clone(), load.clone());
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.run(&inbox))
@@ -430,28 +426,36 @@ impl<T: Send + 'static> Runner<T> {
         }
     }
 
-    /// Copies out the trunk state of the sequence's first `tokens` tokens, one `[layer][token][width]`
-    /// payload per block.
+    /// Copies out the state of the first `layers` layers of the sequence's first `tokens` tokens, one
+    /// `[layer][token][width]` payload per block.
     ///
     /// # Errors
     /// The queue is full or the thread is gone.
-    pub fn export_trunk(&self, key: SessionId, tokens: usize, done: OnDone<Vec<Vec<f32>>>) -> Result<(), RunnerError> {
-        self.ask(done, |done| Command::ExportTrunk { key, tokens, done })
+    pub fn export_trunk(
+        &self,
+        key: SessionId,
+        layers: usize,
+        tokens: usize,
+        done: OnDone<Vec<Vec<f32>>>,
+    ) -> Result<(), RunnerError> {
+        self.ask(done, |done| Command::ExportTrunk { key, layers, tokens, done })
     }
 
-    /// Puts trunk state of the sequence's first `tokens` tokens in place; `done` gets the number of
-    /// tokens covered then.
+    /// Puts state of the first `layers` layers in place for those of the sequence's first `tokens` tokens that
+    /// skipped them, or some of them, as their hidden states were given; `done` gets the number of tokens of whose
+    /// state no layer is missing then, which is unchanged if more layers were skipped.
     ///
     /// # Errors
     /// The queue is full or the thread is gone.
     pub fn import_trunk(
         &self,
         key: SessionId,
+        layers: usize,
         blocks: Vec<Vec<f32>>,
         tokens: usize,
         done: OnDone<usize>,
     ) -> Result<(), RunnerError> {
-        self.ask(done, |done| Command::ImportTrunk { key, blocks, tokens, done })
+        self.ask(done, |done| Command::ImportTrunk { key, layers, blocks, tokens, done })
     }
 
     /// Tells `done` how many of the first `tokens` a sequence under this key would find computed.

@@ -1,5 +1,5 @@
 //! Prefix reuse: which rows a new sequence need not compute, as another one of its tenant has computed
-//! them. The index is `kv::prefix`; here it meets the pools and the sequences.
+//! them. The index is `kv::prefix`; here it meets the pool and the sequences.
 //!
 //! Exact, because a row's bits depend on the tokens before it only. Rows that rest on a peer's numbers
 //! (hidden states or trunk state that came over the wire) serve their own sequence only.
@@ -10,7 +10,7 @@ use tandem_proto::message::KvShape;
 
 use crate::error::EngineError;
 use crate::kv::block_file::Place;
-use crate::kv::prefix::{Held, PrefixIndex};
+use crate::kv::prefix::PrefixIndex;
 use crate::kv::{HeldBlock, KvPool, Sequence};
 use crate::model::Model;
 
@@ -24,26 +24,6 @@ pub fn prefix_key(model: &Model, tenant_key: [u8; 32]) -> BlockChain {
     let spec = model.spec();
     let shape = KvShape { layer_from: 0, layer_to: spec.layers as u32, width: spec.kv_width() as u32, hidden: 0 };
     BlockChain::new(tenant_key, model.digest(), model.numerics(), &shape)
-}
-
-/// A block of the index, in both pools.
-#[derive(Debug)]
-pub(super) struct Block {
-    trunk: Option<HeldBlock>,
-    upper: HeldBlock,
-}
-
-impl Block {
-    /// Whether `seq` must copy the block before it writes its next row, only because the index holds it.
-    fn costs_a_copy(&self, seq: &Sequence) -> bool {
-        std::iter::once(&self.upper).chain(&self.trunk).any(|held| held.is_the_other_holder_of_the_end(seq))
-    }
-}
-
-impl Held for Block {
-    fn is_in_use(&self) -> bool {
-        self.upper.is_in_use() || self.trunk.as_ref().is_some_and(HeldBlock::is_in_use)
-    }
 }
 
 /// Where a sequence stands in its chain of blocks.
@@ -72,9 +52,6 @@ impl Path {
     }
 }
 
-/// The pools of the trunk, if there is one, and of the layers above it.
-pub(super) type Pools<'a> = (Option<&'a mut KvPool>, &'a mut KvPool);
-
 /// What became of the next block that is to be on disk.
 #[derive(Debug, PartialEq)]
 pub(super) enum Save {
@@ -86,9 +63,9 @@ pub(super) enum Save {
     Nothing,
 }
 
-/// The index over the runner's pools.
+/// The index over the runner's pool.
 pub(super) struct Prefixes {
-    index: PrefixIndex<Block>,
+    index: PrefixIndex<HeldBlock>,
     /// The blocks on disk, if some are kept there.
     pub(super) saved: Option<Saved>,
     /// Sequences that found rows.
@@ -124,7 +101,7 @@ impl Prefixes {
     }
 
     /// Puts what is held of a sequence's first tokens in place of its empty state; returns their number.
-    pub(super) fn attach<T>(&mut self, p: &mut Pending<T>, trunk_pool: Option<&KvPool>, upper_pool: &KvPool) -> usize {
+    pub(super) fn attach<T>(&mut self, p: &mut Pending<T>, pool: &KvPool) -> usize {
         let tokens_max = p.reusable();
         let Some(path) = &mut p.kv.path else { return 0 };
         let found = self.index.find(path.key.clone(), &p.job.sequence, tokens_max);
@@ -132,9 +109,8 @@ impl Prefixes {
             return 0;
         }
         let tokens = found.tokens;
-        p.kv.trunk =
-            trunk_pool.map(|pool| pool.resume(found.blocks.iter().filter_map(|block| block.trunk.as_ref()), tokens));
-        p.kv.upper = upper_pool.resume(found.blocks.iter().map(|block| &block.upper), tokens);
+        p.kv.seq = pool.resume(found.blocks, tokens);
+        p.kv.whole = tokens;
         *path = Path { key: path.key.clone(), chain: found.chain, blocks: tokens / KV_BLOCK_TOKENS };
         self.hits += 1;
         self.rows += tokens as u64;
@@ -146,27 +122,18 @@ impl Prefixes {
     pub(super) fn publish(&mut self, kv: &mut KvState, tokens: &[u32], last: bool) {
         let rows = kv.computed_rows().min(tokens.len());
         let Some(path) = &mut kv.path else { return };
-        let (trunk, upper) = (&mut kv.trunk, &mut kv.upper);
-        let block = |trunk: &Option<Sequence>, upper: &Sequence, index| Block {
-            trunk: trunk.as_ref().map(|trunk| trunk.hold(index)),
-            upper: upper.hold(index),
-        };
+        let seq = &mut kv.seq;
         while (path.blocks + 1) * KV_BLOCK_TOKENS <= rows {
             let index = path.blocks;
             let tokens = &tokens[index * KV_BLOCK_TOKENS..][..KV_BLOCK_TOKENS];
-            let Some(held) = self.index.publish(&mut path.chain, tokens, || block(&*trunk, &*upper, index)) else {
-                return;
-            };
+            let Some(held) = self.index.publish(&mut path.chain, tokens, || seq.hold(index)) else { return };
             // Where another sequence has computed the same rows, one block is enough.
-            upper.adopt(index, &held.upper);
-            if let (Some(trunk), Some(held)) = (trunk.as_mut(), &held.trunk) {
-                trunk.adopt(index, held);
-            }
+            seq.adopt(index, held);
             path.blocks += 1;
         }
         let rest = &tokens[path.blocks * KV_BLOCK_TOKENS..rows];
         if last && !rest.is_empty() {
-            self.index.publish(&mut path.chain.clone(), rest, || block(&*trunk, &*upper, path.blocks));
+            self.index.publish(&mut path.chain.clone(), rest, || seq.hold(path.blocks));
         }
     }
 
@@ -185,7 +152,7 @@ impl Prefixes {
     }
 
     /// Has the next block written that is to be on disk.
-    pub(super) fn save_next(&mut self, pools: Pools<'_>) -> Save {
+    pub(super) fn save_next(&mut self, pool: &KvPool) -> Save {
         let Some(saved) = self.saved.as_mut().filter(|saved| saved.store.writes()) else { return Save::Nothing };
         let Some(text) = saved.texts.pop_front() else { return Save::Nothing };
         let missing = saved.missing(&text);
@@ -199,13 +166,7 @@ impl Prefixes {
             return Save::Waits;
         }
         let tokens = place.tokens.len();
-        let copied = |pool: &KvPool, held: &HeldBlock| pool.export_block(&pool.resume([held], tokens), 0);
-        let trunk = pools.0.zip(block.trunk.as_ref()).map(|(pool, held)| copied(pool, held)).transpose();
-        let numbers = trunk.and_then(|trunk| {
-            let mut numbers = trunk.unwrap_or_default();
-            numbers.append(&mut copied(pools.1, &block.upper)?);
-            Ok(numbers)
-        });
+        let numbers = pool.export_block(&pool.resume([block], tokens), 0);
         if numbers.is_ok_and(|numbers| saved.write(place, numbers)) {
             saved.texts.push_front(text);
         }
@@ -232,11 +193,10 @@ impl Prefixes {
     }
 
     /// Puts the blocks that were read into the index.
-    pub(super) fn restore(&mut self, (mut trunk_pool, upper_pool): Pools<'_>) {
+    pub(super) fn restore(&mut self, pool: &mut KvPool) {
         while let Some((place, numbers)) = self.saved.as_mut().and_then(Saved::arrived) {
-            let pools = (trunk_pool.as_deref_mut(), &mut *upper_pool);
             // Without room there is nothing to restore.
-            if self.import(pools, &place, &numbers).is_ok_and(|held| held)
+            if self.import(pool, &place, &numbers).is_ok_and(|held| held)
                 && let Some(saved) = &mut self.saved
             {
                 saved.restored += 1;
@@ -244,47 +204,40 @@ impl Prefixes {
         }
     }
 
-    fn import(
-        &mut self,
-        (trunk_pool, upper_pool): Pools<'_>,
-        place: &Place,
-        data: &[f32],
-    ) -> Result<bool, EngineError> {
+    fn import(&mut self, pool: &mut KvPool, place: &Place, data: &[f32]) -> Result<bool, EngineError> {
         let tokens = place.tokens.len();
-        let upper_numbers = tokens * upper_pool.layers().len() * upper_pool.width();
-        let (trunk_data, upper_data) = data.split_at(data.len().saturating_sub(upper_numbers));
-        let mut filled = |pool: &mut KvPool, data: &[f32]| {
-            let mut seq = pool.sequence();
-            self.reserve(pool, &mut seq, tokens)?;
-            pool.append_imported(&mut seq, tokens, data)?;
-            Ok::<_, EngineError>(seq)
-        };
-        let upper = filled(upper_pool, upper_data)?;
-        let trunk = trunk_pool.map(|pool| filled(pool, trunk_data)).transpose()?;
+        let mut seq = pool.sequence();
+        self.reserve(pool, &mut seq, 0, tokens)?;
+        pool.append_imported(&mut seq, tokens, data)?;
         // Making room may have cost the block before it.
         if place.parent != place.root && !self.index.contains(place.parent) {
             return Ok(false);
         }
-        let block = || Block { trunk: trunk.as_ref().map(|trunk| trunk.hold(0)), upper: upper.hold(0) };
-        Ok(self.index.put(place.parent, place.id, &place.tokens, block).is_some())
+        Ok(self.index.put(place.parent, place.id, &place.tokens, || seq.hold(0)).is_some())
     }
 
-    /// As [`KvPool::reserve`]; blocks that only the index holds make room. Where one block is missing still, it may
+    /// As [`KvPool::reserve_at`]; blocks that only the index holds make room. Where one block is missing still, it may
     /// be the copy of a block that the sequence shares with the index alone: then the index lets go of that one.
-    pub(super) fn reserve(&mut self, pool: &mut KvPool, seq: &mut Sequence, rows: usize) -> Result<(), EngineError> {
+    pub(super) fn reserve(
+        &mut self,
+        pool: &mut KvPool,
+        seq: &mut Sequence,
+        from: usize,
+        rows: usize,
+    ) -> Result<(), EngineError> {
         loop {
-            match pool.reserve(seq, rows) {
-                Err(EngineError::PoolExhausted { needed, .. }) if self.makes_room(pool, seq, needed) => {}
+            match pool.reserve_at(seq, from, rows) {
+                Err(EngineError::PoolExhausted { needed, .. }) if self.makes_room(pool, seq, from, needed) => {}
                 other => return other,
             }
         }
     }
 
     /// Gives up a block if that may leave `needed` ones.
-    fn makes_room(&mut self, pool: &KvPool, seq: &Sequence, needed: usize) -> bool {
+    fn makes_room(&mut self, pool: &KvPool, seq: &Sequence, from: usize, needed: usize) -> bool {
         let available = pool.available_blocks();
         (needed <= available && self.index.evict())
-            || (needed == available + 1 && self.index.let_go(|block| block.costs_a_copy(seq)))
+            || (needed == available + 1 && self.index.let_go(|block| block.is_the_other_holder(seq, from)))
     }
 
     /// Whether the job at `index` has rows to gain by waiting for an earlier one, which is about to compute

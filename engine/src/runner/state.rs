@@ -8,6 +8,7 @@ use tandem_proto::ids::SessionId;
 use crate::kv::{KvPool, Sequence};
 
 use super::batch::Take;
+use super::layer_runs::Way;
 use super::prefix::Path;
 use super::{Job, JobDone, JobProgress, OnDone, RunnerError};
 
@@ -15,8 +16,11 @@ use super::{Job, JobDone, JobProgress, OnDone, RunnerError};
 const DECISION_ROWS_MAX: usize = 8;
 
 pub(super) struct KvState {
-    pub(super) trunk: Option<Sequence>,
-    pub(super) upper: Sequence,
+    pub(super) seq: Sequence,
+    /// Leading rows of which no layer is missing. Those after them have state from layer `skipped` on.
+    pub(super) whole: usize,
+    /// Leading layers that rows skipped whose hidden states were given.
+    pub(super) skipped: usize,
     /// The tokens whose state this is, as far as a finished job has told.
     pub(super) tokens: Vec<u32>,
     /// From this row on the state rests on numbers of a peer.
@@ -26,25 +30,18 @@ pub(super) struct KvState {
 }
 
 impl KvState {
-    pub(super) fn new(trunk: Option<&KvPool>, upper: &KvPool) -> Self {
-        Self {
-            trunk: trunk.map(KvPool::sequence),
-            upper: upper.sequence(),
-            tokens: Vec::new(),
-            given_from: None,
-            path: None,
-        }
+    pub(super) fn new(pool: &KvPool) -> Self {
+        Self { seq: pool.sequence(), whole: 0, skipped: 0, tokens: Vec::new(), given_from: None, path: None }
     }
 
-    /// Whether there is no state at all.
-    pub(super) fn is_empty(&self) -> bool {
-        self.upper.is_empty() && self.trunk.as_ref().is_none_or(Sequence::is_empty)
+    /// Rows that lack the layers they skipped.
+    pub(super) fn lag(&self) -> usize {
+        self.seq.len() - self.whole
     }
 
     /// Leading rows whose state is whole and was computed here.
     pub(super) fn computed_rows(&self) -> usize {
-        let trunk = self.trunk.as_ref().map_or(usize::MAX, Sequence::len);
-        self.upper.len().min(trunk).min(self.given_from.unwrap_or(usize::MAX))
+        self.whole.min(self.given_from.unwrap_or(usize::MAX))
     }
 
     /// A peer's numbers stand in from row `from` on.
@@ -52,12 +49,10 @@ impl KvState {
         self.given_from = Some(self.given_from.map_or(from, |given| given.min(from)));
     }
 
-    /// Cuts both states to `len` tokens.
+    /// Cuts the state to `len` tokens.
     pub(super) fn truncate(&mut self, len: usize) {
-        self.upper.truncate(len.min(self.upper.len()));
-        if let Some(trunk) = &mut self.trunk {
-            trunk.truncate(len.min(trunk.len()));
-        }
+        self.seq.truncate(len);
+        self.whole = self.whole.min(len);
         self.given_from = self.given_from.filter(|given| *given < len);
         if let Some(path) = &mut self.path {
             path.cut(len);
@@ -70,7 +65,7 @@ pub(super) struct Pending<T> {
     pub(super) progress: Arc<JobProgress>,
     pub(super) done: OnDone<JobDone<T>>,
     pub(super) kv: KvState,
-    /// Next token to feed above the trunk.
+    /// Next token to feed.
     pub(super) cursor: usize,
     pub(super) outputs: Vec<T>,
     /// Why no output can be had of a row.
@@ -130,17 +125,40 @@ impl<T> Pending<T> {
         publishes.then(|| self.job.prompt())
     }
 
-    /// Tokens that the trunk must catch up on before the next row.
+    /// Tokens to catch up on before the next row: it needs layers that they skipped.
     fn trunk_lag(&self) -> usize {
-        match (&self.kv.trunk, &self.job.hidden) {
-            (Some(trunk), None) => self.cursor.saturating_sub(trunk.len()),
-            _ => 0,
+        let skips_them_too = self.job.hidden.is_some() && self.job.trunk_layers == self.kv.skipped;
+        if skips_them_too { 0 } else { self.kv.lag() }
+    }
+
+    /// Which layers the rows of a plan run through, of `layers`.
+    pub(super) fn way(&self, plan: &Plan, layers: usize) -> Way {
+        let trunk = self.job.trunk_layers;
+        if plan.catching_up {
+            Way { from: 0, to: self.kv.skipped, keep: None }
+        } else if self.job.hidden.is_some() {
+            Way { from: trunk, to: layers, keep: None }
+        } else {
+            Way { from: 0, to: layers, keep: self.job.keep_hidden_from.map(|_| trunk) }
         }
     }
 
-    /// True if rows of this job run through the trunk here.
-    pub(super) fn runs_trunk(&self) -> bool {
-        self.kv.trunk.is_some() && self.job.hidden.is_none()
+    /// The rows of a plan have run.
+    pub(super) fn ran(&mut self, plan: &Plan) {
+        if plan.catching_up {
+            self.kv.whole += plan.rows;
+            self.trunk_rows.0 += plan.rows;
+            return;
+        }
+        self.kv.seq.grow(plan.rows);
+        self.cursor += plan.rows;
+        if self.job.hidden.is_some() {
+            self.kv.skipped = self.job.trunk_layers;
+            self.trunk_rows.1 += plan.rows;
+        } else {
+            self.kv.whole += plan.rows;
+            self.trunk_rows.0 += plan.rows;
+        }
     }
 
     pub(super) fn rows_left(&self) -> usize {
@@ -169,7 +187,7 @@ impl<T> Pending<T> {
             outputs: self.outputs,
             compute_us: micros(started, Instant::now()),
             queue_us: micros(self.queued_at, started),
-            trunk_tokens: self.kv.trunk.as_ref().map_or(0, Sequence::len),
+            trunk_tokens: self.kv.whole,
             trunk_rows: self.trunk_rows,
             trunk_hidden: self.trunk_hidden,
             reused: self.reused,
@@ -194,7 +212,7 @@ pub(super) struct Plan {
     pub(super) from: usize,
     /// Tokens.
     pub(super) rows: usize,
-    /// Only the trunk runs, for state that was skipped before.
+    /// Only the layers run that these rows skipped before.
     pub(super) catching_up: bool,
 }
 
@@ -213,6 +231,7 @@ mod tests {
             key: SessionId([1; 16]),
             sequence: vec![1],
             feed_from: 0,
+            trunk_layers: 0,
             hidden: None,
             outputs_from: 1,
             prompt_len: 0,
@@ -227,7 +246,7 @@ mod tests {
         let (send, result) = channel();
         let done: OnDone<JobDone<()>> = Box::new(move |result| drop(send.send(result)));
         let submitted = Instant::now();
-        let mut pending = Pending::new(Box::new(job), Arc::default(), done, KvState::new(None, &pool), (0, submitted));
+        let mut pending = Pending::new(Box::new(job), Arc::default(), done, KvState::new(&pool), (0, submitted));
         pending.started_at = Some(submitted + Duration::from_micros(5000));
         pending.finish();
         assert_eq!(result.recv().expect("told").expect("done").queue_us, 5000);

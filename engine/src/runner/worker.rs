@@ -7,16 +7,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tandem_proto::ids::SessionId;
-use tandem_proto::limits::KV_BLOCK_TOKENS;
 
-use crate::error::EngineError;
-use crate::kv::{KvPool, Sequence};
-use crate::model::{HEAD_ROWS_MAX, Hidden, Model, Rows};
+use crate::kv::KvPool;
+use crate::model::{Batch, HEAD_ROWS_MAX, Hidden, Model};
 
 use super::batch::{Take, Waiting, decisions, prefills};
 use super::fairness::{Allowance, allowance};
+use super::layer_runs::{Way, layer_runs};
 use super::pass_times::PassTimes;
-use super::prefix::{Path, Pools, Prefixes, Save};
+use super::prefix::{Path, Prefixes, Save};
 use super::saved::Saved;
 use super::state::{KvState, Pending, Plan};
 use super::streams::Streams;
@@ -35,8 +34,7 @@ const SAVE_MAX: Duration = Duration::from_secs(3);
 pub(super) struct Worker<T> {
     model: Arc<Model>,
     options: RunnerOptions,
-    trunk_pool: Option<KvPool>,
-    upper_pool: KvPool,
+    pool: KvPool,
     /// States of sequences without a job.
     idle: HashMap<SessionId, KvState>,
     pending: Vec<Pending<T>>,
@@ -53,7 +51,7 @@ impl<T> Worker<T> {
     pub(super) fn new(
         model: Arc<Model>,
         options: RunnerOptions,
-        (trunk_pool, upper_pool): (Option<KvPool>, KvPool),
+        pool: KvPool,
         saved: Option<Saved>,
         choose: Choose<T>,
         unwanted: Arc<Unwanted>,
@@ -62,8 +60,7 @@ impl<T> Worker<T> {
         Self {
             model,
             options,
-            trunk_pool,
-            upper_pool,
+            pool,
             idle: HashMap::new(),
             pending: Vec::new(),
             streams: Streams::default(),
@@ -118,13 +115,8 @@ impl<T> Worker<T> {
         inbox.recv().ok()
     }
 
-    fn pools(&mut self) -> (&mut Prefixes, Pools<'_>) {
-        (&mut self.prefixes, (self.trunk_pool.as_mut(), &mut self.upper_pool))
-    }
-
     fn save_next(&mut self) -> Save {
-        let (prefixes, pools) = self.pools();
-        prefixes.save_next(pools)
+        self.prefixes.save_next(&self.pool)
     }
 
     fn save(&mut self, done: OnDone<()>) {
@@ -143,8 +135,7 @@ impl<T> Worker<T> {
     }
 
     fn publish_load(&self) {
-        let trunk = self.trunk_pool.as_ref().map_or(usize::MAX, KvPool::available_blocks);
-        self.load.kv_blocks_free.store(trunk.min(self.upper_pool.available_blocks()), Ordering::Relaxed);
+        self.load.kv_blocks_free.store(self.pool.available_blocks(), Ordering::Relaxed);
         self.load.prefix_blocks.store(self.prefixes.blocks(), Ordering::Relaxed);
         self.load.prefix_evicted.store(self.prefixes.evicted(), Ordering::Relaxed);
         self.load.prefix_hits.store(self.prefixes.hits, Ordering::Relaxed);
@@ -164,8 +155,10 @@ impl<T> Worker<T> {
             Command::Run(job, progress, done, queued_at) => self.admit(job, progress, done, queued_at),
             Command::Forget(key) => self.forget(key),
             Command::Wake => {}
-            Command::ExportTrunk { key, tokens, done } => done(self.export(key, tokens)),
-            Command::ImportTrunk { key, blocks, tokens, done } => done(self.import(key, &blocks, tokens)),
+            Command::ExportTrunk { key, layers, tokens, done } => done(self.export(key, layers, tokens)),
+            Command::ImportTrunk { key, layers, blocks, tokens, done } => {
+                done(self.import(key, layers, &blocks, tokens));
+            }
             Command::Held { prefix, tokens, done } => done(Ok(self.prefixes.held(prefix, &tokens))),
             Command::Save(done) => self.save(done),
         }
@@ -201,7 +194,11 @@ impl<T> Worker<T> {
             Some("a token is outside the vocabulary")
         } else if job.outputs_from <= job.feed_from {
             Some("an output is wanted for a token that is not fed")
-        } else if job.hidden.as_ref().is_some_and(|h| h.len() != rows * width || self.options.split == 0) {
+        } else if job.trunk_layers > spec.layers {
+            Some("the trunk has more layers than the model")
+        } else if job.trunk_layers == 0 && (job.hidden.is_some() || job.keep_hidden_from.is_some()) {
+            Some("hidden states are given or wanted without a trunk")
+        } else if job.hidden.as_ref().is_some_and(|h| h.len() != rows * width) {
             Some("hidden states do not match the tokens fed")
         } else if self.pending.iter().any(|p| p.job.key == job.key) {
             Some("the sequence already has a job")
@@ -212,9 +209,8 @@ impl<T> Worker<T> {
             done(Err(RunnerError::BadJob(what)));
             return;
         }
-        let mut kv =
-            self.idle.remove(&job.key).unwrap_or_else(|| KvState::new(self.trunk_pool.as_ref(), &self.upper_pool));
-        let have = kv.upper.len();
+        let mut kv = self.idle.remove(&job.key).unwrap_or_else(|| KvState::new(&self.pool));
+        let have = kv.seq.len();
         if job.feed_from > have {
             let wanted = job.feed_from;
             self.idle.insert(job.key, kv);
@@ -236,7 +232,7 @@ impl<T> Worker<T> {
         }
         self.arrivals += 1;
         let mut pending = Pending::new(job, progress, done, kv, (self.arrivals, queued_at));
-        pending.fresh = pending.kv.path.is_some() && pending.kv.is_empty() && pending.job.hidden.is_none();
+        pending.fresh = pending.kv.path.is_some() && pending.kv.seq.is_empty() && pending.job.hidden.is_none();
         if pending.is_prefill() {
             self.streams.forget(pending.job.key);
         } else {
@@ -248,8 +244,7 @@ impl<T> Worker<T> {
     /// Gives new sequences what is held of their first rows. One that an earlier job is about to compute
     /// rows for waits, and so does one whose rows are being read from disk.
     fn attach(&mut self) {
-        let (prefixes, pools) = self.pools();
-        prefixes.restore(pools);
+        self.prefixes.restore(&mut self.pool);
         for index in 0..self.pending.len() {
             if !self.pending[index].fresh || self.prefixes.waits(&self.pending, index) {
                 continue;
@@ -259,7 +254,7 @@ impl<T> Worker<T> {
                 continue;
             }
             p.fresh = false;
-            p.reused = self.prefixes.attach(p, self.trunk_pool.as_ref(), &self.upper_pool);
+            p.reused = self.prefixes.attach(p, &self.pool);
             p.job.feed_from = p.reused;
             p.cursor = p.reused;
         }
@@ -323,7 +318,7 @@ impl<T> Worker<T> {
             let Pending { job, kv, .. } = &mut self.pending[plan.index];
             // Of an answer more than once: what is thrown away again is nothing to keep.
             if plan.from < job.prompt_len {
-                let last = kv.upper.len() >= job.prompt_len;
+                let last = kv.seq.len() >= job.prompt_len;
                 self.prefixes.publish(kv, job.prompt(), last);
             }
         }
@@ -354,25 +349,11 @@ impl<T> Worker<T> {
             let p = &mut self.pending[take.index];
             p.started_at.get_or_insert_with(Instant::now);
             let plan = p.plan(take);
-            let runs_trunk = p.runs_trunk();
-            let trunk = match (&mut self.trunk_pool, &mut p.kv.trunk) {
-                (Some(pool), Some(seq)) if runs_trunk => self.prefixes.reserve(pool, seq, plan.rows),
-                _ => Ok(()),
-            };
-            let upper = trunk.and_then(|()| {
-                if plan.catching_up {
-                    Ok(())
-                } else {
-                    self.prefixes.reserve(&mut self.upper_pool, &mut p.kv.upper, plan.rows)
-                }
-            });
-            match upper {
+            match self.prefixes.reserve(&mut self.pool, &mut p.kv.seq, plan.from, plan.rows) {
                 Ok(()) => plans.push(plan),
                 Err(e) => {
                     removed += 1;
                     let mut p = self.pending.remove(take.index);
-                    // The trunk may have got its blocks.
-                    p.kv.truncate(usize::MAX);
                     if !p.forget {
                         p.kv.tokens = p.job.sequence;
                         self.idle.insert(p.job.key, p.kv);
@@ -386,71 +367,65 @@ impl<T> Worker<T> {
 
     fn forward(&mut self, plans: &[Plan]) -> Result<(), RunnerError> {
         let model = self.model.clone();
-        let width = model.spec().hidden_size;
-        let mut trunk_out = self.run_trunk(&model, plans)?;
-        let mut data = Vec::new();
-        let mut tokens = Vec::new();
-        let mut items = Vec::new();
-        let mut plan_of = plans.iter().peekable();
-        let mut taken = 0;
-        for (index, p) in self.pending.iter_mut().enumerate() {
-            let Some(plan) = plan_of.next_if(|plan| plan.index == index) else { continue };
-            if let Some(hidden) = &p.job.hidden {
-                let at = (plan.from - p.job.feed_from) * width;
-                data.extend_from_slice(&hidden[at..at + plan.rows * width]);
-                p.trunk_rows.1 += plan.rows;
-            } else if self.options.split == 0 {
-                tokens.extend_from_slice(&p.job.sequence[plan.from..plan.from + plan.rows]);
-                p.trunk_rows.0 += plan.rows;
-            } else {
-                let rows = &trunk_out[taken..taken + plan.rows * width];
-                taken += rows.len();
-                p.trunk_rows.0 += plan.rows;
-                if plan.catching_up {
-                    continue;
-                }
-                if let Some(keep_from) = p.job.keep_hidden_from {
-                    let skipped = keep_from.saturating_sub(plan.from).min(plan.rows);
-                    p.trunk_hidden.extend_from_slice(&rows[skipped * width..]);
-                }
-                data.extend_from_slice(rows);
+        let (layers, width) = (model.spec().layers, model.spec().hidden_size);
+        let ways: Vec<Way> = plans.iter().map(|plan| self.pending[plan.index].way(plan, layers)).collect();
+        let mut rows = self.entering(&model, plans, &ways)?;
+        for run in layer_runs(&ways) {
+            let active: Vec<usize> = (0..plans.len()).filter(|&i| ways[i].runs(&run)).collect();
+            let (mut batch, mut data) = (Batch::default(), Vec::new());
+            for &i in &active {
+                batch.push(&self.pending[plans[i].index].kv.seq, plans[i].from, plans[i].rows);
+                data.append(&mut rows[i]);
             }
-            items.push(Rows { seq: &mut p.kv.upper, rows: plan.rows });
+            let above = run.end;
+            let hidden = Hidden { rows: data.len() / width, width, data };
+            let hidden = model.run(run, &mut self.pool, &batch, hidden)?;
+            let mut left = hidden.data.as_slice();
+            for &i in &active {
+                let own;
+                (own, left) = left.split_at(plans[i].rows * width);
+                if ways[i].keep == Some(above) {
+                    let p = &mut self.pending[plans[i].index];
+                    let skipped = p.job.keep_hidden_from.unwrap_or(0).saturating_sub(plans[i].from);
+                    p.trunk_hidden.extend_from_slice(&own[skipped.min(plans[i].rows) * width..]);
+                }
+                rows[i].extend_from_slice(own);
+            }
         }
-        trunk_out.clear();
-        if items.is_empty() {
-            return Ok(());
+        let mut data = Vec::new();
+        for (plan, mut rows) in plans.iter().zip(rows) {
+            if !plan.catching_up {
+                data.append(&mut rows);
+            }
         }
-        let hidden = if self.options.split == 0 {
-            model.embed(&tokens)?
-        } else {
-            Hidden { rows: data.len() / width, width, data }
-        };
-        let hidden = model.layers(self.options.split..model.spec().layers, &mut self.upper_pool, &mut items, hidden)?;
-        drop(items);
-        self.outputs(&model, plans, &hidden)
+        self.outputs(&model, plans, &Hidden { rows: data.len() / width, width, data })?;
+        plans.iter().for_each(|plan| self.pending[plan.index].ran(plan));
+        Ok(())
     }
 
-    /// The trunk, for all rows that need it: `[rows, hidden_size]`.
-    fn run_trunk(&mut self, model: &Model, plans: &[Plan]) -> Result<Vec<f32>, RunnerError> {
-        let Some(pool) = &mut self.trunk_pool else { return Ok(Vec::new()) };
-        let mut tokens = Vec::new();
-        let mut items = Vec::new();
-        let mut plan_of = plans.iter().peekable();
-        for (index, p) in self.pending.iter_mut().enumerate() {
-            let Some(plan) = plan_of.next_if(|plan| plan.index == index) else { continue };
-            if !p.runs_trunk() {
-                continue;
-            }
-            if let Some(seq) = &mut p.kv.trunk {
-                tokens.extend_from_slice(&p.job.sequence[plan.from..plan.from + plan.rows]);
-                items.push(Rows { seq, rows: plan.rows });
+    /// Per plan, the hidden states with which its rows begin: the embeddings of their tokens, or what a peer gave.
+    fn entering(&self, model: &Model, plans: &[Plan], ways: &[Way]) -> Result<Vec<Vec<f32>>, RunnerError> {
+        let width = model.spec().hidden_size;
+        let given = |plan: &Plan, way: &Way| {
+            let job = &self.pending[plan.index].job;
+            let hidden = job.hidden.as_ref().filter(|_| way.from > 0)?;
+            let at = (plan.from - job.feed_from) * width;
+            Some(hidden[at..at + plan.rows * width].to_vec())
+        };
+        let mut rows: Vec<Option<Vec<f32>>> = plans.iter().zip(ways).map(|(plan, way)| given(plan, way)).collect();
+        let tokens = |plan: &Plan| &self.pending[plan.index].job.sequence[plan.from..plan.from + plan.rows];
+        let embedded = plans.iter().zip(&rows).filter(|(_, rows)| rows.is_none());
+        let embedded: Vec<u32> = embedded.flat_map(|(plan, _)| tokens(plan)).copied().collect();
+        if !embedded.is_empty() {
+            let hidden = model.embed(&embedded)?;
+            let mut left = hidden.data.as_slice();
+            for (plan, rows) in plans.iter().zip(&mut rows).filter(|(_, rows)| rows.is_none()) {
+                let own;
+                (own, left) = left.split_at(plan.rows * width);
+                *rows = Some(own.to_vec());
             }
         }
-        if items.is_empty() {
-            return Ok(Vec::new());
-        }
-        Ok(model.layers(0..self.options.split, pool, &mut items, model.embed(&tokens)?)?.data)
+        Ok(rows.into_iter().map(Option::unwrap_or_default).collect())
     }
 
     fn outputs(&mut self, model: &Model, plans: &[Plan], hidden: &Hidden) -> Result<(), RunnerError> {
@@ -458,7 +433,7 @@ impl<T> Worker<T> {
         let mut wanted = Vec::new();
         let mut at = 0;
         for plan in plans.iter().filter(|p| !p.catching_up) {
-            let p = &mut self.pending[plan.index];
+            let p = &self.pending[plan.index];
             for i in 0..plan.rows {
                 let position = plan.from + i + 1;
                 if position >= p.job.outputs_from {
@@ -467,7 +442,6 @@ impl<T> Worker<T> {
                 }
             }
             at += plan.rows;
-            p.cursor += plan.rows;
         }
         for (rows, wanted) in rows.chunks(HEAD_ROWS_MAX).zip(wanted.chunks(HEAD_ROWS_MAX)) {
             let logits = model.head(hidden, rows)?;
@@ -485,46 +459,41 @@ impl<T> Worker<T> {
         Ok(())
     }
 
-    fn export(&self, key: SessionId, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
-        let state = self.idle.get(&key).and_then(|kv| kv.trunk.as_ref());
-        let have = state.map_or(0, Sequence::len);
-        let (Some(pool), Some(trunk)) = (&self.trunk_pool, state.filter(|_| tokens <= have)) else {
-            return Err(RunnerError::Gap { have, wanted: tokens });
-        };
-        // A fork shares the blocks; cutting it yields the last block at its partial length.
-        let mut run = trunk.fork();
-        run.truncate(tokens);
-        (0..run.blocks()).map(|i| pool.export_block(&run, i).map_err(RunnerError::from)).collect()
+    fn export(&self, key: SessionId, layers: usize, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
+        let have = self.idle.get(&key).map_or(0, |kv| kv.whole);
+        match self.idle.get(&key) {
+            Some(kv) if tokens <= have => Ok(self.pool.export_layers(&kv.seq, layers, tokens)?),
+            _ => Err(RunnerError::Gap { have, wanted: tokens }),
+        }
     }
 
-    fn import(&mut self, key: SessionId, blocks: &[Vec<f32>], tokens: usize) -> Result<usize, RunnerError> {
-        let Some(pool) = &mut self.trunk_pool else {
-            return Err(RunnerError::BadJob("the runner has no trunk"));
-        };
+    fn import(
+        &mut self,
+        key: SessionId,
+        layers: usize,
+        blocks: &[Vec<f32>],
+        tokens: usize,
+    ) -> Result<usize, RunnerError> {
         if self.pending.iter().any(|p| p.job.key == key) {
             return Err(RunnerError::BadJob("the sequence has a job"));
         }
-        let kv = self.idle.entry(key).or_insert_with(|| KvState::new(Some(pool), &self.upper_pool));
-        let have = kv.trunk.as_ref().map_or(0, Sequence::len);
-        if tokens <= have {
-            return Ok(have);
+        let have = self.idle.get(&key).map_or(0, |kv| kv.seq.len());
+        let Some(kv) = self.idle.get_mut(&key).filter(|_| tokens <= have) else {
+            return Err(RunnerError::Gap { have, wanted: tokens });
+        };
+        // What was computed here stays.
+        let from = kv.whole;
+        if tokens <= from {
+            return Ok(from);
         }
-        // Whole blocks that were computed here stay.
-        let mut fresh = kv.trunk.as_ref().map_or_else(|| pool.sequence(), Sequence::fork);
-        fresh.truncate(have - have % KV_BLOCK_TOKENS);
-        let kept = fresh.len();
-        self.prefixes.reserve(pool, &mut fresh, tokens - kept)?;
-        for (i, block) in blocks.iter().enumerate().skip(kept / KV_BLOCK_TOKENS) {
-            let count = tokens.saturating_sub(i * KV_BLOCK_TOKENS).min(KV_BLOCK_TOKENS);
-            pool.import_block(&mut fresh, i, count, block)?;
+        if layers < kv.skipped {
+            // It was shared with another peer: the rest would have to be computed from the first layer on anyway.
+            return Ok(from);
         }
-        if fresh.len() != tokens {
-            return Err(
-                EngineError::Shape(format!("{tokens} tokens of trunk state announced, {} given", fresh.len())).into()
-            );
-        }
-        kv.trunk = Some(fresh);
-        kv.given(kept);
+        self.prefixes.reserve(&mut self.pool, &mut kv.seq, from, tokens - from)?;
+        self.pool.import_layers(&kv.seq, (kv.skipped, layers), from..tokens, blocks)?;
+        kv.given(from);
+        kv.whole = tokens;
         Ok(tokens)
     }
 }

@@ -32,8 +32,7 @@ fn load() -> Arc<Model> {
 }
 
 const BATCH: BatchBounds = BatchBounds { rows_max: 256, sequences_max: 8, prefill_chunk: 128, prefill_reserve: 32 };
-const OPTIONS: RunnerOptions =
-    RunnerOptions { split: TRUNK_LAYERS, kv_blocks: 64, prefix_blocks_max: 0, queue_max: 16, batch: BATCH };
+const OPTIONS: RunnerOptions = RunnerOptions { kv_blocks: 64, prefix_blocks_max: 0, queue_max: 16, batch: BATCH };
 
 fn text(tokens: usize) -> Vec<u32> {
     (0..tokens as u32).map(|i| (i * 37 + 11) % 4000).collect()
@@ -49,6 +48,7 @@ fn job(name: u8, sequence: &[u32], feed_from: usize) -> Job {
         key: key(name),
         sequence: sequence.to_vec(),
         feed_from,
+        trunk_layers: TRUNK_LAYERS,
         hidden: None,
         outputs_from: feed_from + 1,
         prompt_len: 0,
@@ -128,13 +128,13 @@ impl Engine {
 
     fn import(&self, name: u8, blocks: Vec<Vec<f32>>, tokens: usize) -> Result<usize, RunnerError> {
         let (done, answer) = answer();
-        self.runner.import_trunk(key(name), blocks, tokens, done).expect("queued");
+        self.runner.import_trunk(key(name), TRUNK_LAYERS, blocks, tokens, done).expect("queued");
         answer.recv().expect("answered")
     }
 
     fn export(&self, name: u8, tokens: usize) -> Result<Vec<Vec<f32>>, RunnerError> {
         let (done, answer) = answer();
-        self.runner.export_trunk(key(name), tokens, done).expect("queued");
+        self.runner.export_trunk(key(name), TRUNK_LAYERS, tokens, done).expect("queued");
         answer.recv().expect("answered")
     }
 
@@ -231,6 +231,58 @@ fn the_trunk_catches_up_on_rows_that_came_with_hidden_states() {
     assert!(matches!(short, Err(RunnerError::BadJob(_))), "{short:?}");
 }
 
+/// The number of layers that are shared is a matter of the peer: one engine serves several at once, and a sequence
+/// that goes on with another peer, up to a trunk of all layers.
+#[test]
+fn trunks_of_several_depths_share_a_pass_and_follow_one_another_in_a_sequence() {
+    let layers = MODEL.spec().layers;
+    assert!(layers > 2, "{layers}");
+    let (text, width) = (text(60), MODEL.spec().hidden_size);
+    let expected = expected(&text);
+    let engine = Engine::start(OPTIONS);
+    let kept = |name: u8, trunk_layers: usize| {
+        let keep = Job { keep_hidden_from: Some(0), trunk_layers, ..job(name, &text, 0) };
+        engine.run(keep).expect("runs").trunk_hidden
+    };
+    let hidden: Vec<_> = (1..=layers).map(|depth| kept(100 + depth as u8, depth)).collect();
+    let given = |depth: usize, from: usize, to: usize| Some(hidden[depth - 1][from * width..to * width].to_vec());
+
+    // Held back until all are there, so that they run in one pass.
+    let gate = engine.hold(job(GATE, &[7], 0));
+    let beside: Vec<_> = (0..=layers)
+        .map(|depth| {
+            let hidden = if depth == 0 { None } else { given(depth, 0, 40) };
+            engine.submit(Job { hidden, trunk_layers: depth, ..job(10 + depth as u8, &text[..40], 0) })
+        })
+        .collect();
+    engine.go.send(()).expect("waits");
+    gate.recv().expect("answered").expect("runs");
+    for (depth, answer) in beside.into_iter().enumerate() {
+        let done = answer.recv().expect("answered").expect("runs");
+        assert!(done.outputs == expected[..40], "{depth} layers shared");
+        assert_eq!(done.trunk_tokens, if depth == 0 { 40 } else { 0 });
+    }
+    // What they skipped is caught up on, in one pass as well.
+    let gate = engine.hold(job(GATE, &[7], 0));
+    let on: Vec<_> = (0..=layers).map(|depth| engine.submit(job(10 + depth as u8, &text, 40))).collect();
+    engine.go.send(()).expect("waits");
+    gate.recv().expect("answered").expect("runs");
+    for (depth, answer) in on.into_iter().enumerate() {
+        let done = answer.recv().expect("answered").expect("runs");
+        assert!(done.outputs == expected[40..], "{depth} layers shared");
+        assert_eq!(done.trunk_tokens, 60);
+    }
+    // One sequence, three peers.
+    for (from, to, depth) in [(0, 20, 1), (20, 40, layers), (40, 60, layers - 1)] {
+        let done = engine.run(Job { hidden: given(depth, from, to), trunk_layers: depth, ..job(1, &text[..to], from) });
+        assert!(done.expect("runs").outputs == expected[from..to], "{depth} layers shared");
+    }
+    for (hidden, trunk_layers) in [(None, layers + 1), (given(1, 50, 60), 0), (given(1, 50, 60), layers + 1)] {
+        let refused = engine.run(Job { hidden, trunk_layers, ..job(1, &text, 50) });
+        assert!(matches!(refused, Err(RunnerError::BadJob(_))), "{trunk_layers}: {refused:?}");
+    }
+}
+
 #[test]
 fn a_sequence_is_forgotten_after_its_job() {
     let engine = Engine::start(RunnerOptions { batch: BatchBounds { prefill_chunk: 8, ..BATCH }, ..OPTIONS });
@@ -267,14 +319,15 @@ fn a_full_queue_keeps_nobody_from_forgetting() {
 fn a_sequence_without_memory_fails_alone_and_keeps_no_blocks() {
     let engine = Engine::start(RunnerOptions { kv_blocks: 4, ..OPTIONS });
     let (text, width) = (text(3 * KV_BLOCK_TOKENS), MODEL.spec().hidden_size);
-    // Three of four blocks above the trunk, none in it.
+    // Three of four blocks.
     let hidden = Some(vec![0.1; text.len() * width]);
     engine.run(Job { hidden, outputs_from: text.len(), ..job(1, &text, 0) }).expect("fits");
     let none = engine.run(job(2, &text[..40], 0));
     assert!(matches!(none, Err(RunnerError::Memory(_))), "{none:?}");
-    // The trunk's blocks are all free again.
+    // The fourth one is free still, and rows that a peer's state is put in for need no other block.
+    engine.run(job(3, &text[..KV_BLOCK_TOKENS], 0)).expect("fits");
     let block = vec![0.5; TRUNK_LAYERS * KV_BLOCK_TOKENS * MODEL.spec().kv_width()];
-    assert_eq!(engine.import(3, vec![block; 4], 4 * KV_BLOCK_TOKENS).expect("fits"), 4 * KV_BLOCK_TOKENS);
+    assert_eq!(engine.import(1, vec![block; 3], text.len()).expect("fits"), text.len());
     for name in [1, 3] {
         engine.runner.forget(key(name)).expect("runs");
     }
@@ -293,9 +346,18 @@ fn trunk_state_moves_between_runners() {
     assert_eq!(blocks.iter().map(Vec::len).collect::<Vec<_>>(), [32 * numbers, 8 * numbers]);
 
     to.run(Job { hidden: Some(done.trunk_hidden), ..job(1, &text[..40], 0) }).expect("runs");
-    let part = to.import(2, blocks[..1].to_vec(), 40);
+    let part = to.import(1, blocks[..1].to_vec(), 40);
     assert!(matches!(part, Err(RunnerError::Engine(_))), "{part:?}");
-    assert_eq!(to.import(1, blocks.clone(), 40).expect("fits"), 40);
+    let (done, too_few) = answer();
+    to.runner.import_trunk(key(1), TRUNK_LAYERS - 1, blocks.clone(), 40, done).expect("queued");
+    assert_eq!(too_few.recv().expect("answered").expect("not used"), 0);
+    assert!(matches!(to.import(2, blocks.clone(), 40), Err(RunnerError::Gap { have: 0, wanted: 40 })));
+    // A peer that shares more layers than were skipped.
+    let ((done, more), (give, taken)) = (answer(), answer());
+    from.runner.export_trunk(key(1), TRUNK_LAYERS + 1, 40, done).expect("queued");
+    let more = more.recv().expect("answered").expect("there");
+    to.runner.import_trunk(key(1), TRUNK_LAYERS + 1, more, 40, give).expect("queued");
+    assert_eq!(taken.recv().expect("answered").expect("fits"), 40);
     assert_eq!(to.import(1, blocks, 33).expect("has more"), 40);
     let more = to.run(job(1, &text, 40)).expect("goes on");
     assert_eq!(more.trunk_rows, (10, 0), "nothing to catch up on");
@@ -360,7 +422,6 @@ fn options_that_cannot_work_are_refused() {
         ("sequences_max", with(BatchBounds { sequences_max: 0, ..BATCH })),
         ("prefill_chunk", with(BatchBounds { prefill_chunk: 0, ..BATCH })),
         ("queue_max", RunnerOptions { queue_max: 0, ..OPTIONS }),
-        ("split", RunnerOptions { split: MODEL.spec().layers + 1, ..OPTIONS }),
     ];
     for (name, options) in table {
         let refused = Runner::<()>::start(MODEL.clone(), options, Box::new(|_, _| Ok(()))).expect_err(name);

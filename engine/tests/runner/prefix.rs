@@ -68,35 +68,33 @@ impl Engine {
 
 #[test]
 fn a_conversation_computes_only_what_is_new() {
-    for split in [0, TRUNK_LAYERS] {
-        let engine = Engine::start(RunnerOptions { split, ..WITH_PREFIX });
-        let text = text(150);
-        assert_eq!(engine.held(tenant(1), &text), 0);
-        assert_eq!(engine.check(prompt(1, &text[..70])), 0);
-        // The answer, token by token, with a draft that is thrown away.
-        let step = |to: usize, from: usize| Job { prompt_len: 70, prefix: tenant(1), ..job(1, &text[..to], from) };
-        engine.check(step(71, 70));
-        let draft = other_from(&text[..90], 71, 3);
-        engine.check(Job { prompt_len: 70, prefix: tenant(1), ..job(1, &draft, 71) });
-        for to in 72..=80 {
-            engine.check(step(to, to - 1));
-        }
-        assert_eq!(engine.held(tenant(1), &text), 70, "an answer is kept when it is over");
-        engine.forget(1);
-        // The second turn.
-        let before = engine.rows();
-        assert_eq!(engine.check(prompt(2, &text[..120])), 80);
-        assert_eq!(engine.rows() - before, 40);
-        engine.forget(2);
-        // Regenerated: the last row says what comes next.
-        let before = engine.rows();
-        assert_eq!(engine.check(prompt(3, &text[..120])), 119);
-        assert_eq!(engine.rows() - before, 1);
-        // Another conversation under the same system prompt.
-        assert_eq!(engine.check(prompt(4, &other_from(&text, 77, 9))), 77);
-        let load = engine.runner.load();
-        assert_eq!((load.prefix_hits.load(Relaxed), load.prefix_rows.load(Relaxed)), (3, 80 + 119 + 77));
+    let engine = Engine::start(WITH_PREFIX);
+    let text = text(150);
+    assert_eq!(engine.held(tenant(1), &text), 0);
+    assert_eq!(engine.check(prompt(1, &text[..70])), 0);
+    // The answer, token by token, with a draft that is thrown away.
+    let step = |to: usize, from: usize| Job { prompt_len: 70, prefix: tenant(1), ..job(1, &text[..to], from) };
+    engine.check(step(71, 70));
+    let draft = other_from(&text[..90], 71, 3);
+    engine.check(Job { prompt_len: 70, prefix: tenant(1), ..job(1, &draft, 71) });
+    for to in 72..=80 {
+        engine.check(step(to, to - 1));
     }
+    assert_eq!(engine.held(tenant(1), &text), 70, "an answer is kept when it is over");
+    engine.forget(1);
+    // The second turn.
+    let before = engine.rows();
+    assert_eq!(engine.check(prompt(2, &text[..120])), 80);
+    assert_eq!(engine.rows() - before, 40);
+    engine.forget(2);
+    // Regenerated: the last row says what comes next.
+    let before = engine.rows();
+    assert_eq!(engine.check(prompt(3, &text[..120])), 119);
+    assert_eq!(engine.rows() - before, 1);
+    // Another conversation under the same system prompt.
+    assert_eq!(engine.check(prompt(4, &other_from(&text, 77, 9))), 77);
+    let load = engine.runner.load();
+    assert_eq!((load.prefix_hits.load(Relaxed), load.prefix_rows.load(Relaxed)), (3, 80 + 119 + 77));
 }
 
 #[test]
@@ -270,6 +268,8 @@ enum Op {
         back: usize,
         on: usize,
         text: u32,
+        /// With the hidden states above this many layers.
+        given: Option<usize>,
     },
     Forget {
         name: u8,
@@ -283,12 +283,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let piece = (0u32..3, length);
     let begin = (1u8..6, 1u8..3, prop::collection::vec(piece, 1..3), prop::bool::weighted(0.1))
         .prop_map(|(name, tenant, pieces, every_output)| Op::Begin { name, tenant, pieces, every_output });
-    let go_on = (1u8..6, 0usize..40, 1usize..10, 0u32..3).prop_map(|(name, back, on, text)| Op::Continue {
-        name,
-        back,
-        on,
-        text,
-    });
+    let given = prop::option::weighted(0.3, 1usize..=3);
+    let go_on = (1u8..6, 0usize..40, 1usize..10, 0u32..3, given)
+        .prop_map(|(name, back, on, text, given)| Op::Continue { name, back, on, text, given });
     let op = prop_oneof![
         4 => begin, 4 => go_on, 3 => (1u8..6).prop_map(|name| Op::Forget { name }), 2 => Just(Op::Settle)
     ];
@@ -302,12 +299,9 @@ fn options() -> impl Strategy<Value = (RunnerOptions, bool)> {
         prefill_chunk,
         prefill_reserve: 3,
     });
-    (batch, prop::bool::ANY, 14usize..40, 1usize..30, prop::bool::ANY).prop_map(
-        |(batch, trunk, kv_blocks, prefix_blocks_max, one_thread)| {
-            let split = if trunk { TRUNK_LAYERS } else { 0 };
-            (RunnerOptions { split, kv_blocks, prefix_blocks_max, batch, ..OPTIONS }, one_thread)
-        },
-    )
+    (batch, 14usize..40, 1usize..30, prop::bool::ANY).prop_map(|(batch, kv_blocks, prefix_blocks_max, one_thread)| {
+        (RunnerOptions { kv_blocks, prefix_blocks_max, batch, ..OPTIONS }, one_thread)
+    })
 }
 
 /// A sequence as its owner knows it.
@@ -319,6 +313,15 @@ struct Live {
 
 fn piece(text: u32, n: usize) -> impl Iterator<Item = u32> {
     (0..n as u32).map(move |i| (i * 37 + text * 501) % 4000)
+}
+
+/// What a peer that shares `layers` layers would send for the tokens from `from` on.
+fn above(tokens: &[u32], from: usize, layers: usize) -> Vec<f32> {
+    let mut pool = KvPool::new(MODEL.kv_layout(), 0..layers, tokens.len().div_ceil(KV_BLOCK_TOKENS)).expect("pool");
+    let mut seq = pool.sequence();
+    let items = &mut [Rows { seq: &mut seq, rows: tokens.len() }];
+    let hidden = MODEL.layers(0..layers, &mut pool, items, MODEL.embed(tokens).expect("embed")).expect("layers");
+    hidden.data[from * hidden.width..].to_vec()
 }
 
 type Due = Vec<(u8, Vec<u32>, usize, Answer<JobDone<Output>>)>;
@@ -341,8 +344,9 @@ fn settle(due: &mut Due, live: &mut HashMap<u8, Live>, cold: &mut HashMap<Vec<u3
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Sequences that share prefixes, go back and on, are forgotten while others run, in pools and an
-    /// index too small for them, whatever the cuts and threads: the bits of a cold run.
+    /// Sequences that share prefixes, go back and on, with hidden states of a peer that shares some or all layers
+    /// or without, are forgotten while others run, in a pool and an index too small for them, whatever the cuts and
+    /// threads: the bits of a cold run.
     #[test]
     fn reuse_changes_no_bit((options, one_thread) in options(), ops in ops()) {
         let engine = Engine::start_on(if one_thread { ONE_THREAD.clone() } else { MODEL.clone() }, options);
@@ -361,7 +365,7 @@ proptest! {
                     due.push((name, tokens.clone(), outputs_from, engine.submit(job)));
                     live.insert(name, Live { tokens, prompt_len: len, tenant: of });
                 }
-                Op::Continue { name, back, on, text } => {
+                Op::Continue { name, back, on, text, given } => {
                     if busy(&due, name) {
                         settle(&mut due, &mut live, &mut cold);
                     }
@@ -370,6 +374,10 @@ proptest! {
                     tokens.truncate(from);
                     tokens.extend(piece(text, on));
                     let job = Job { prompt_len: *prompt_len, prefix: tenant(*of), ..job(name, tokens, from) };
+                    let job = match given {
+                        Some(layers) => Job { hidden: Some(above(tokens, from, layers)), trunk_layers: layers, ..job },
+                        None => job,
+                    };
                     due.push((name, tokens.clone(), from + 1, engine.submit(job)));
                 }
                 Op::Forget { name } => {

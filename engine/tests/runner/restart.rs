@@ -60,27 +60,24 @@ impl Engine {
 #[test]
 fn a_conversation_survives_its_process() {
     let text = text(300);
-    // The trunk's layers are a runner's own affair.
-    for (split, split_then) in [(0, 0), (TRUNK_LAYERS, 0), (0, TRUNK_LAYERS)] {
-        let dir = tempfile::tempdir().expect("a folder");
-        engine(&dir, RunnerOptions { split, ..WITH_PREFIX }).leave(&text[..230]);
-        assert_eq!(files(dir.path()).len(), 8);
-        let second = engine(&dir, RunnerOptions { split: split_then, ..WITH_PREFIX });
-        assert_eq!(second.held(tenant(1), &text), 230);
-        let before = second.rows();
-        assert_eq!(second.check(prompt(1, &text)), 230);
-        assert_eq!(second.rows() - before, 70);
-        // Another conversation that begins alike, of which memory holds all; and the longer one once more.
-        assert_eq!(second.check(prompt(2, &other_from(&text, 77, 9))), 77);
-        second.forget(1);
-        second.gauge(|load| &load.saved_blocks, 10);
-        assert_eq!(second.runner.load().restored_blocks.load(Relaxed), 8);
-        second.save();
-        assert_eq!(second.runner.load().saved_bytes.load(Relaxed), bytes(dir.path()));
-        drop(second);
-        let third = engine(&dir, WITH_PREFIX);
-        assert_eq!(third.check(prompt(1, &text)), 299);
-    }
+    let dir = tempfile::tempdir().expect("a folder");
+    engine(&dir, WITH_PREFIX).leave(&text[..230]);
+    assert_eq!(files(dir.path()).len(), 8);
+    let second = engine(&dir, WITH_PREFIX);
+    assert_eq!(second.held(tenant(1), &text), 230);
+    let before = second.rows();
+    assert_eq!(second.check(prompt(1, &text)), 230);
+    assert_eq!(second.rows() - before, 70);
+    // Another conversation that begins alike, of which memory holds all; and the longer one once more.
+    assert_eq!(second.check(prompt(2, &other_from(&text, 77, 9))), 77);
+    second.forget(1);
+    second.gauge(|load| &load.saved_blocks, 10);
+    assert_eq!(second.runner.load().restored_blocks.load(Relaxed), 8);
+    second.save();
+    assert_eq!(second.runner.load().saved_bytes.load(Relaxed), bytes(dir.path()));
+    drop(second);
+    let third = engine(&dir, WITH_PREFIX);
+    assert_eq!(third.check(prompt(1, &text)), 299);
 }
 
 /// Without being asked to, as soon as there is nothing else to do: a process that is killed had no time for a farewell.

@@ -210,14 +210,15 @@ async fn an_answer_longer_than_the_clouds_context_is_finished_by_the_edge() {
     }
 }
 
-/// The pair shares two layers; a cloud that is set up for one must not take what lies above two.
+/// The pair shares two layers; where one end is set up for one, that is the trunk of both.
 #[tokio::test(flavor = "multi_thread")]
 async fn trunks_of_two_depths_leave_exact_exact() {
     let expected = reference(&QUESTIONS).await;
+    use tandem_models::TRUNK_LAYERS;
     for (edge, cloud) in [(TRUNK_LAYERS, TRUNK_LAYERS - 1), (TRUNK_LAYERS - 1, TRUNK_LAYERS)] {
         for strategy in [ExactStrategy::Draft, ExactStrategy::Handover] {
             let mut o = patient();
-            (o.edge.trunk_layers, o.cloud.trunk_layers) = (edge, cloud);
+            (o.edge.trunk_layers, o.cloud.trunk_layers) = (Some(edge), Some(cloud));
             o.edge.exact = strategy;
             o.edge.send_hidden = Exchange::Always;
             o.edge.fetch_prompt = Exchange::Always;
