@@ -153,6 +153,32 @@ pub fn payload<'a>(numbers: impl IntoIterator<Item = &'a f32>) -> Vec<u8> {
     numbers.into_iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
+/// The payloads of a run's blocks, made of their KV state and, if the run has them, the hidden states above it.
+#[must_use]
+pub fn payloads(run: &StateRun, state: &[Vec<f32>], hidden: &[f32]) -> Vec<Vec<u8>> {
+    let width = run.shape.hidden as usize;
+    let mut rows = hidden;
+    let blocks = state.iter().enumerate().map(|(index, kv)| {
+        let own;
+        (own, rows) = rows.split_at((run.block_tokens(index) * width).min(rows.len()));
+        payload(kv.iter().chain(own))
+    });
+    blocks.collect()
+}
+
+/// KV state per block and hidden states of a run's payloads, whose lengths have been checked.
+#[must_use]
+pub fn parts(run: &StateRun, payloads: &[impl AsRef<[u8]>]) -> (Vec<Vec<f32>>, Vec<f32>) {
+    let (width, mut hidden) = (run.shape.hidden as usize, Vec::new());
+    let state = payloads.iter().enumerate().map(|(index, payload)| {
+        let mut kv = numbers(payload.as_ref());
+        hidden.append(&mut kv.split_off(kv.len().saturating_sub(run.block_tokens(index) * width)));
+        kv
+    });
+    let state = state.collect();
+    (state, hidden)
+}
+
 #[cfg(test)]
 mod tests {
     use tandem_proto::message::Exactness;
@@ -222,6 +248,19 @@ mod tests {
             let (to_cloud, to_edge) = (announced(card(&small, "f32-a"), here), announced(card(&big, "f32-a"), there));
             let found = (edge.with(&to_edge).map(|t| t.layers), cloud.with(&to_cloud).map(|t| t.layers));
             assert_eq!(found, (Ok(expected), Ok(expected)), "{here:?} {there:?}");
+        }
+    }
+
+    #[test]
+    fn payloads_are_taken_apart_as_they_were_put_together() {
+        let trunk = ours(&[1, 2]).at(2).expect("two layers");
+        let tokens: Vec<u32> = (0..40).collect();
+        let state = vec![(0..2 * 32 * 4).map(|n| n as f32).collect(), (0..2 * 8 * 4).map(|n| -(n as f32)).collect()];
+        for hidden in [Vec::new(), (0..40 * 8).map(|n| n as f32 + 0.5).collect::<Vec<f32>>()] {
+            let run = trunk.run([1; 32], &tokens, !hidden.is_empty()).expect("fits");
+            let payloads = payloads(&run, &state, &hidden);
+            assert!(payloads.iter().enumerate().all(|(i, payload)| payload.len() == run.payload_bytes(i)));
+            assert_eq!(parts(&run, &payloads), (state.clone(), hidden));
         }
     }
 

@@ -14,6 +14,7 @@ pub mod close;
 pub mod connector;
 pub mod error;
 pub mod estimator;
+pub mod exchange;
 pub mod identity;
 pub mod link;
 mod meter;

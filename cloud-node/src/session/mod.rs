@@ -11,16 +11,16 @@ use bytes::Bytes;
 use metrics::{counter, histogram};
 use tandem_engine::constraint::Followed;
 use tandem_engine::trunk::Trunk;
-use tandem_proto::exchange::{ExchangeError, Outgoing};
+use tandem_proto::exchange::ExchangeError;
 use tandem_proto::frame::{Frame, Message};
 use tandem_proto::ids::{Epoch, SessionId};
 use tandem_proto::limits::{HANDSHAKE_MS_MAX, PROGRESS_MS};
 use tandem_proto::message::{Open, Opened, Progress, Refuse, RefuseCode, SamplingParams};
 use tandem_proto::session::SessionError;
 use tandem_proto::session::cloud::{CloudSession, Job, JobTimes};
-use tandem_transport::bulk::BulkReceiver;
 use tandem_transport::channel::{Channel, FrameReceiver, FrameSender};
 use tandem_transport::error::TransportError;
+use tandem_transport::exchange::Lender;
 use tandem_transport::link::Link;
 
 use self::entry::Entered;
@@ -187,8 +187,7 @@ struct SessionTask {
     trunk_tokens: usize,
     /// The prompt's state is to be offered when it is there: its hidden states so far.
     prompt_state: Option<Vec<f32>>,
-    outgoing: Option<(Outgoing, Vec<Bytes>)>,
-    bulk: Option<BulkReceiver>,
+    lender: Lender,
     pull: Option<Pull>,
     exchanges: u32,
     times: JobTimes,
@@ -208,8 +207,7 @@ impl SessionTask {
         Self {
             trunk_tokens: 0,
             prompt_state: None,
-            outgoing: None,
-            bulk: None,
+            lender: Lender::new(open.session),
             pull: None,
             exchanges: 0,
             times: JobTimes::default(),
@@ -244,6 +242,7 @@ impl SessionTask {
             if self.running.is_none() && self.pull.is_none() {
                 self.start_next(tx).await?;
             }
+            let pulled_by = self.pull.as_ref().map(|p| p.deadline);
             tokio::select! {
                 () = tokio::time::sleep_until(quiet_since + idle), if self.running.is_none() => {
                     // Nothing is wrong: an edge that needs the session again opens it again.
@@ -262,8 +261,8 @@ impl SessionTask {
                     let out = self.on_done(done?, tx).await?;
                     self.send_all(tx, out).await?;
                 }
-                block = next_block(&mut self.bulk) => self.on_block(block, tx).await?,
-                () = at(self.pull.as_ref().map(|p| p.deadline)) => self.give_up_pull(),
+                arrived = next_block(&mut self.pull) => self.on_block(arrived, tx).await?,
+                () = at(pulled_by) => self.give_up_pull(),
                 () = tokio::time::sleep_until(self.report_at), if self.running.is_some() || self.pull.is_some() => {
                     self.report_at = tokio::time::Instant::now() + REPORT_EVERY;
                     tx.send(&Message::Progress(self.progress()), Bytes::new()).await?;
@@ -306,7 +305,7 @@ impl SessionTask {
     async fn on_frame(&mut self, frame: Frame, tx: &mut FrameSender) -> Result<bool, Ending> {
         match frame.message {
             Message::Close(_) => return Ok(true),
-            Message::KvWant(want) => self.lend(&want).await?,
+            Message::KvWant(want) => self.lend(&want)?,
             Message::KvAck(ack) => {
                 count_blocks("sent", "published", u64::from(ack.published));
                 count_blocks("sent", "refused", u64::from(ack.refused));

@@ -6,25 +6,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::counter;
 use tandem_engine::trunk;
-use tandem_proto::exchange::{CostInputs, Incoming, Outgoing, StateRun, bytes_per_token};
+use tandem_proto::exchange::{CostInputs, StateRun, bytes_per_token};
 use tandem_proto::frame::Message;
-use tandem_proto::message::{KvBlock, KvOffer, KvPull, KvWant, RefuseCode};
+use tandem_proto::message::{KvOffer, KvPull, KvWant};
 use tandem_proto::session::cloud::Job;
-use tandem_transport::bulk::BulkReceiver;
 use tandem_transport::channel::FrameSender;
+use tandem_transport::exchange::{Arrived, Borrowed, Borrower};
 
 use super::{Ending, SessionTask};
 use crate::metric_definitions as m;
-use crate::target::TrunkState;
 
-/// How long the cloud waits for trunk state of the edge before it computes it itself.
+/// How long the cloud waits for trunk state of the edge, and for each block of it, before it computes it itself.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A job that waits for trunk state of the edge.
 pub(super) struct Pull {
     job: Job,
     sequence: Vec<u32>,
-    incoming: Option<Incoming>,
+    borrower: Borrower,
     pub(super) deadline: tokio::time::Instant,
 }
 
@@ -57,7 +56,7 @@ impl SessionTask {
     /// Asks the edge for the trunk's state before the job is run.
     pub(super) async fn pull(&mut self, job: Job, sequence: Vec<u32>, tx: &mut FrameSender) -> Result<(), Ending> {
         self.exchanges += 1;
-        self.bulk = Some(self.node.bulk.register(self.id));
+        let borrower = Borrower::new(&self.node.bulk, self.id);
         let pull = KvPull {
             epoch: self.epoch,
             exchange: self.exchanges,
@@ -67,118 +66,93 @@ impl SessionTask {
         };
         tx.send(&Message::KvPull(pull), Bytes::new()).await?;
         let deadline = tokio::time::Instant::now() + PULL_TIMEOUT;
-        self.pull = Some(Pull { job, sequence, incoming: None, deadline });
+        self.pull = Some(Pull { job, sequence, borrower, deadline });
         Ok(())
     }
 
     /// The edge offers what was pulled.
     pub(super) async fn on_offer(&mut self, offer: &KvOffer, tx: &mut FrameSender) -> Result<(), Ending> {
-        let Some(pull) = &self.pull else { return Ok(()) };
-        let run = self.trunk_run(false, pull.tokens())?;
-        let (want, incoming) = Incoming::answer(self.id, offer, run);
-        let declined = want.indices.is_empty();
-        if let Some(pull) = &mut self.pull {
-            pull.incoming = incoming;
-        }
-        tx.send(&Message::KvWant(want), Bytes::new()).await?;
-        if declined {
+        let run = self.pull.as_ref().and_then(|pull| self.trunk_run(false, pull.tokens()));
+        let Some(pull) = &mut self.pull else { return Ok(()) };
+        let (want, takes) = pull.borrower.answer(offer, run);
+        tx.send(&want, Bytes::new()).await?;
+        if !takes {
             self.give_up_pull();
         }
         Ok(())
     }
 
     /// The edge takes (some of) what was offered.
-    pub(super) async fn lend(&mut self, want: &KvWant) -> Result<(), Ending> {
-        let Some((outgoing, blocks)) = self.outgoing.take() else { return Ok(()) };
-        for index in outgoing.wanted(want)? {
-            let payload = blocks[index].clone();
-            count_bytes("sent", payload.len());
-            self.link.send_bulk(&Message::KvBlock(outgoing.block(index, &payload)), payload).await?;
-        }
+    pub(super) fn lend(&mut self, want: &KvWant) -> Result<(), Ending> {
+        count_bytes("sent", self.lender.wanted(want, &self.link)?);
         Ok(())
     }
 
     /// Offers the prompt's trunk state with the hidden states above it.
     pub(super) async fn offer_prompt(&mut self, hidden: Vec<f32>, tx: &mut FrameSender) -> Result<(), Ending> {
         let prompt = self.session.prompt_len();
-        let state = self.trunk_state()?.export(self.id, self.trunk_layers(), prompt);
-        let state = state.await?;
-        let run = self.trunk_run(true, &self.session.tokens()[..prompt])?;
-        let width = self.trunk.as_ref().map_or(0, |trunk| trunk.hidden_size);
-        let mut rows = hidden.chunks_exact(width.max(1));
-        let blocks: Vec<Bytes> = state
-            .iter()
-            .enumerate()
-            .map(|(i, kv)| {
-                let hidden = rows.by_ref().take(run.block_tokens(i)).flatten();
-                trunk::payload(kv.iter().chain(hidden)).into()
-            })
-            .collect();
+        // Both are there, or no state would have been promised.
+        let Some((run, trunk)) = self.trunk_run(true, &self.session.tokens()[..prompt]).zip(self.node.target.trunk())
+        else {
+            return Ok(());
+        };
+        let state = trunk.export(self.id, self.trunk_layers(), prompt).await?;
+        let blocks = trunk::payloads(&run, &state, &hidden).into_iter().map(Bytes::from).collect();
         self.exchanges += 1;
-        let (outgoing, offer) = Outgoing::new(self.id, self.epoch, self.exchanges, run);
-        self.outgoing = Some((outgoing, blocks));
-        Ok(tx.send(&Message::KvOffer(offer), Bytes::new()).await?)
+        let offer = self.lender.offer(self.epoch, self.exchanges, run, blocks);
+        Ok(tx.send(&offer, Bytes::new()).await?)
     }
 
-    pub(super) async fn on_block(
-        &mut self,
-        block: Option<(KvBlock, Bytes)>,
-        tx: &mut FrameSender,
-    ) -> Result<(), Ending> {
-        let Some((block, payload)) = block else {
-            self.bulk = None;
+    pub(super) async fn on_block(&mut self, arrived: Option<Arrived>, tx: &mut FrameSender) -> Result<(), Ending> {
+        let Some(Arrived { bytes, state }) = arrived else {
+            self.give_up_pull();
             return Ok(());
         };
-        let Some(incoming) = self.pull.as_mut().and_then(|p| p.incoming.as_mut()) else { return Ok(()) };
-        count_bytes("received", payload.len());
-        match incoming.accept(&block, payload) {
-            Ok(()) => count_blocks("received", "published", 1),
-            Err(e) => {
+        count_bytes("received", bytes);
+        match state {
+            Borrowed::Part => {
+                if let Some(pull) = &mut self.pull {
+                    pull.deadline = tokio::time::Instant::now() + PULL_TIMEOUT;
+                }
+            }
+            Borrowed::Whole(ack, blocks) => {
+                count_blocks("received", "published", u64::from(ack.published));
+                tx.send(&Message::KvAck(ack), Bytes::new()).await?;
+                self.take_over(&blocks).await?;
+            }
+            Borrowed::Refused(ack, e) => {
                 tracing::warn!("a KV block was refused: {e}");
                 count_blocks("received", "refused", 1);
+                tx.send(&Message::KvAck(ack), Bytes::new()).await?;
+                self.give_up_pull();
             }
         }
-        if !incoming.is_complete() && !incoming.has_failed() {
-            return Ok(());
-        }
-        let Some(Pull { job, sequence, incoming: Some(incoming), .. }) = self.pull.take() else { return Ok(()) };
-        self.bulk = None;
-        let (ack, blocks) = incoming.finish();
-        tx.send(&Message::KvAck(ack), Bytes::new()).await?;
-        let source = if let Some(blocks) = blocks {
-            let blocks = blocks.iter().map(|b| trunk::numbers(b)).collect();
-            let imported = self.trunk_state()?.import(self.id, self.trunk_layers(), blocks, job.feed_from);
-            self.trunk_tokens = imported.await?;
-            "edge"
-        } else {
-            "recomputed"
-        };
-        counter!(m::TRUNK_FETCHED, m::LABEL_SOURCE => source).increment(1);
-        self.start(job, sequence);
+        Ok(())
+    }
+
+    /// Puts the state in place that was pulled, and runs the job that waits for it.
+    async fn take_over(&mut self, blocks: &[Bytes]) -> Result<(), Ending> {
+        let run = self.pull.as_ref().and_then(|pull| self.trunk_run(false, pull.tokens()));
+        let Some(((pull, run), trunk)) = self.pull.take().zip(run).zip(self.node.target.trunk()) else { return Ok(()) };
+        let (state, _) = trunk::parts(&run, blocks);
+        let imported = trunk.import(self.id, self.trunk_layers(), state, pull.job.feed_from);
+        self.trunk_tokens = imported.await?;
+        counter!(m::TRUNK_FETCHED, m::LABEL_SOURCE => "edge").increment(1);
+        self.start(pull.job, pull.sequence);
         Ok(())
     }
 
     /// Computes the state after all.
     pub(super) fn give_up_pull(&mut self) {
-        self.bulk = None;
         let Some(pull) = self.pull.take() else { return };
         counter!(m::TRUNK_FETCHED, m::LABEL_SOURCE => "recomputed").increment(1);
         self.start(pull.job, pull.sequence);
     }
 
-    fn trunk_state(&self) -> Result<&dyn TrunkState, Ending> {
-        self.node.target.trunk().ok_or_else(no_trunk)
+    /// The run of trunk state of `tokens`; none without a trunk or past the wire's bounds.
+    fn trunk_run(&self, with_hidden: bool, tokens: &[u32]) -> Option<StateRun> {
+        self.trunk.as_ref()?.run(self.link.peer_tenant_key(), tokens, with_hidden).ok()
     }
-
-    /// The run of trunk state of `tokens`.
-    fn trunk_run(&self, with_hidden: bool, tokens: &[u32]) -> Result<StateRun, Ending> {
-        let trunk = self.trunk.as_ref().ok_or_else(no_trunk)?;
-        Ok(trunk.run(self.link.peer_tenant_key(), tokens, with_hidden)?)
-    }
-}
-
-fn no_trunk() -> Ending {
-    Ending::Refused(RefuseCode::BadState, "the session has no trunk".into(), 0)
 }
 
 pub(super) fn count_blocks(direction: &'static str, result: &'static str, blocks: u64) {
@@ -190,9 +164,9 @@ fn count_bytes(direction: &'static str, bytes: usize) {
 }
 
 /// The next block of a pull under way.
-pub(super) async fn next_block(bulk: &mut Option<BulkReceiver>) -> Option<(KvBlock, Bytes)> {
-    match bulk {
-        Some(b) => b.next().await,
+pub(super) async fn next_block(pull: &mut Option<Pull>) -> Option<Arrived> {
+    match pull {
+        Some(pull) => pull.borrower.next().await,
         None => std::future::pending().await,
     }
 }

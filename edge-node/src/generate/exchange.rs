@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use metrics::counter;
 use tandem_engine::trunk;
-use tandem_proto::exchange::{Incoming, Outgoing, StateRun};
+use tandem_proto::exchange::StateRun;
 use tandem_proto::frame::Message;
 use tandem_proto::ids::SessionId;
-use tandem_proto::message::{KvBlock, KvOffer, KvWant};
-use tandem_transport::bulk::BulkReceiver;
+use tandem_proto::message::{KvOffer, KvWant};
+use tandem_transport::exchange::{Arrived, Borrowed, Borrower, Lender};
 
 use super::{Answer, Halt};
 use crate::context::NodeContext;
@@ -15,23 +15,21 @@ use crate::metric_definitions as m;
 
 /// The prompt's state on its way here.
 pub(super) struct PromptFetch {
-    blocks: BulkReceiver,
-    incoming: Option<Incoming>,
+    borrower: Borrower,
     /// Trunk state that has arrived, to be put in place after the layers above it have run.
     state: Option<Vec<Vec<f32>>>,
 }
 
 impl PromptFetch {
     pub(super) fn new(node: &NodeContext, session: SessionId) -> Self {
-        let blocks = node.bulk.register(session);
-        Self { blocks, incoming: None, state: None }
+        Self { borrower: Borrower::new(&node.bulk, session), state: None }
     }
 }
 
 /// The next block of a fetch under way.
-pub(super) async fn next_block(fetch: &mut Option<PromptFetch>) -> Option<(KvBlock, Bytes)> {
+pub(super) async fn next_block(fetch: &mut Option<PromptFetch>) -> Option<Arrived> {
     match fetch {
-        Some(f) if f.state.is_none() => f.blocks.next().await,
+        Some(f) if f.state.is_none() => f.borrower.next().await,
         _ => std::future::pending().await,
     }
 }
@@ -44,40 +42,37 @@ impl Answer {
     /// The cloud offers the prompt's state.
     pub(super) async fn on_offer(&mut self, offer: &KvOffer) {
         let run = self.run_of(self.request.prompt.len(), true);
-        let (Some(fetch), Some(run)) = (&mut self.fetch, run) else { return };
-        let (want, incoming) = Incoming::answer(fetch.blocks.session(), offer, run);
-        fetch.incoming = incoming;
-        if fetch.incoming.is_none() {
+        let Some(fetch) = &mut self.fetch else { return };
+        let (want, takes) = fetch.borrower.answer(offer, run);
+        if !takes {
             tracing::warn!("the cloud offered state of another prompt or model; computing it here");
             self.drop_fetch();
         }
-        self.send(Message::KvWant(want), Bytes::new()).await;
+        self.send(want, Bytes::new()).await;
     }
 
-    pub(super) async fn on_block(&mut self, block: Option<(KvBlock, Bytes)>) -> Result<(), Halt> {
+    pub(super) async fn on_block(&mut self, arrived: Option<Arrived>) -> Result<(), Halt> {
         self.session.heard(self.now());
-        let (Some((block, payload)), Some(fetch)) = (block, &mut self.fetch) else {
+        let Some(Arrived { bytes, state }) = arrived else {
             self.drop_fetch();
             return Ok(());
         };
-        let Some(incoming) = &mut fetch.incoming else { return Ok(()) };
-        counter!(m::KV_BYTES, m::LABEL_DIRECTION => "received").increment(payload.len() as u64);
+        counter!(m::KV_BYTES, m::LABEL_DIRECTION => "received").increment(bytes as u64);
         if let Some(uplink) = &mut self.uplink {
-            uplink.received_bulk(payload.len());
+            uplink.received_bulk(bytes);
         }
-        if let Err(e) = incoming.accept(&block, payload) {
-            tracing::warn!("a KV block was refused: {e}");
-            counter!(m::KV_BLOCKS_REFUSED).increment(1);
-        }
-        if !incoming.is_complete() && !incoming.has_failed() {
-            return Ok(());
-        }
-        let Some(incoming) = fetch.incoming.take() else { return Ok(()) };
-        let (ack, blocks) = incoming.finish();
-        self.send(Message::KvAck(ack), Bytes::new()).await;
-        match blocks {
-            Some(blocks) => self.use_prompt_state(&blocks)?,
-            None => self.drop_fetch(),
+        match state {
+            Borrowed::Part => {}
+            Borrowed::Whole(ack, blocks) => {
+                self.send(Message::KvAck(ack), Bytes::new()).await;
+                self.use_prompt_state(&blocks)?;
+            }
+            Borrowed::Refused(ack, e) => {
+                tracing::warn!("a KV block was refused: {e}");
+                counter!(m::KV_BLOCKS_REFUSED).increment(1);
+                self.send(Message::KvAck(ack), Bytes::new()).await;
+                self.drop_fetch();
+            }
         }
         Ok(())
     }
@@ -87,18 +82,7 @@ impl Answer {
     fn use_prompt_state(&mut self, blocks: &[Bytes]) -> Result<(), Halt> {
         let prompt = self.request.prompt.len();
         let Some(run) = self.run_of(prompt, true) else { return Ok(()) };
-        let hidden_width = run.shape.hidden as usize;
-        let mut hidden = Vec::with_capacity(prompt * hidden_width);
-        let state = blocks
-            .iter()
-            .enumerate()
-            .map(|(i, block)| {
-                let mut kv = trunk::numbers(block);
-                let rows = kv.split_off(kv.len() - run.block_tokens(i) * hidden_width);
-                hidden.extend_from_slice(&rows);
-                kv
-            })
-            .collect();
+        let (state, hidden) = trunk::parts(&run, blocks);
         self.drafter.start(&self.session.tokens()[..prompt], Some(hidden))?;
         if let Some(fetch) = &mut self.fetch {
             fetch.state = Some(state);
@@ -129,40 +113,28 @@ impl Answer {
         let (shape, tokens) = (trunk.shape(false), pull.tokens as usize);
         let have = self.drafter.fed() >= tokens;
         let run = self.run_of(tokens, false).filter(|_| have);
-        let empty = KvOffer { epoch: pull.epoch, exchange: pull.exchange, shape, ids: Vec::new(), tokens: 0 };
-        let offer = match run {
-            Some(run) => match self.drafter.export_trunk(trunk.layers, tokens).await {
+        let mut offer = Lender::nothing(&pull, shape);
+        if let Some(run) = run {
+            match self.drafter.export_trunk(trunk.layers, tokens).await {
                 Ok(state) => {
-                    let (outgoing, offer) = Outgoing::new(self.session.id(), pull.epoch, pull.exchange, run);
-                    self.lent = Some((outgoing, state));
-                    offer
+                    let blocks = trunk::payloads(&run, &state, &[]).into_iter().map(Bytes::from).collect();
+                    offer = self.lender.offer(pull.epoch, pull.exchange, run, blocks);
                 }
-                Err(e) => {
-                    tracing::debug!("no trunk state to lend: {e}");
-                    empty
-                }
-            },
-            None => empty,
-        };
-        self.send(Message::KvOffer(offer), Bytes::new()).await;
+                Err(e) => tracing::debug!("no trunk state to lend: {e}"),
+            }
+        }
+        self.send(offer, Bytes::new()).await;
     }
 
     /// The cloud takes (some of) what was offered.
-    pub(super) async fn on_want(&mut self, want: &KvWant) {
-        let Some((outgoing, state)) = self.lent.take() else { return };
-        let wanted = match outgoing.wanted(want) {
-            Ok(wanted) => wanted,
-            Err(e) => return tracing::warn!("the cloud wants blocks that were not offered: {e}"),
-        };
-        for index in wanted {
-            let payload = Bytes::from(trunk::payload(&state[index]));
-            counter!(m::KV_BYTES, m::LABEL_DIRECTION => "sent").increment(payload.len() as u64);
-            let block = Message::KvBlock(outgoing.block(index, &payload));
-            let Some(uplink) = &mut self.uplink else { return };
-            if let Err(e) = uplink.send_bulk(block, payload).await {
-                tracing::debug!("the trunk's state did not reach the cloud: {e}");
-                return;
+    pub(super) fn on_want(&mut self, want: &KvWant) {
+        let Some(uplink) = &mut self.uplink else { return };
+        match self.lender.wanted(want, &uplink.link) {
+            Ok(bytes) => {
+                counter!(m::KV_BYTES, m::LABEL_DIRECTION => "sent").increment(bytes as u64);
+                uplink.sent_bulk(bytes);
             }
+            Err(e) => tracing::warn!("the cloud wants blocks that were not offered: {e}"),
         }
     }
 }

@@ -9,6 +9,7 @@ use tandem_proto::session::SessionError;
 use tandem_proto::session::edge::PathChange;
 use tandem_proto::session::edge::clock::RETRY_US;
 use tandem_transport::error::TransportError;
+use tandem_transport::exchange::Lender;
 
 use super::away::is_for_now;
 use super::uplink::Uplink;
@@ -131,7 +132,7 @@ impl Answer {
                 Ok(PathChange::Kept)
             }
             Message::KvWant(want) => {
-                self.on_want(&want).await;
+                self.on_want(&want);
                 Ok(PathChange::Kept)
             }
             Message::KvAck(_) => Ok(PathChange::Kept),
@@ -178,7 +179,7 @@ impl Answer {
         }
         self.fetch = None;
         self.pull = None;
-        self.lent = None;
+        self.lender = Lender::new(self.session.id());
         if self.session.link_lost(self.now(), retry_after_us) {
             self.degrade(why);
         }

@@ -17,7 +17,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use tandem_engine::runner::RunnerError;
 use tandem_engine::trunk::Trunk;
-use tandem_proto::exchange::Outgoing;
 use tandem_proto::frame::Message;
 use tandem_proto::ids::SessionId;
 use tandem_proto::limits::UNVERIFIED_TOKENS_MAX;
@@ -25,6 +24,7 @@ use tandem_proto::message::{Alternative, KvPull, SamplingParams};
 use tandem_proto::session::edge::clock::{Need, Patience, RETRY_US};
 use tandem_proto::session::edge::{Committed, Decider, EdgeSession, FrameRule};
 use tandem_router::policy::{Features, Steering};
+use tandem_transport::exchange::Lender;
 use tandem_transport::link::Link;
 use tokio::sync::{mpsc, watch};
 
@@ -90,7 +90,7 @@ pub(crate) struct Answer {
     /// Tokens of the prompt whose state is held from earlier answers.
     held: usize,
     pull: Option<KvPull>,
-    lent: Option<(Outgoing, Vec<Vec<f32>>)>,
+    lender: Lender,
     /// The edge's model cannot go on with this answer: only the cloud can.
     draft_error: Option<RunnerError>,
     links_open: bool,
@@ -179,7 +179,7 @@ impl Answer {
             fetched: false,
             held: 0,
             pull: None,
-            lent: None,
+            lender: Lender::new(id),
             draft_error: None,
             links_open: true,
             last_token_at: None,

@@ -53,10 +53,9 @@ impl Uplink {
         }
     }
 
-    /// Sends KV state beside the stream. Not cancel-safe.
-    pub(crate) async fn send_bulk(&mut self, message: Message, payload: Bytes) -> Result<(), TransportError> {
-        self.bulk_up += payload.len() as u64;
-        self.link.send_bulk(&message, payload).await
+    /// Counts KV state that is sent beside the stream.
+    pub(crate) fn sent_bulk(&mut self, bytes: usize) {
+        self.bulk_up += bytes as u64;
     }
 
     /// Counts KV state that arrived beside the stream.

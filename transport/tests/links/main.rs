@@ -4,6 +4,7 @@ mod admission;
 mod frames;
 mod garbage;
 mod handshake;
+mod kv;
 mod setup;
 mod silence;
 mod weather;
