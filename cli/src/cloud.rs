@@ -142,7 +142,7 @@ fn quic(settings: &Settings) -> QuicSettings {
     QuicSettings { sessions, ..settings.link.quic() }
 }
 
-/// Keeps the node registered. What no retry can mend ends the whole process: nobody would find it.
+/// Keeps the node registered. What no retry can mend ends the whole process: no edge would find it.
 async fn register(registration: Registration, node: CloudNode, shutdown: CancellationToken) -> Result<(), Failure> {
     let reports = Reports::default();
     let ended = registration.run(|| reports.next(node.load()), shutdown.clone()).await;

@@ -64,7 +64,7 @@ pub(crate) async fn run(global: &Global, args: &EdgeArgs) -> Result<(), Failure>
     pair::prefer(&mut layers);
     let mut settings = layers.settings().or_fail(Code::Config)?;
     if settings.peers.cloud.is_none() && settings.peers.routers.is_empty() && layers.is_default("edge.default_mode") {
-        // There is nobody to ask.
+        // No router and no cloud is configured.
         settings.edge.default_mode = Mode::Local;
     }
     logging::start(&settings.log)?;

@@ -36,7 +36,7 @@ pub(crate) fn install(shutdown: CancellationToken) -> Result<PrometheusHandle, F
 }
 
 /// Serves `/metrics` and `/health` on `address` until `shutdown`; gives the URL of the metrics. `refresh` sets
-/// gauges that nobody keeps up to date, each time before they are read.
+/// gauges that are computed on demand, each time before they are read.
 pub(crate) async fn serve(
     address: SocketAddr,
     insecure: bool,

@@ -63,7 +63,7 @@ pub(crate) struct Running {
     pub(crate) api: String,
     /// Process id of `up`.
     pub(crate) pid: u32,
-    /// The key that requests must carry: whoever may read this folder has the CA's key as well.
+    /// The key that requests must carry: who may read this folder can read the CA's key as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) key: Option<String>,
 }

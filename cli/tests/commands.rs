@@ -10,7 +10,7 @@ fn tandem(args: &[&str]) -> Output {
     command(state.path()).args(args).output().expect("the binary runs")
 }
 
-/// The binary, without the settings of whoever runs the tests.
+/// The binary, without the settings of the environment that the tests run in.
 fn command(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TANDEM_")) {

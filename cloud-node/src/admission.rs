@@ -61,7 +61,7 @@ pub struct Load {
     pub kv_blocks_free: usize,
     /// Free KV blocks the new sequence needs.
     pub kv_blocks_wanted: usize,
-    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    /// How long the engine has made no progress, if it hangs, milliseconds; else 0.
     pub stalled_ms: u32,
     /// True once the node is shutting down.
     pub draining: bool,

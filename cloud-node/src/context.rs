@@ -36,7 +36,7 @@ pub struct NodeLoad {
     pub passes: u64,
     /// Time in the model since the start, microseconds.
     pub busy_us: u64,
-    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    /// How long the engine has made no progress, if it hangs, milliseconds; else 0.
     pub stalled_ms: u32,
     /// True once the node is shutting down.
     pub draining: bool,

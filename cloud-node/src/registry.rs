@@ -32,7 +32,7 @@ struct Entry {
 
 type Entries = HashMap<SessionId, Entry>;
 
-/// Drops a session's KV state. Called under the registry's lock, so that whoever takes the id next
+/// Drops a session's KV state. Called under the registry's lock, so that the session that takes the id next
 /// finds it gone: it must not wait.
 type Forget = Box<dyn Fn(SessionId) + Send + Sync>;
 
@@ -202,7 +202,7 @@ impl Registry {
     }
 
     /// Drops the oldest parked sessions until they have given `blocks` KV blocks back, if they hold as
-    /// many: these are there for whoever asks next.
+    /// many: these are kept for the next sessions.
     fn make_room(&self, entries: &mut Entries, blocks: usize) {
         let parked = parked(entries);
         if parked.iter().map(|(_, _, held)| held).sum::<usize>() < blocks {

@@ -1,4 +1,4 @@
-//! What the edge model says of a position: computed on the engine's thread, read by whoever gave the job.
+//! What the edge model says of a position: computed on the engine's thread, read by the task that gave the job.
 
 use tandem_engine::runner::{Job, RowOutput};
 use tandem_engine::uncertainty::{self, Uncertainty};

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::choice::EdgeChoice;
 use crate::request::GenerateError;
 
-/// Drops the engine's state of the text, also if nobody waits for the embedding any more.
+/// Drops the engine's state of the text, also when the request for the embedding was cancelled.
 struct Forget<'a>(&'a Runner<EdgeChoice>, SessionId);
 
 impl Drop for Forget<'_> {

@@ -6,7 +6,7 @@ use crate::checkpoint::spec::DecoderSpec;
 use crate::kv::{POOL_BLOCKS_MAX, POOL_NUMBERS_MAX};
 
 /// Share of the free memory that KV state may take: the rest is for activations, the system and
-/// whoever else runs here.
+/// other processes.
 const KV_SHARE: f64 = 0.5;
 /// Fewest blocks of a pool, whatever the memory: below this not even one short chat fits.
 const BLOCKS_MIN: usize = 64;
@@ -35,7 +35,7 @@ fn kilobytes(file: &str, name: &str) -> Option<u64> {
 }
 
 /// What a control group leaves, from its files `memory.max`, `memory.current` and `memory.stat`; none
-/// without a bound. Of the memory it counts as used, pages of files that nobody has touched lately are
+/// without a bound. Of the memory it counts as used, pages of files that were not touched lately are
 /// given up as soon as others need them.
 fn group_available(max: &str, current: &str, stat: &str) -> Option<u64> {
     let max = max.trim().parse::<u64>().ok()?;

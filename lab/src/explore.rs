@@ -141,7 +141,7 @@ pub fn cloud_share<'a>(paths: impl IntoIterator<Item = &'a Path>) -> f64 {
 pub struct Branch {
     /// Which prompt.
     pub prompt: usize,
-    /// Its first tokens, whoever would choose them.
+    /// Its first tokens, whichever model would choose them.
     pub begins: Vec<u32>,
 }
 

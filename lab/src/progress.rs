@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Shows how far an experiment is; silent where nobody watches.
+/// Shows how far an experiment is; silent where standard error is no terminal.
 #[derive(Clone, Debug)]
 pub struct Progress(ProgressBar);
 

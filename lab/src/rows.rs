@@ -15,7 +15,7 @@ pub const FILE_BYTES_MAX: u64 = 256 << 20;
 pub struct Row {
     /// What is asked.
     pub prompt: String,
-    /// The right answer; empty if nobody knows it.
+    /// The right answer; empty if it is unknown.
     #[serde(default)]
     pub answer: String,
     /// Kind of question.

@@ -358,7 +358,7 @@ pub struct Progress {
     pub rows_left: u32,
     /// True while the session's work is being done; false while it queues.
     pub working: bool,
-    /// How long the engine has got nowhere, if it hangs, milliseconds; else 0.
+    /// How long the engine has made no progress, if it hangs, milliseconds; else 0.
     pub stalled_ms: u32,
 }
 

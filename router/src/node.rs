@@ -59,7 +59,7 @@ pub struct LoadReport {
     pub kv_blocks_used: u32,
     /// KV blocks it has.
     pub kv_blocks_max: u32,
-    /// How long its engine has got nowhere, if it hangs, ms; else 0.
+    /// How long its engine has made no progress, if it hangs, ms; else 0.
     #[serde(default)]
     pub stalled_ms: u32,
     /// Hashes of the prefix blocks that it would rather keep, sorted.

@@ -329,7 +329,7 @@ async fn one_of_several_routers_is_enough_and_the_last_ticket_outlives_all() {
     assert_eq!((stale.ticket, stale.stale), (first.ticket.clone(), true));
     let elsewhere = PlaceCommand { avoid: vec!["cloud-a".into()], ..place };
     let last = tickets.ticket(&elsewhere, late).await.unwrap();
-    assert_eq!(last.ticket, first.ticket, "the node may be back, and there is nobody to name another");
+    assert_eq!(last.ticket, first.ticket, "the node may be back, and no router can name another");
     let unknown = PlaceCommand { model: "another".into(), ..elsewhere };
     let error = tickets.ticket(&unknown, late).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }) && error.is_temporary(), "{error:?}");

@@ -36,7 +36,7 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A command of the binary that does not see the settings of whoever runs the tests.
+/// A command of the binary that does not see the settings of the environment that the tests run in.
 pub fn tandem(args: &[impl AsRef<OsStr>]) -> Result<Command> {
     let mut command = Command::new(binary()?);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TANDEM_")) {
@@ -308,9 +308,21 @@ pub async fn ask(
     api: &str,
     question: &str,
     mode: &str,
+    on_token: impl AsyncFnMut(u64) -> Result<()>,
+) -> Result<Streamed> {
+    ask_for(api, question, mode, None, on_token).await
+}
+
+/// As [`ask`], for an answer of at most `tokens` tokens.
+pub async fn ask_for(
+    api: &str,
+    question: &str,
+    mode: &str,
+    tokens: Option<usize>,
     mut on_token: impl AsyncFnMut(u64) -> Result<()>,
 ) -> Result<Streamed> {
     let body = json!({
+        "max_completion_tokens": tokens,
         "model": "tandem",
         "messages": [{ "role": "user", "content": question }],
         "temperature": 0,

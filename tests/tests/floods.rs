@@ -42,7 +42,7 @@ async fn refused(response: Response) -> Result<(StatusCode, String)> {
     Ok((status, body["error"]["code"].as_str().unwrap_or_default().to_owned()))
 }
 
-/// Sends each body several times at once; all must be refused with `code`, while somebody else is answered.
+/// Sends each body several times at once; all must be refused with `code`, while another client is answered.
 async fn flood(up: &Up, path: &str, bodies: &[String], code: &str) -> Result<()> {
     let expected = ask(&up.api, QUESTION, "local", async |_| Ok(())).await?.text;
     for body in bodies {

@@ -147,7 +147,7 @@ async fn every_mode_follows_the_grammar() -> Result<()> {
                 let got =
                     answer(&cluster.edge, ask(&cluster.edge, question, mode, sampling, &compiled)?, |_| {}).await?;
                 check(&cluster.edge, &got, &grammar, mode.name());
-                // Where the grammar leaves no choice (at its end at least), nobody is asked.
+                // Where the grammar leaves no choice (at its end at least), the cloud is not asked.
                 let forced: Vec<_> = got.tokens.iter().filter(|t| t.reason == "grammar").collect();
                 assert!(forced.iter().all(|t| t.edge_top1 == Some(1.0) && t.origin == Origin::Edge), "{got:?}");
                 assert!(mode == Mode::Auto || forced.is_empty(), "{got:?}");
@@ -236,7 +236,7 @@ async fn a_grammar_that_the_cloud_refuses_is_the_clients_to_know() -> Result<()>
         };
         assert!(problem.contains("at most 16"), "{problem}");
     }
-    // `auto` needs nobody's leave: the edge writes it alone and says so.
+    // `auto` does not need the cloud's: the edge writes it alone and says so.
     let mut request = ask(&cluster.edge, "Hi.", Mode::Auto, &SamplingParams::default(), &compiled)?;
     request.threshold = Some(0.0);
     let alone = answer(&cluster.edge, request, |_| {}).await?;

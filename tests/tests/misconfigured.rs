@@ -7,7 +7,7 @@ use tandem_tests::process::{Process, run, status, until};
 use tempfile::TempDir;
 
 const ANY: &str = "127.0.0.1:0";
-/// Discard: nobody listens there.
+/// The discard port: no process listens there.
 const NOWHERE: &str = "127.0.0.1:9";
 
 /// A state folder; processes that share it share its CA.

@@ -6,14 +6,14 @@ use tandem_tests::process::{Process, ask, run, status, until};
 use tandem_transport::{Faults, UdpProxy};
 use tempfile::TempDir;
 
-/// A question with a long answer in all modes: there is time to kill somebody.
+/// A question with a long answer in all modes: there is time to kill a process.
 const QUESTION: &str = "Calculate 936 + 181.";
 /// Rate of the link while an answer runs, bytes per second: tokens then come one after the other.
 const SLOW: u64 = 6_000;
 /// A dead peer is noticed soon, so that a test over many tokens ends.
 const IMPATIENT: [&str; 4] = ["--set", "link.idle_ms=600", "--set", "link.keep_alive_ms=150"];
 const ANY: &str = "127.0.0.1:0";
-/// Discard: nobody listens there.
+/// The discard port: no process listens there.
 const NOWHERE: &str = "127.0.0.1:9";
 
 /// A state folder that all processes of a fleet share, with its CA.

@@ -169,7 +169,7 @@ async fn an_unusable_state_folder_is_one_line_that_says_what_to_do() -> Result<(
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("file");
     std::fs::write(&file, "")?;
-    // A path through a file can be written by nobody, root included.
+    // A path through a file cannot be written, not even by root.
     let state = file.join("state");
     let ended = run(&["up", "--listen", "127.0.0.1:0", "--state", state.to_str().context("state")?]).await?;
     ensure!(ended.code == Some(5) && ended.stderr.contains("--state"), "{ended:?}");

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tandem_tests::llama_server::{LlamaServer, Needs, needs};
-use tandem_tests::process::{Up, ask, run, until};
+use tandem_tests::process::{Up, ask_for, run, until};
 
 const PROMPTS: [&str; 4] = [
     "Name three colours.",
@@ -17,6 +17,9 @@ const PROMPTS: [&str; 4] = [
 
 /// Tokens of an answer.
 const TOKENS: usize = 16;
+
+/// Tokens of an answer in which an engine dies.
+const SOME: Option<usize> = Some(40);
 
 /// Starts the pair: the edge's model here, the cloud's at these addresses.
 async fn up(needs: &Needs, servers: &[&LlamaServer]) -> Result<Up> {
@@ -104,12 +107,12 @@ async fn an_engine_killed_in_an_answer_costs_no_token() -> Result<()> {
         [LlamaServer::start(&needs, &needs.smollm2, 0).await?, LlamaServer::start(&needs, &needs.smollm2, 0).await?];
     let up = up(&needs, &[&servers[0], &servers[1]]).await?;
     let prompt = PROMPTS[1];
-    let whole = ask(&up.api, prompt, "cloud", async |_| Ok(())).await?;
+    let whole = ask_for(&up.api, prompt, "cloud", SOME, async |_| Ok(())).await?;
     whole.check()?;
     for (round, at) in [1, 7, 20].into_iter().enumerate() {
         let mode = ["cloud", "exact"][round % 2];
         let mut victim = None;
-        let broken = ask(&up.api, prompt, mode, async |index| {
+        let broken = ask_for(&up.api, prompt, mode, SOME, async |index| {
             if index == at {
                 for (which, server) in servers.iter_mut().enumerate() {
                     if victim.is_none() && server.busy().await? > 0 {
@@ -131,7 +134,7 @@ async fn an_engine_killed_in_an_answer_costs_no_token() -> Result<()> {
         println!("{mode}, token {at}: killed {victim:?}");
         ensure!(victim.is_some() || mode == "exact", "nobody was working at token {at} of a span");
     }
-    let alone = ask(&up.api, prompt, "cloud", async |index| {
+    let alone = ask_for(&up.api, prompt, "cloud", SOME, async |index| {
         if index == 3 {
             for server in &mut servers {
                 server.kill().await?;
@@ -143,7 +146,7 @@ async fn an_engine_killed_in_an_answer_costs_no_token() -> Result<()> {
     alone.check()?;
     ensure!(alone.degraded() && alone.usage["tandem"]["exact"] == "none", "{:?}", alone.usage);
     ensure!(alone.tokens[..4] == whole.tokens[..4], "the tokens that were sent stay");
-    let auto = ask(&up.api, prompt, "auto", async |_| Ok(())).await?;
+    let auto = ask_for(&up.api, prompt, "auto", SOME, async |_| Ok(())).await?;
     auto.check()?;
     ensure!(auto.degraded(), "{:?}", auto.usage);
     // Another model behind the same URL is not taken for the one that was there.
@@ -151,7 +154,7 @@ async fn an_engine_killed_in_an_answer_costs_no_token() -> Result<()> {
     let tiny = tiny.to_str().context("the path is no text")?;
     let _other = LlamaServer::start(&needs, tiny, servers[0].port()).await?;
     until("the other model to be noticed", async || {
-        let answer = ask(&up.api, prompt, "exact", async |_| Ok(())).await?;
+        let answer = ask_for(&up.api, prompt, "exact", SOME, async |_| Ok(())).await?;
         ensure!(answer.degraded(), "{:?}", answer.usage);
         Ok(up.process.stderr().contains("it serves") && up.process.stderr().contains("start this node again"))
     })

@@ -22,7 +22,7 @@ use crate::{
 
 /// A dialed address gets this long before the next one is dialed beside it (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-/// A peer that has not answered for so long is asked whether anybody listens there.
+/// A peer that has not answered for so long is probed for a listener.
 const PORT_CHECK_AFTER: Duration = Duration::from_millis(30);
 
 /// Dials links; all of them share one UDP socket per address family.

@@ -1,6 +1,6 @@
 //! Estimators of a link: round-trip time and goodput. Pure: time is passed in, microseconds.
 
-/// How long a minimum RTT is believed, microseconds: a path may change under a link.
+/// How long a minimum RTT counts, microseconds: a path may change under a link.
 pub const MIN_RTT_WINDOW_US: u64 = 10_000_000;
 /// Fewest bytes that make a goodput sample; less is dominated by latency.
 pub const SAMPLE_BYTES_MIN: u64 = 64 * 1024;

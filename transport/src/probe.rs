@@ -28,7 +28,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// Silence beyond three round trips after which the peer counts as dead. With a tick before the silence
 /// shows and one after, a dead peer is found within three round trips and a second.
 pub const PATIENCE: Duration = Duration::from_millis(800);
-/// Silence beyond two round trips after which the peer's system is asked whether anybody listens.
+/// Silence beyond two round trips after which the peer's system is probed for a listener.
 const DOUBT: Duration = Duration::from_millis(100);
 /// What a probe carries: enough that a restarted peer may answer it with a stateless reset (RFC 9000,
 /// section 10.3: a reset is smaller than what it answers).
@@ -149,7 +149,7 @@ pub(crate) async fn watch_over(conn: &Connection, mut waiting: watch::Receiver<u
     }
 }
 
-/// Asks the system of an address whether anybody listens there: a closed UDP port is reported (ICMP port
+/// Probes whether a process listens at an address: a closed UDP port is reported (ICMP port
 /// unreachable) to a connected socket only, which QUIC's is not. Where the report does not come, nothing is
 /// known.
 #[derive(Debug)]

@@ -114,7 +114,7 @@ impl Server {
     }
 
     /// The next link whose handshake and HELLO are done; `None` once the server is closed. Slow
-    /// peers hold up nobody. Cancel-safe.
+    /// peers hold up no other peer. Cancel-safe.
     pub async fn accept(&self) -> Option<Link> {
         self.links.lock().await.recv().await
     }

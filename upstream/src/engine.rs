@@ -168,7 +168,7 @@ impl Call {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An event came; returns how long the next one may take. Times while nobody read do not count.
+    /// An event came; returns how long the next one may take. Time in which the caller did not read does not count.
     fn event(&mut self, asked: Instant) -> Duration {
         let now = Instant::now();
         let since = if self.has_events { asked } else { self.since };

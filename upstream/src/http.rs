@@ -132,7 +132,7 @@ impl Address {
     }
 }
 
-/// An answer that comes in events. Dropped, it closes the connection, by which engines know that nobody waits.
+/// An answer that comes in events. Dropped, it closes the connection, by which engines know that no client waits.
 #[derive(Debug)]
 pub(crate) struct EventStream {
     response: Response,

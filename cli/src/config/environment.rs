@@ -16,7 +16,7 @@ pub(crate) struct Stray {
     pub(crate) problem: String,
 }
 
-/// The variables called `TANDEM_…` that nobody reads; `keys` are those of the settings. A setting's variable
+/// The variables called `TANDEM_…` that no part reads; `keys` are those of the settings. A setting's variable
 /// whose key is unknown is refused where the settings are read.
 pub(crate) fn strays(variables: impl Iterator<Item = (OsString, OsString)>, keys: &[&str]) -> Vec<Stray> {
     let mut found: Vec<Stray> = variables

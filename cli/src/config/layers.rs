@@ -83,7 +83,7 @@ pub enum LayerError {
 /// One setting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// Its value; none for a setting without a default that nobody gave.
+    /// Its value; none for a setting without a default that was not given.
     pub value: Option<Value>,
     /// Who gave it.
     pub source: Source,
@@ -176,14 +176,14 @@ impl Layers {
         Ok(())
     }
 
-    /// Gives a setting another default; what somebody gave stays.
+    /// Gives a setting another default; a given value stays.
     pub(crate) fn prefer(&mut self, key: &str, value: Value) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.source == Source::Default) {
             entry.value = Some(value);
         }
     }
 
-    /// Gives a whole table other defaults; if somebody gave a part of it, it stays.
+    /// Gives a whole table other defaults; if a part of it was given, it stays.
     pub(crate) fn prefer_table(&mut self, table: &str, values: Table) {
         let inside = |key: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
         if self.entries.iter().any(|(key, entry)| inside(key) && entry.source != Source::Default) {
@@ -206,7 +206,7 @@ impl Layers {
         value.and_then(Value::as_array).is_some_and(|list| !list.is_empty())
     }
 
-    /// True if nobody gave the setting a value.
+    /// True if no layer gave the setting a value.
     pub(crate) fn is_default(&self, key: &str) -> bool {
         self.entries.get(key).is_none_or(|entry| entry.source == Source::Default)
     }

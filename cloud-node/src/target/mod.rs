@@ -238,7 +238,7 @@ pub struct TargetLoad {
     pub passes: u64,
     /// Time in the model since the start, microseconds.
     pub busy_us: u64,
-    /// How long it has got nowhere, if it hangs, milliseconds; else 0.
+    /// How long it has made no progress, if it hangs, milliseconds; else 0.
     pub stalled_ms: u32,
     /// Memory for KV state; none if that is not the node's to give out, and no session is refused for it.
     pub kv: Option<KvLoad>,

@@ -15,7 +15,7 @@ struct Remote {
 
 impl Remote {
     async fn bed(verify: Verify, grammar: bool, fails: Option<TargetError>) -> Bed {
-        // More than there are blocks: who counts them lets nobody in.
+        // More than there are blocks: admission by blocks would refuse every session.
         let bounds = Bounds { kv_blocks_reserve: 1 << 40, ..Bounds::default() };
         let wrap = |engine| Arc::new(Self { engine, verify, grammar, fails }) as Arc<dyn Target>;
         Bed::over(CloudSettings { bounds, pull_trunk: Exchange::Always, ..settings() }, wrap).await

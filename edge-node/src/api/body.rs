@@ -73,7 +73,7 @@ impl Heavy {
             bytes if bytes <= SMALL_BYTES_MAX => None,
             _ => Arc::clone(&self.turns).acquire_owned().await.ok(),
         };
-        // With the work, which goes on if nobody waits for it any more.
+        // With the work, which goes on if the request is cancelled.
         let done = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             work()

@@ -1,5 +1,5 @@
 //! Taking a JSON object apart field by field: each field has a type, a range and a path for the
-//! error, `null` is the same as absent, and what nobody took is an error.
+//! error, `null` is the same as absent, and a field that no parser took is an error.
 
 use std::ops::RangeInclusive;
 

@@ -8,7 +8,7 @@ use crate::request::Mode;
 /// The name that means the pair as a whole.
 pub(crate) const TANDEM: &str = "tandem";
 
-/// Names that clients send where nobody named a model: Hugging Face's client, and before it text-generation-inference.
+/// Names that clients send where their user named no model: Hugging Face's client, and before it text-generation-inference.
 const PLACEHOLDERS: [&str; 2] = ["dummy", "tgi"];
 
 /// Every mode, in the order in which names are listed.
@@ -23,7 +23,7 @@ pub(crate) struct Target {
     pub(crate) mode: Option<Mode>,
 }
 
-/// True for a name that a client sends where nobody named a model, unless a model is called so.
+/// True for a name that a client sends where its user named no model, unless a model is called so.
 pub(crate) fn is_placeholder(name: &str, models: &[ModelEntry]) -> bool {
     PLACEHOLDERS.contains(&name) && known(name, models).is_none()
 }

@@ -73,7 +73,7 @@ impl Origins {
         listed.iter().map(origin).collect::<Result<_, _>>().map(Self)
     }
 
-    /// What answers browsers; nothing where there is nobody to allow anything.
+    /// What answers browsers; nothing where no origin is allowed.
     pub(crate) fn layer(&self) -> Option<CorsLayer> {
         let allowed = match &self.0[..] {
             [] => return None,

@@ -61,7 +61,7 @@ impl Drop for Held {
     }
 }
 
-/// 64 bits nobody can foretell: std seeds each thread's hasher keys from the system.
+/// 64 unpredictable bits: std seeds each thread's hasher keys from the system.
 pub(crate) fn random_u64() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -143,7 +143,7 @@ impl Connection {
         self.evicted.cancelled().await;
     }
 
-    /// The client is still sending a body that nobody reads.
+    /// The client is still sending a body that is not read.
     pub(super) fn leaves_unread(&self) {
         self.unread.store(true, Ordering::Relaxed);
     }

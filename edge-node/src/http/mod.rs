@@ -1,7 +1,7 @@
 //! The HTTP server: connections within bounds of number and time.
 //!
 //! A connection that has not sent a whole request can be closed for one that has just come, so
-//! that idle or slow clients lock nobody out; one whose requests are being answered stays. Where all
+//! that idle or slow clients keep no other client out; one whose requests are being answered stays. Where all
 //! are being answered, a few more are let in for `/health` and `/ready` alone.
 
 mod connections;

@@ -1,4 +1,4 @@
-//! A connection's bytes: a client must take what it is sent, and an end is heard by a client that is
+//! A connection's bytes: a client must take what it is sent, and the end of an answer reaches a client that is
 //! still sending.
 
 use std::io::{self, IoSlice};

@@ -15,7 +15,7 @@ struct Bed {
     address: std::net::SocketAddr,
     shutdown: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
-    /// Set when nobody wants the endless answer any more.
+    /// Set when the reader of the endless answer is gone.
     dropped: Arc<AtomicBool>,
 }
 
@@ -96,7 +96,7 @@ async fn a_connection_serves_the_next_request_whatever_became_of_the_body() {
             assert_eq!(client.hear().await, (200, false, "5".to_owned()), "{path} {bytes}");
         }
     }
-    // In chunks, whose end is announced by nobody.
+    // Chunked, without a `content-length`.
     let mut client = Client::of(&bed).await;
     client.say("POST /unread HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await;
     assert_eq!(client.hear().await, (200, false, "not read".to_owned()));

@@ -103,7 +103,7 @@ impl Checkpoint {
         Ok(t)
     }
 
-    /// Checks that the weights are made of all that the file has: a tensor that nobody asks for (a bias,
+    /// Checks that the weights are made of all that the file has: a tensor that is not asked for (a bias,
     /// a norm) belongs to a computation that is not the one described, and the answers would be wrong.
     pub(crate) fn check_all_used(&self) -> Result<(), EngineError> {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);

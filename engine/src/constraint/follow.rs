@@ -109,7 +109,7 @@ fn failed(error: impl std::fmt::Display) -> ConstraintError {
     ConstraintError::Failed(first_line(&error.to_string()))
 }
 
-/// A [`Follower`] that the jobs of one sequence share. They run one after the other, so nobody waits.
+/// A [`Follower`] that the jobs of one sequence share. They run one after the other, so the lock is never contended.
 #[derive(Clone)]
 pub struct Followed(Arc<Mutex<Follower>>);
 

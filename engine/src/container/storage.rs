@@ -32,7 +32,7 @@ impl Storage {
     pub(super) fn release(&self) {
         #[cfg(unix)]
         if let Self::Mapped(m) = self {
-            // SAFETY: the map is read-only and backed by a file, so whoever reads on finds the same
+            // SAFETY: the map is read-only and backed by a file, so later reads find the same
             // bytes.
             #[allow(unsafe_code)]
             let _ = unsafe { m.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, 0, m.len()) };

@@ -249,7 +249,7 @@ impl Drop for Pool {
     }
 }
 
-/// Closes the gate and waits until nobody is inside.
+/// Closes the gate and waits until no thread is inside.
 struct Closing<'a>(&'a Shared);
 
 impl Drop for Closing<'_> {

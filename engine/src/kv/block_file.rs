@@ -11,7 +11,7 @@
 //! | 4 each | tokens |
 //! | 4 each | numbers, `[layer][token][width]` |
 //!
-//! A file has its name only once it is whole and on the disk, and is believed only if its digest fits, so
+//! A file has its name only once it is whole and on the disk, and is used only if its digest fits, so
 //! neither a crash nor a fault of the disk brings numbers that were not computed. Files are read, not mapped: every
 //! byte is hashed and then copied into the pool anyway, so a map would save nothing, and would need `unsafe`.
 

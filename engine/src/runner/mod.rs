@@ -388,7 +388,7 @@ impl<T: Send + 'static> Runner<T> {
         &self.load
     }
 
-    /// How long the thread has got nowhere although there is work, if that is longer than the model's steps
+    /// How long the thread has made no progress although there is work, if that is longer than the model's steps
     /// usually take: it hangs.
     #[must_use]
     pub fn stalled(&self) -> Option<Duration> {
@@ -409,7 +409,7 @@ impl<T: Send + 'static> Runner<T> {
     }
 
     /// Drops a sequence's state (after its running job, if any), also when the queue is full: state that
-    /// nobody asks for again would stay for ever.
+    /// no job asks for again would stay for ever.
     ///
     /// # Errors
     /// The thread is gone.

@@ -81,7 +81,7 @@ fn a_decoder_that_panics_is_an_error() {
     assert_eq!(t.decode(&[1]).expect("decodes"), "a");
 }
 
-/// Grammars work on bytes, and what bytes such a decoder makes of a token nobody knows.
+/// Grammars work on bytes, and what bytes such a decoder makes of a token is unknown.
 #[test]
 fn vocabularies_in_a_spelling_of_their_own_take_no_grammar() {
     use crate::constraint::{ConstraintError, Constraints, json_object};

@@ -115,7 +115,7 @@ struct World {
     out: Vec<u32>,
     /// Hidden states arrive intact: the row of position p is p.
     hidden: bool,
-    /// The cloud's end of the stream exists; what it says without one reaches nobody.
+    /// The cloud's end of the stream exists; what it says without one is lost.
     linked: bool,
     fault: Fault,
     /// When the node is sound again.

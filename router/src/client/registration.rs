@@ -65,7 +65,7 @@ impl Registration {
     }
 
     /// Registers, reports what `load` says, registers again when the router forgot the node, and
-    /// retries while no router answers; until `shutdown`, when it tells the router to place nobody
+    /// retries while no router answers; until `shutdown`, when it tells the router to place no session
     /// here any more. Fails only for what no retry can mend: a certificate or a card that the
     /// router does not accept.
     pub async fn run(

@@ -109,7 +109,7 @@ impl TicketSource {
     }
 
     /// A ticket for `place`. One for a node to avoid is used only while no router answers: the node may be
-    /// back, and there is nobody to name another.
+    /// back, and no router can name another.
     pub async fn ticket(&self, place: &PlaceCommand, now_ms: u64) -> Result<CachedTicket, ClientError> {
         let cached = self.cache().get(&place.model, now_ms);
         let avoided = |cached: &CachedTicket| place.avoid.contains(&cached.ticket.node);

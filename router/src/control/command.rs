@@ -54,7 +54,7 @@ pub enum Command {
     Expire,
     /// The state was read from a snapshot. Every later epoch is larger than `floor`. The request's time is the
     /// state's from here on, even if it lies before the snapshot's: what is stored keeps its age. A stored
-    /// registration holds its name against nobody until its node reports.
+    /// registration leaves its name free until its node reports.
     Restart {
         /// Largest epoch that may have been issued already.
         floor: Epoch,

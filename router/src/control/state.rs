@@ -189,7 +189,7 @@ impl ControlState {
     }
 
     /// Goes on from `now_ms`. Where that lies before what is stored, the clock was ahead then or is behind now:
-    /// nobody can say which, so everything stored keeps its age.
+    /// which of both is unknown, so everything stored keeps its age.
     fn restart_clock(&mut self, now_ms: u64) {
         let back_ms = self.clock_ms.saturating_sub(now_ms);
         if back_ms == 0 {

@@ -215,7 +215,7 @@ fn time_in_a_snapshot_blocks_nobody() {
     }
 }
 
-/// A registration that is only remembered holds its name against nobody; one that reports does.
+/// A registration that was restored from the log leaves its name free; one that reports does not.
 #[test]
 fn a_node_holds_its_name_once_it_has_reported_to_this_router() {
     let mut driver = Driver::new();

@@ -129,7 +129,7 @@ pub enum Network {
     },
 }
 
-/// The monotone map from the network's logit to a probability that can be believed.
+/// The monotone map from the network's logit to a calibrated probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Calibration {

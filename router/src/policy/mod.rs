@@ -36,7 +36,7 @@ pub use random::Random;
 pub use steering::{Aim, Goal, GoalError, Steering};
 pub use top1::Top1;
 
-/// What is known about one drafted token before anybody else has judged it.
+/// What is known about one drafted token before the cloud has judged it.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Features<'a> {
     /// Entropy of the edge's distribution at temperature 1, nats, ≥ 0.

@@ -274,7 +274,7 @@ async fn trouble(browser: &Browser) -> Result<()> {
     unrig(browser).await
 }
 
-/// A page that nobody sees asks for nothing.
+/// A hidden page sends no requests.
 async fn quiet_while_hidden(browser: &Browser) -> Result<()> {
     let hide = |hidden: bool| {
         format!(

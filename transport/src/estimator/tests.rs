@@ -84,7 +84,7 @@ fn a_transfer_counts_on_what_was_measured_and_else_on_the_window() {
         // A fresh link: 12 kB in a round trip of 10, 100 ms.
         (None, None, 12_000, 10_000, 1.2e6),
         (None, None, 12_000, 100_000, 1.2e5),
-        // Before the first round trip nothing limits it; a window or a rate of 0 divides nobody by 0.
+        // Before the first round trip nothing limits it; a window or a rate of 0 never becomes a divisor.
         (None, None, 12_000, 0, 1.2e10),
         (None, None, 0, 10_000, 1.0),
         (Some(0), Some(9), 12_000, 10_000, 1.0),

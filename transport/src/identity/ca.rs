@@ -29,7 +29,7 @@ const CA_VALIDITY: Duration = DAY.saturating_mul(3650);
 /// Clocks of two machines may differ by this much, and one that was ahead may be set right.
 const CLOCK_SKEW: Duration = DAY;
 
-/// A certificate authority whose key lies in a folder of this machine. For development: whoever can
+/// A certificate authority whose key lies in a folder of this machine. For development: who can
 /// read the folder can become any node.
 pub struct DevCa {
     ca_pem: String,
@@ -62,7 +62,7 @@ impl DevCa {
             create_private(&key_path, &fresh.serialize_pem())?
         };
         let key = KeyPair::from_pem(&key_pem).map_err(malformed("the CA key"))?;
-        // The key is the authority: whoever signs its certificate first, every one of them is equal
+        // The key is the authority: whichever process signs its certificate first, all such certificates are equal
         // as a trust anchor (same subject, same key).
         let ca_pem =
             if cert_path.exists() { read_text(&cert_path)? } else { create_private(&cert_path, &self_signed(&key)?)? };

@@ -6,7 +6,7 @@ use ring::hkdf;
 const SALT: &[u8] = b"tandem stateless reset v1";
 
 /// Keys of stateless resets and of the connection ids they belong to: the same after every start of a node,
-/// unknown to everybody else.
+/// unknown to all peers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResetKey {
     /// Of the tokens.

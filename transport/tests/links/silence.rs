@@ -1,4 +1,4 @@
-//! Peers that die, fall silent or restart without a word, while somebody waits for them.
+//! Peers that die, fall silent or restart without a close frame, while a request waits for them.
 
 use std::{
     net::SocketAddr,
@@ -68,7 +68,7 @@ async fn nothing_is_sent_while_nobody_waits_and_a_live_peer_is_kept() {
         assert!(!bed.edge.is_closed(), "a live peer was given up");
         assert!(bed.edge.stats().sent_packets > before + quiet + 2, "a silent peer was not probed");
     }
-    // The guard is gone: silence is nobody's business any more.
+    // The guard is gone: silence is not watched any more.
     bed.proxy.handle().update(|faults| faults.on = false);
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert!(!bed.edge.is_closed());
@@ -179,7 +179,7 @@ async fn a_node_that_leaves_or_is_suspected_is_left_for_another_at_once() {
             "drained" => first.close(CloseCode::ShuttingDown, "drained").await,
             "suspected" => redial.suspect(&link, "its engine hangs"),
             _ => {
-                // Its port is taken away: nobody answers there any more.
+                // Its port is taken away: no process answers there any more.
                 drop(_cloud);
                 drop(first);
             }

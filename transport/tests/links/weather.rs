@@ -82,7 +82,7 @@ async fn frames_survive_loss_reordering_and_duplication() {
 }
 
 /// QUIC waits a second before it repeats a lost first packet (RFC 9002 section 6.2.2), so a dial may
-/// well fail; the next one is made without anybody's doing.
+/// well fail; the next one is made without a call.
 #[tokio::test]
 async fn a_link_is_made_through_loss_reordering_and_duplication() {
     let (bed, seed) = (Bed::new(), fastrand::u64(..));
@@ -302,7 +302,7 @@ async fn the_switch_severs_even_if_it_is_closed_again_at_once() {
 #[tokio::test]
 async fn a_peer_that_is_not_there_is_dialed_with_growing_waits() {
     let bed = Bed::new();
-    // A port nobody listens on.
+    // A port that no process listens on.
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let target = Arc::new(Mutex::new(nobody.local_addr().unwrap()));
     let (connector, addr) = (Arc::new(bed.connector(Settings::dev())), Arc::clone(&target));

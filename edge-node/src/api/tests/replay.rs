@@ -55,7 +55,7 @@ pub(crate) struct Replay {
     pub(crate) status: Mutex<NodeStatus>,
     /// What was asked for.
     pub(crate) requests: Mutex<Vec<GenerateRequest>>,
-    /// Answers cut short because nobody wanted them any more.
+    /// Answers that were cancelled by their client.
     pub(crate) abandoned: Arc<AtomicUsize>,
     pub(crate) admission: Admission,
 }

@@ -1,6 +1,6 @@
 //! Specs as text for fingerprints: a key and a value per field, floats by their bits. The keys stand here and
 //! not in a derive, so that a renamed field keeps its fingerprint; each type is taken apart without `..`,
-//! so that a new field does not compile until somebody has decided about it.
+//! so that a new field does not compile until it is listed as hashed or not.
 
 use std::fmt::Write as _;
 

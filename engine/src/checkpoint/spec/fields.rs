@@ -24,7 +24,7 @@ impl<'a> Fields<'a> {
         self.value.get(name)
     }
 
-    /// The fields that nobody has asked for.
+    /// The fields that were not read.
     pub(super) fn unread(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
         let fields = self.value.as_object().into_iter().flatten();
         fields.map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !self.read.borrow().contains(*name))

@@ -76,7 +76,7 @@ pub(super) struct Metadata<'a> {
     file: &'a Gguf<'a>,
     stored: StoredBytes<'a>,
     architecture: &'a str,
-    /// Keys that somebody has asked for, without the architecture's name.
+    /// Keys that were read, without the architecture's name.
     read: RefCell<HashSet<String>>,
 }
 
@@ -86,7 +86,7 @@ impl Metadata<'_> {
         format!("{}.{key}", self.architecture)
     }
 
-    /// Refuses a key of the architecture that nobody has asked for and that says something: it shapes
+    /// Refuses a key of the architecture that was not read and has a value: it shapes
     /// numbers in a way that is not known here.
     fn check_all_read(&self, spec: &DecoderSpec) -> Result<(), EngineError> {
         let read = self.read.borrow();

@@ -4,7 +4,7 @@
 //! references by their spelling and counts a repeated key twice. What it would hold less strictly than the
 //! schema says is rewritten here, or refused by name: an answer that ends by itself is in the schema.
 //!
-//! - Only keywords that the library holds are passed on. A keyword that nobody knows is an annotation, as
+//! - Only keywords that the library holds are passed on. An unknown keyword is an annotation, as
 //!   the specification says; one that narrows values and cannot be held is refused ([`keywords`]).
 //! - References are resolved here (RFC 6901 with percent-encoding, anchors) and renamed ([`reference`]).
 //! - Bounds of numbers become inclusive doubles that lie within them ([`numbers`]), formats become patterns

@@ -14,7 +14,7 @@ const LARGEST: f64 = 9_223_372_036_854_774_784.0;
 /// From here on an integer has 19 digits, and the library cannot count to the next power of ten.
 const NINETEEN_DIGITS: f64 = 1e18;
 /// What stands for the smallest number above 0, and above another one as a part of that: a few digits more
-/// than anyone writes, and not the next double, which does not survive being written and read.
+/// than schemas have, and not the next double, which does not survive being written and read.
 const ABOVE_ZERO: f64 = 1e-12;
 const NEXT_TO: f64 = 1e-12;
 

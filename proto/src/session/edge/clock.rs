@@ -21,7 +21,7 @@ pub const STATE_US: u64 = 3_000_000;
 
 /// Sessions that open and are lost before the cloud has decided anything; of more in a row, the grace counts
 /// from the loss of the first.
-pub const SETBACKS_MAX: u32 = 3;
+pub const SETBACKS_TOLERATED: u32 = 3;
 
 /// Sessions lost in a row without anything decided.
 #[derive(Clone, Copy, Debug, Default)]
@@ -208,7 +208,7 @@ impl<I> EdgeSession<I> {
         let in_a_row = count > 0 && decisions == self.decisions;
         let (count, since) = if in_a_row { (count.saturating_add(1), since) } else { (1, lost_at) };
         self.setbacks = Setbacks { count, since, decisions: self.decisions };
-        if count > SETBACKS_MAX { since } else { lost_at }
+        if count > SETBACKS_TOLERATED { since } else { lost_at }
     }
 
     /// The cloud does not take this answer: the edge's drafts stand.

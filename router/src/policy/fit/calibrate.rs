@@ -1,4 +1,4 @@
-//! From scores that only rank to probabilities that can be believed.
+//! From scores that only rank to calibrated probabilities.
 
 use crate::policy::calibrated::sigmoid;
 
