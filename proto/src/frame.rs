@@ -41,7 +41,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"TNDM");
 pub const FRAME_VERSION: u8 = 1;
 /// Counter of the message schema. Raise it with every change of a wire struct: the golden files
 /// under `tests/goldens/` are named after it and refuse a silent change.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 /// Alignment a meta buffer must have, bytes.
 pub const META_ALIGN: usize = 16;
 

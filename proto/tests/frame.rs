@@ -44,7 +44,7 @@ fn golden_bytes_of_every_type() {
 
 #[test]
 fn schema_digest_is_pinned() {
-    let pinned = include_str!("goldens/schema-3.digest").trim();
+    let pinned = include_str!("goldens/schema-4.digest").trim();
     assert_eq!(frame::schema_digest().to_string(), pinned);
 }
 
