@@ -9,7 +9,10 @@ use crate::address;
 
 mod lab;
 
-pub use lab::{LabArgs, LabCalibrateArgs, LabCommand, LabEvalArgs, LabLinkArgs, LabelArg};
+pub use lab::{
+    FormatArg, LabArgs, LabCalibrateArgs, LabCommand, LabEvalArgs, LabLinkArgs, LabModelArgs, LabReadArgs, LabelArg,
+    ScorerArg,
+};
 
 /// Words after the list of commands.
 pub(crate) const AFTER: &str = "\
@@ -515,6 +518,10 @@ mod tests {
             "tandem completions bash",
             "tandem up --listen localhost:8080 --cloud-listen localhost:0",
             "tandem chat --temperature 0.5 hello",
+            "tandem lab eval --edge-model a.gguf --cloud-model org/b --policy p.json",
+            "tandem lab eval --data a.jsonl --data b.jsonl --scorer text --answer-tokens 200",
+            "tandem lab calibrate --data a.jsonl --out p.json --format gsm8k",
+            "tandem lab link --edge-model a.gguf --cloud-model b.gguf",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -70,6 +70,32 @@ fn config_show_says_where_values_come_from() {
 }
 
 #[test]
+fn an_experiment_refuses_what_it_does_not_use() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("own.toml");
+    let path = file.to_str().expect("text");
+    std::fs::write(&file, "[listen]\napi = \"127.0.0.1:1\"\n").expect("written");
+    let none = dir.path().join("none.gguf");
+    let none = none.to_str().expect("text");
+    // Arguments, exit code, what is said.
+    let table: [(&[&str], i32, &str); 8] = [
+        (&["eval", "--set", "edge.requests_max=3"], 2, "`edge.requests_max`"),
+        (&["link", "--config", path], 2, "`listen.api`"),
+        (&["calibrate", "--out", "p.json", "--set", "policy.policy=never"], 2, "`policy.policy`"),
+        (&["eval", "--set", "cloud.upstream=[\"http://h:1\"]"], 3, "`cloud.upstream`"),
+        (&["eval", "--edge-model", none], 2, "none.gguf"),
+        (&["link", "--set", "cloud.model=org/none"], 2, "org/none"),
+        (&["eval", "--data", path, "--split", "a"], 2, "--split"),
+        (&["eval", "--data", path, "--curve", "none"], 1, "own.toml:1"),
+    ];
+    for (args, code, said) in table {
+        let ended = tandem(&[&["lab"], args].concat());
+        assert_eq!(ended.status.code(), Some(code), "{args:?}: {}", text(&ended.stderr));
+        assert!(text(&ended.stderr).contains(said), "{args:?}: {}", text(&ended.stderr));
+    }
+}
+
+#[test]
 fn without_a_node_the_error_names_the_next_command() {
     for command in ["chat hello", "chat", "explain last"] {
         let mut args: Vec<&str> = command.split(' ').collect();

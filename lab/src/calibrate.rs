@@ -30,9 +30,10 @@ pub use threshold::TriedThreshold;
 
 use crate::equal_share::{at_share, quantile, scores};
 use crate::error::LabError;
-use crate::explore::{Explorer, Path, Rule, cloud_share};
+use crate::explore::{ANSWER_TOKENS_MAX, Explorer, Path, Rule, cloud_share};
 use crate::pair::Pair;
 use crate::progress::Progress;
+use crate::questions::DataReport;
 use crate::rows::{Row, problems};
 use label::Labels;
 
@@ -61,6 +62,8 @@ pub struct CalibrateOptions {
     pub rounds: usize,
     /// Share of the problems that are kept for measuring.
     pub measured_share: f64,
+    /// Most tokens of an answer.
+    pub answer_tokens: usize,
     /// Network, training and seed.
     pub fit: FitConfig,
 }
@@ -82,7 +85,16 @@ impl Default for CalibrateOptions {
             seed: 1,
             ..FitConfig::default()
         };
-        Self { predicts: None, kept_min: KEPT_MIN, share_max: 0.15, teacher: 0.9, rounds: 2, measured_share: 0.25, fit }
+        Self {
+            predicts: None,
+            kept_min: KEPT_MIN,
+            share_max: 0.15,
+            teacher: 0.9,
+            rounds: 2,
+            measured_share: 0.25,
+            answer_tokens: ANSWER_TOKENS_MAX,
+            fit,
+        }
     }
 }
 
@@ -115,7 +127,7 @@ impl<'a> Data<'a> {
     fn right(&self, pair: &Pair, members: &[usize], paths: &[Path]) -> Result<usize, LabError> {
         let mut right = 0;
         for &i in members {
-            right += usize::from(self.rows[i].is_right(&pair.text(&paths[i].tokens)?));
+            right += usize::from(self.rows[i].is_right(&pair.text(&paths[i].tokens)?)?);
         }
         Ok(right)
     }
@@ -129,21 +141,21 @@ struct Known<'p> {
     predicts: Predicts,
 }
 
-/// Fits the rule on `rows` and returns the file with a report.
+/// Fits the rule on `rows`, which come from the files `from`, and returns the file with a report.
 ///
 /// # Errors
 /// A model fails, the rows hold too few labels of one kind to fit anything, or the benefit was asked
 /// for and a row has no right answer.
 pub fn calibrate(
     pair: &Pair,
-    rows: &[Row],
+    (rows, from): (&[Row], &[DataReport]),
     options: &CalibrateOptions,
     progress: &Progress,
 ) -> Result<(PolicyFile, CalibrateReport), LabError> {
     let predicts = label::choose(rows, options.predicts)?;
     let data = Data::split(rows, options.measured_share, options.fit.seed);
-    let prompts = rows.iter().map(|r| pair.prompt(&r.prompt)).collect::<Result<_, _>>()?;
-    let mut explorer = Explorer::new(pair, prompts);
+    let prompts = pair.prompts(rows, options.answer_tokens)?;
+    let mut explorer = Explorer::new(pair, prompts).with_answer_max(options.answer_tokens);
     let teacher = PolicySpec::Top1 { probability: options.teacher }.build(None)?;
     let teacher = Rule::Policy(teacher.clone(), teacher.threshold());
     let mut paths = explorer.run(&[teacher, Rule::Cloud, Rule::Edge], progress)?;
@@ -177,6 +189,8 @@ pub fn calibrate(
     let quality = operating_points(&requests, TABLE_ROWS);
     let chosen = explorer.run(&[Rule::Policy(policy.clone(), threshold)], progress)?;
     let report = CalibrateReport {
+        pair: pair.report.clone(),
+        data: from.to_vec(),
         predicts,
         rows: rows.len(),
         measured_rows: data.measured().count(),

@@ -13,9 +13,8 @@ use tandem_edge_node::settings::EdgeSettings;
 use tandem_edge_node::uplinks::{TicketEpoch, Uplinks};
 use tandem_engine::EngineError;
 use tandem_engine::trunk::announced;
-use tandem_models::{CLOUD, EDGE};
 use tandem_proto::ids::Epoch;
-use tandem_proto::message::Hello;
+use tandem_proto::message::{Hello, ModelCard};
 use tandem_router::policy::{Policy, PolicyError, PolicyFile, PolicySpec};
 use tandem_transport::bulk::BulkInbox;
 use tandem_transport::identity::IdentityError;
@@ -25,12 +24,17 @@ use tandem_transport::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::pair::{PairFiles, TwoTokenizers, check_tokenizers};
+
 /// Why a cluster cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// A model cannot be loaded.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Their token ids do not mean the same text.
+    #[error(transparent)]
+    TwoTokenizers(#[from] TwoTokenizers),
     /// The edge node cannot start.
     #[error(transparent)]
     Edge(#[from] EdgeError),
@@ -57,6 +61,8 @@ pub enum ClusterError {
 /// What a cluster is made of.
 #[derive(Clone)]
 pub struct ClusterOptions {
+    /// The models.
+    pub models: PairFiles,
     /// Settings of the edge.
     pub edge: EdgeSettings,
     /// Settings of the cloud.
@@ -76,6 +82,7 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
+            models: PairFiles::default(),
             edge: EdgeSettings::default(),
             cloud: CloudSettings::default(),
             policy: PolicySpec::Top1 { probability: 0.9 },
@@ -93,6 +100,10 @@ pub struct Cluster {
     pub edge: EdgeNode,
     /// The cloud node.
     pub cloud: CloudNode,
+    /// What the edge's model is.
+    pub edge_card: ModelCard,
+    /// What the cloud's model is.
+    pub cloud_card: ModelCard,
     /// The link's faults, if it goes through the proxy.
     pub proxy: Option<ProxyHandle>,
     _proxy: Option<UdpProxy>,
@@ -113,7 +124,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A [`ClusterError`] that says which part failed.
-    pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+    pub async fn start(mut options: ClusterOptions) -> Result<Self, ClusterError> {
         let policy: Arc<dyn Policy> = options.policy.build(options.policy_file.as_ref())?;
         let folder = tempfile::tempdir()?;
         let ca = DevCa::open_or_create(folder.path())?;
@@ -122,9 +133,16 @@ impl Cluster {
         let shutdown = CancellationToken::new();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
 
-        let big = CLOUD.load(options.threads)?;
+        let small = options.models.edge.load(options.threads)?;
+        let big = options.models.cloud.load(options.threads)?;
+        let (edge_card, cloud_card) = (small.card, big.card);
+        check_tokenizers((&edge_card, &small.tokenizer), &cloud_card)?;
+        options.edge.model.clone_from(&edge_card.name);
+        options.edge.cloud_model.clone_from(&cloud_card.name);
+        options.cloud.model.clone_from(&cloud_card.name);
         let cloud = CloudNode::start(big.model, big.tokenizer, options.cloud.clone())?;
-        let greeting = Hello::new(&options.cloud.name, 1, vec![announced(big.card, options.cloud.trunk_layers)]);
+        let greeting =
+            Hello::new(&options.cloud.name, 1, vec![announced(cloud_card.clone(), options.cloud.trunk_layers)]);
         let server = Server::bind_for(any, &cloud_identity, QuicSettings::dev(), greeting, &[Role::Edge])?;
         let mut address = server.local_addr()?;
         tokio::spawn(cloud.clone().serve(server, shutdown.clone()));
@@ -133,8 +151,7 @@ impl Cluster {
             address = proxy.local_addr();
         }
 
-        let small = EDGE.load(options.threads)?;
-        let greeting = Hello::new(&options.edge.name, 1, vec![announced(small.card, options.edge.trunk_layers)]);
+        let greeting = Hello::new(&options.edge.name, 1, vec![announced(edge_card.clone(), options.edge.trunk_layers)]);
         let connector = Arc::new(Connector::new_for(&edge_identity, QuicSettings::dev(), greeting, &[Role::Cloud])?);
         let server_name = cloud_identity.id().dns_name();
         let redial = Redial::start(connector, Backoff::default(), move |_| {
@@ -167,7 +184,7 @@ impl Cluster {
             return Err(ClusterError::NoLink(LINK_TIMEOUT));
         }
         let handle = proxy.as_ref().map(UdpProxy::handle);
-        Ok(Self { edge, cloud, proxy: handle, _proxy: proxy, shutdown })
+        Ok(Self { edge, cloud, edge_card, cloud_card, proxy: handle, _proxy: proxy, shutdown })
     }
 }
 

@@ -7,6 +7,10 @@ use tandem_router::policy::fit::FitError;
 use tandem_router::policy::{PolicyError, PolicyFileError};
 
 use crate::cluster::ClusterError;
+use crate::pair::TwoTokenizers;
+use crate::questions::RowError;
+use crate::rows::Origin;
+use crate::score::CommandError;
 
 /// Why an experiment cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -20,22 +24,30 @@ pub enum LabError {
         source: std::io::Error,
     },
     /// A line of a data file is not a row.
-    #[error("{}:{line}: {problem}; each line is one JSON object with `prompt`, `category` and, if it is known, the right `answer`", path.display())]
+    #[error("{}:{line}: {problem}", path.display())]
     Row {
         /// The file.
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
         /// What is wrong with it.
-        problem: String,
+        problem: RowError,
     },
     /// A row has no right answer where one is needed.
-    #[error("the row `{prompt}` has no `answer`, which {wanted} needs; add the right answers")]
+    #[error("{at}: the row has no `answer`, which {wanted} needs; add the right answers")]
     NoAnswer {
-        /// Its question.
-        prompt: String,
+        /// Where it stands.
+        at: String,
         /// What needs it.
         wanted: &'static str,
+    },
+    /// A reply cannot be scored.
+    #[error("{at}: {why}")]
+    Scorer {
+        /// Where its question stands.
+        at: String,
+        /// Why.
+        why: CommandError,
     },
     /// There is nothing to work on.
     #[error("{0}")]
@@ -43,6 +55,9 @@ pub enum LabError {
     /// A model failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The models cannot be a pair.
+    #[error(transparent)]
+    TwoTokenizers(#[from] TwoTokenizers),
     /// A policy cannot be built.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -71,6 +86,10 @@ pub enum LabError {
 }
 
 impl LabError {
+    pub(crate) fn row(origin: &Origin, problem: RowError) -> Self {
+        Self::Row { path: origin.file.to_path_buf(), line: origin.line, problem }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

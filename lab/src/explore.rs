@@ -194,6 +194,12 @@ impl<'a> Explorer<'a> {
         Self { pair, trees, answer_max: ANSWER_TOKENS_MAX }
     }
 
+    /// For answers of at most `answer_max` tokens.
+    #[must_use]
+    pub fn with_answer_max(self, answer_max: usize) -> Self {
+        Self { answer_max, ..self }
+    }
+
     /// The contexts of prompt `prompt` that have been visited.
     #[must_use]
     pub fn nodes(&self, prompt: usize) -> &[Node] {

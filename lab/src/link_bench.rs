@@ -7,7 +7,7 @@ mod table;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,14 +15,17 @@ use tandem_edge_node::pacing::ExactStrategy;
 use tandem_edge_node::request::Mode;
 use tandem_engine::chat::Message;
 use tandem_router::exchange::Exchange;
-use tandem_router::policy::{PolicyFile, PolicySpec};
 use tandem_transport::Faults;
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::error::LabError;
 use crate::eval::{Answer, Asked, SPLITS, ask, closed_prompt, median};
+use crate::pair::PairReport;
+use crate::policy_report::PolicyReport;
 use crate::progress::Progress;
-use crate::rows::{Row, read, reference_subset};
+use crate::questions::{DataReport, ReadOptions, read};
+use crate::rows::{Row, reference_subset};
+use crate::score::ScorerName;
 
 /// Answers before the measured ones: the nodes learn the link and their own speed.
 const WARM_UP: usize = 3;
@@ -38,19 +41,17 @@ const PULL_RTT_MS: u64 = 100;
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
-    /// Folder with the splits.
+    /// A file of questions, or the folder with the splits.
     pub data: PathBuf,
     /// Round-trip times, milliseconds; 0 is the bare loopback and must be among them.
     pub rtts_ms: Vec<u64>,
     /// Answers per measurement.
     pub answers: usize,
-    /// Threads of each model.
-    pub threads: usize,
 }
 
 impl Default for LinkOptions {
     fn default() -> Self {
-        Self { data: PathBuf::from("models/data"), rtts_ms: vec![0, 50], answers: 12, threads: 1 }
+        Self { data: PathBuf::from("models/data"), rtts_ms: vec![0, 50], answers: 12 }
     }
 }
 
@@ -144,13 +145,19 @@ pub struct ExchangeRow {
 /// A link experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinkReport {
+    /// The models.
+    pub pair: PairReport,
+    /// The rule that decides in `auto`.
+    pub policy: PolicyReport,
+    /// The file that the prompts come from.
+    pub data: DataReport,
     /// Threads of each model.
     pub threads: usize,
     /// Answers per measurement.
     pub answers: usize,
     /// Ways over links.
     pub speeds: Vec<SpeedRow>,
-    /// Exchanges on and off.
+    /// Exchanges on and off; none for a pair that runs without a trunk.
     pub exchanges: Vec<ExchangeRow>,
     /// Tokens of the long prompt.
     pub long_prompt_tokens: usize,
@@ -183,24 +190,33 @@ impl Seen {
 
 struct Bench<'a> {
     options: &'a LinkOptions,
-    policy: &'a Arc<PolicyFile>,
+    nodes: &'a ClusterOptions,
+    pair: OnceLock<PairReport>,
     rows: Vec<Row>,
     progress: Progress,
 }
 
-/// Runs the experiment with the fitted rule `policy` in `auto`.
+/// Runs the experiment on nodes like `nodes`, whose policy decides in `auto`.
 ///
 /// # Errors
-/// Data that cannot be read, nodes that do not start, an answer that fails.
-pub async fn measure(options: &LinkOptions, policy: &Arc<PolicyFile>) -> Result<LinkReport, LabError> {
+/// Data that cannot be read, nodes that do not start, a rule fitted for other models, an answer that fails.
+pub async fn measure(options: &LinkOptions, nodes: &ClusterOptions) -> Result<LinkReport, LabError> {
     if !options.rtts_ms.contains(&0) || options.answers == 0 {
         return Err(LabError::Empty(
             "the round-trip times need a 0 to compare with, and answers must be at least 1".into(),
         ));
     }
-    let rows = reference_subset(read(&options.data.join(format!("{}.jsonl", SPLITS[0])))?, options.answers + WARM_UP);
+    let file = match options.data.is_dir() {
+        true => options.data.join(format!("{}.jsonl", SPLITS[0])),
+        false => options.data.clone(),
+    };
+    // Nothing is scored here, so no row needs a scorer.
+    let (rows, data) = read(&file, &ReadOptions { scorer: Some(ScorerName::Exact), ..ReadOptions::default() })?;
+    let rows = reference_subset(rows, options.answers + WARM_UP);
+    let policy = PolicyReport::of(&*nodes.policy.build(nodes.policy_file.as_ref())?);
     let steps = options.rtts_ms.len() * (WAYS.len() + 8);
-    let bench = Bench { options, policy, rows, progress: Progress::new("links", steps as u64) };
+    let pair = OnceLock::new();
+    let bench = Bench { options, nodes, pair, rows, progress: Progress::new("links", steps as u64) };
     let mut speeds = Vec::new();
     let mut rtts = options.rtts_ms.clone();
     rtts.sort_unstable();
@@ -211,30 +227,53 @@ pub async fn measure(options: &LinkOptions, policy: &Arc<PolicyFile>) -> Result<
     }
     let mut exchanges = Vec::new();
     let mut long_prompt_tokens = 0;
-    for &rtt_ms in &rtts {
+    // Without a trunk there is nothing to exchange.
+    let shared = bench.pair.get().map_or(0, |pair| pair.shared_layers);
+    let trunk = shared > 0 && ![nodes.edge.trunk_layers, nodes.cloud.trunk_layers].contains(&Some(0));
+    for &rtt_ms in rtts.iter().filter(|_| trunk) {
         exchanges.extend(bench.hidden(rtt_ms).await?);
         let (rows, tokens) = bench.fetch(rtt_ms).await?;
         exchanges.extend(rows);
         long_prompt_tokens = tokens;
     }
-    exchanges.extend(bench.pull(rtts.last().copied().unwrap_or(0).max(PULL_RTT_MS)).await?);
+    if trunk {
+        exchanges.extend(bench.pull(rtts.last().copied().unwrap_or(0).max(PULL_RTT_MS)).await?);
+    }
     bench.progress.finish();
-    Ok(LinkReport { threads: options.threads, answers: options.answers, speeds, exchanges, long_prompt_tokens })
+    let pair = bench.pair.into_inner().ok_or_else(|| LabError::Empty("no nodes were started".into()))?;
+    Ok(LinkReport {
+        pair,
+        policy,
+        data,
+        threads: nodes.threads,
+        answers: options.answers,
+        speeds,
+        exchanges,
+        long_prompt_tokens,
+    })
 }
 
 impl Bench<'_> {
     /// Every answer stands for a conversation of its own: nothing is kept of the prompts, which begin alike.
     fn nodes(&self, rtt_ms: u64) -> ClusterOptions {
         let mut options = ClusterOptions {
-            policy: PolicySpec::Calibrated { threshold: None },
-            policy_file: Some(self.policy.clone()),
             link: (rtt_ms > 0).then(|| Faults::rtt(Duration::from_millis(rtt_ms))),
-            threads: self.options.threads,
-            ..ClusterOptions::default()
+            ..self.nodes.clone()
         };
         options.edge.prefix_cache_mib_max = 0;
         options.cloud.bounds.prefix_cache_mib_max = 0;
         options
+    }
+
+    /// Starts nodes, and notes which models they run.
+    async fn start(&self, options: ClusterOptions) -> Result<Cluster, LabError> {
+        let policy = options.policy.build(options.policy_file.as_ref())?;
+        let cluster = Cluster::start(options).await?;
+        if let Some(file) = policy.file() {
+            file.check_pair(&cluster.edge_card.digest, &cluster.cloud_card.digest)?;
+        }
+        self.pair.get_or_init(|| PairReport::of(&cluster.edge_card, &cluster.cloud_card));
+        Ok(cluster)
     }
 
     /// Answers one after the other; the first [`WARM_UP`] are not counted.
@@ -265,7 +304,7 @@ impl Bench<'_> {
     }
 
     fn questions(&self, cluster: &Cluster) -> Result<Vec<Vec<u32>>, LabError> {
-        self.rows.iter().map(|r| closed_prompt(&cluster.edge, &r.prompt)).collect()
+        self.rows.iter().map(|r| closed_prompt(&cluster.edge, r)).collect()
     }
 
     async fn speeds(&self, rtt_ms: u64, nearer: &[SpeedRow]) -> Result<Vec<SpeedRow>, LabError> {
@@ -274,7 +313,7 @@ impl Bench<'_> {
         for way in WAYS {
             let mut options = self.nodes(rtt_ms);
             options.edge.exact = way.strategy;
-            let cluster = Cluster::start(options).await?;
+            let cluster = self.start(options).await?;
             let prompts = self.questions(&cluster)?;
             let seen = self.answers(&cluster, way.mode, &prompts, crate::explore::ANSWER_TOKENS_MAX).await?;
             if way.mode == Mode::Cloud {
@@ -316,7 +355,7 @@ impl Bench<'_> {
             let mut options = self.nodes(rtt_ms);
             options.edge.send_hidden = setting;
             options.edge.exact = ExactStrategy::Draft;
-            let cluster = Cluster::start(options).await?;
+            let cluster = self.start(options).await?;
             let prompts = self.questions(&cluster)?;
             seen.push(self.answers(&cluster, Mode::Exact, &prompts, crate::explore::ANSWER_TOKENS_MAX).await?);
         }
@@ -330,7 +369,7 @@ impl Bench<'_> {
             let mut options = self.nodes(rtt_ms);
             options.edge.fetch_prompt = setting;
             options.edge.exact = ExactStrategy::Draft;
-            let cluster = Cluster::start(options).await?;
+            let cluster = self.start(options).await?;
             let prompts = self.long_prompts(&cluster)?;
             tokens = prompts.first().map_or(0, Vec::len);
             seen.push(self.answers(&cluster, Mode::Exact, &prompts, LONG_ANSWER_TOKENS).await?);
@@ -347,7 +386,7 @@ impl Bench<'_> {
             options.link = Some(Faults::default());
             options.edge.send_hidden = Exchange::Always;
             options.cloud.pull_trunk = setting;
-            let cluster = Cluster::start(options).await?;
+            let cluster = self.start(options).await?;
             let prompts = self.long_prompts(&cluster)?;
             let mut all = Seen { answers: Vec::new(), cloud_rows: 0, cloud_us: 0 };
             for prompt in &prompts {

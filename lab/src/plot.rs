@@ -18,7 +18,7 @@ fn failed(e: impl std::fmt::Display) -> LabError {
     LabError::Plot(e.to_string())
 }
 
-/// Exact match over the share of tokens that the cloud decided, per rule, with the levels of the edge
+/// Mean score over the share of tokens that the cloud decided, per rule, with the levels of the edge
 /// and the cloud alone.
 ///
 /// # Errors
@@ -37,7 +37,7 @@ pub fn shares(split: &SplitReport, to: &Path) -> Result<(), LabError> {
     {
         let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        let title = format!("{}: exact match over tokens decided by the cloud", split.split);
+        let title = format!("{}: {} over tokens decided by the cloud", split.split, split.measure.title());
         let mut chart = ChartBuilder::on(&root)
             .caption(title, ("sans-serif", 18))
             .margin(12)
@@ -48,7 +48,7 @@ pub fn shares(split: &SplitReport, to: &Path) -> Result<(), LabError> {
         chart
             .configure_mesh()
             .x_desc("tokens decided by the cloud, %")
-            .y_desc("exact match, %")
+            .y_desc(format!("{}, %", split.measure.title()))
             .label_style(("sans-serif", 13))
             .light_line_style(TRANSPARENT)
             .draw()

@@ -1,74 +1,83 @@
-//! Rows of the data files, and which of them an evaluation takes.
+//! Questions with right answers, and which of them an evaluation takes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use tandem_engine::chat::Message;
 
 use crate::error::LabError;
+use crate::score::{RIGHT_MIN, Scorer, ScorerName};
 
-/// Largest data file, bytes.
-pub const FILE_BYTES_MAX: u64 = 256 << 20;
+/// Where a row stands.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<Path>,
+    /// Line number, from 1.
+    pub line: usize,
+}
 
 /// A question with the answer that counts as right.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Row {
-    /// What is asked.
+    /// What is asked; of a conversation, its last message.
     pub prompt: String,
+    /// The conversation; empty for the prompt alone.
+    pub messages: Vec<Message>,
     /// The right answer; empty if it is unknown.
-    #[serde(default)]
     pub answer: String,
     /// Kind of question.
     pub category: String,
     /// Part of the file, if it has parts.
-    #[serde(default)]
     pub part: String,
     /// Rows of one key belong together: they are wordings of one problem.
-    #[serde(default)]
     pub key: String,
+    /// What says whether a reply is right.
+    pub scorer: Scorer,
+    /// Where it stands; none for a row that was not read.
+    pub origin: Option<Origin>,
 }
 
 impl Row {
-    /// True if the right answer is known.
+    /// True if it is known what is right.
     #[must_use]
     pub fn has_answer(&self) -> bool {
-        !self.answer.trim().is_empty()
+        !self.answer.trim().is_empty() || self.scorer.name() == ScorerName::Command
     }
 
-    /// True if `text` is the right answer; white space around it does not matter.
+    /// How good `reply` is, 0 … 1; 0 where nobody knows what is right.
+    ///
+    /// # Errors
+    /// The external scorer fails.
+    pub fn score(&self, reply: &str) -> Result<f64, LabError> {
+        if !self.has_answer() {
+            return Ok(0.0);
+        }
+        self.scorer.score(&self.prompt, &self.answer, reply).map_err(|why| LabError::Scorer { at: self.at(), why })
+    }
+
+    /// True if `reply` is right.
+    ///
+    /// # Errors
+    /// The external scorer fails.
+    pub fn is_right(&self, reply: &str) -> Result<bool, LabError> {
+        Ok(self.score(reply)? >= RIGHT_MIN)
+    }
+
+    /// The conversation.
     #[must_use]
-    pub fn is_right(&self, text: &str) -> bool {
-        self.has_answer() && text.trim() == self.answer.trim()
+    pub fn conversation(&self) -> Vec<Message> {
+        if self.messages.is_empty() { vec![Message::new("user", self.prompt.clone())] } else { self.messages.clone() }
     }
-}
 
-/// Reads the rows of a JSONL file that ask something.
-///
-/// # Errors
-/// [`LabError::Io`], [`LabError::Row`], [`LabError::Empty`].
-pub fn read(path: &Path) -> Result<Vec<Row>, LabError> {
-    let bytes = std::fs::metadata(path).map_err(LabError::io(path))?.len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(LabError::Empty(format!(
-            "{} has {bytes} bytes, at most {FILE_BYTES_MAX} are read",
-            path.display()
-        )));
+    /// Where it stands, for an error.
+    pub(crate) fn at(&self) -> String {
+        match &self.origin {
+            Some(origin) => format!("{}:{}", origin.file.display(), origin.line),
+            None => format!("`{}`", self.prompt),
+        }
     }
-    let text = std::fs::read_to_string(path).map_err(LabError::io(path))?;
-    let mut rows = Vec::new();
-    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let row: Row = serde_json::from_str(line).map_err(|e| LabError::Row {
-            path: path.into(),
-            line: at + 1,
-            problem: e.to_string(),
-        })?;
-        rows.push(row);
-    }
-    rows.retain(|row| !row.prompt.is_empty());
-    if rows.is_empty() {
-        return Err(LabError::Empty(format!("{} holds no question", path.display())));
-    }
-    Ok(rows)
 }
 
 /// Numbers the problems of `rows`: rows with the same category and key (or answer, where there is no
@@ -171,6 +180,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::questions::{ReadOptions, read};
 
     fn data(name: &str) -> PathBuf {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/data").join(name)
@@ -183,7 +193,7 @@ mod tests {
 
     #[test]
     fn calibration_rows_share_no_prompt_and_no_problem_with_the_evaluation() {
-        let calibration = read(&data("calibration.jsonl")).unwrap();
+        let calibration = read(&data("calibration.jsonl"), &ReadOptions::default()).unwrap().0;
         let known: BTreeSet<String> = calibration.iter().map(|r| normal(&r.prompt)).collect();
         assert_eq!(known.len(), calibration.len(), "a prompt repeats");
         let stated = ["definition", "kind_of", "antonym", "capital", "capital_of", "continent", "currency", "language"]
@@ -192,7 +202,7 @@ mod tests {
         let stated: BTreeSet<&str> = stated.collect();
         let answers: BTreeSet<&str> = calibration.iter().map(|r| r.answer.as_str()).collect();
         for split in ["eval_heldout.jsonl", "eval_dialogue.jsonl", "eval_seen_facts.jsonl"] {
-            for row in read(&data(split)).unwrap() {
+            for row in read(&data(split), &ReadOptions::default()).unwrap().0 {
                 assert!(!known.contains(&normal(&row.prompt)), "{split}: {}", row.prompt);
                 // Other categories have few answers (odd, even, four words), shared by many problems.
                 let repeats = stated.contains(row.category.as_str()) && answers.contains(row.answer.as_str());
@@ -203,13 +213,7 @@ mod tests {
 
     #[test]
     fn the_subset_is_that_of_the_reference() {
-        let rows = (0..577).map(|i| Row {
-            prompt: i.to_string(),
-            answer: String::new(),
-            category: String::new(),
-            part: String::new(),
-            key: String::new(),
-        });
+        let rows = (0..577).map(|i| Row { prompt: i.to_string(), ..Row::default() });
         let first: Vec<String> = reference_subset(rows.collect(), 6).into_iter().map(|r| r.prompt).collect();
         assert_eq!(first, SHUFFLED_577);
     }
@@ -223,8 +227,8 @@ mod tests {
             prompt: "?".into(),
             answer: answer.into(),
             category: category.into(),
-            part: String::new(),
             key: key.into(),
+            ..Row::default()
         };
         let rows = [
             row("add", "1+2", "a"),
@@ -236,17 +240,6 @@ mod tests {
             Row { prompt: "another?".into(), ..row("add", "", "") },
         ];
         assert_eq!(problems(&rows), [0, 0, 1, 2, 2, 3, 4]);
-        assert!(!rows[5].has_answer() && !rows[5].is_right("") && rows[0].is_right(" a\n"));
-    }
-
-    #[test]
-    fn bad_lines_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows.jsonl");
-        std::fs::write(&path, "{\"prompt\":\"a\",\"answer\":\"b\",\"category\":\"c\"}\n{\"prompt\":1}\n").unwrap();
-        assert!(matches!(read(&path), Err(LabError::Row { line: 2, .. })));
-        std::fs::write(&path, "\n").unwrap();
-        assert!(matches!(read(&path), Err(LabError::Empty(_))));
-        assert!(matches!(read(&dir.path().join("none")), Err(LabError::Io { .. })));
+        assert!(!rows[5].has_answer() && !rows[5].is_right("").unwrap() && rows[0].is_right(" a\n").unwrap());
     }
 }

@@ -35,9 +35,7 @@ impl Fork {
 pub(super) fn choose(rows: &[Row], asked: Option<Predicts>) -> Result<Predicts, LabError> {
     let without = rows.iter().find(|row| !row.has_answer());
     match (asked, without) {
-        (Some(Predicts::Benefit), Some(row)) => {
-            Err(LabError::NoAnswer { prompt: row.prompt.clone(), wanted: "the label `benefit`" })
-        }
+        (Some(Predicts::Benefit), Some(row)) => Err(LabError::NoAnswer { at: row.at(), wanted: "the label `benefit`" }),
         (Some(asked), _) => Ok(asked),
         (None, Some(_)) => Ok(Predicts::Divergence),
         (None, None) => Ok(Predicts::Benefit),
@@ -104,7 +102,7 @@ impl<'a> Labels<'a> {
         let branches: Vec<Branch> = contexts.iter().map(branch).collect();
         let paths = explorer.go_on(&branches, &Rule::Cloud)?;
         let right =
-            |(branch, path): (&Branch, &Path)| Ok(self.rows[branch.prompt].is_right(&self.pair.text(&path.tokens)?));
+            |(branch, path): (&Branch, &Path)| self.rows[branch.prompt].is_right(&self.pair.text(&path.tokens)?);
         branches.iter().zip(&paths).map(right).collect()
     }
 }
@@ -134,7 +132,7 @@ mod tests {
 
     fn row(answer: &str) -> Row {
         let [prompt, category] = ["What?", "add"].map(str::to_owned);
-        Row { prompt, answer: answer.into(), category, part: String::new(), key: String::new() }
+        Row { prompt, answer: answer.into(), category, ..Row::default() }
     }
 
     #[test]
@@ -153,16 +151,16 @@ mod tests {
     #[test]
     fn a_benefit_is_an_answer_that_the_edges_token_spoils() {
         let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/data/calibration.jsonl");
-        let rows = crate::rows::read(&data).unwrap();
+        let rows = crate::questions::read(&data, &crate::questions::ReadOptions::default()).unwrap().0;
         let rows: Vec<Row> = rows.into_iter().filter(|r| r.category == "add" && r.part == "fresh").take(40).collect();
         let pair = Pair::embedded(1).unwrap();
-        let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(&r.prompt).unwrap()).collect();
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(r).unwrap()).collect();
         let mut explorer = Explorer::new(&pair, prompts.clone());
         let paths = explorer.run(&[Rule::Cloud, Rule::Edge], &Progress::silent()).unwrap();
         let visited: Vec<Vec<u32>> = paths[0].iter().map(|p| p.nodes.clone()).collect();
         let mut labels = Labels::new(&pair, &rows, Predicts::Benefit);
         labels.follow(&mut explorer, &visited).unwrap();
-        let right = |prompt: usize, path: &Path| rows[prompt].is_right(&pair.text(&path.tokens).unwrap());
+        let right = |prompt: usize, path: &Path| rows[prompt].is_right(&pair.text(&path.tokens).unwrap()).unwrap();
         let (mut gains, mut rescued) = (0, 0);
         for (prompt, path) in paths[0].iter().enumerate() {
             let mut any = false;

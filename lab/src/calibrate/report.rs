@@ -12,7 +12,8 @@ use super::label::Labels;
 use super::threshold::TriedThreshold;
 use crate::error::LabError;
 use crate::explore::{Explorer, Node, Path, cloud_share};
-use crate::pair::Pair;
+use crate::pair::{Pair, PairReport};
+use crate::questions::DataReport;
 
 /// Bins of the expected calibration error.
 const BINS: usize = 15;
@@ -142,6 +143,10 @@ impl PartReport {
 /// What a calibration found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CalibrateReport {
+    /// The models.
+    pub pair: PairReport,
+    /// The files that the rows come from.
+    pub data: Vec<DataReport>,
     /// What the rule predicts.
     pub predicts: Predicts,
     /// Rows of the calibration data.
@@ -169,8 +174,11 @@ impl CalibrateReport {
     #[must_use]
     pub fn markdown(&self) -> String {
         let m = &self.measured;
-        let mut out = format!(
-            "Predicts the {}. Fitted on {} tokens of {} rows; measured on {} rows ({} tokens, models differ on {:.1} %, the label holds on {:.2} %).\n\n",
+        let mut out = self.pair.markdown();
+        out.extend(self.data.iter().map(DataReport::markdown));
+        let _ = writeln!(
+            out,
+            "\nPredicts the {}. Fitted on {} tokens of {} rows; measured on {} rows ({} tokens, models differ on {:.1} %, the label holds on {:.2} %).\n",
             self.predicts.describe(),
             self.samples,
             self.rows - self.measured_rows,

@@ -2,7 +2,7 @@ use super::*;
 
 fn sample(n: usize) -> Vec<Row> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/data/calibration.jsonl");
-    let rows = crate::rows::read(&path).unwrap();
+    let rows = crate::questions::read(&path, &crate::questions::ReadOptions::default()).unwrap().0;
     rows.into_iter().filter(|r| matches!(r.category.as_str(), "add" | "mul" | "compare")).take(n).collect()
 }
 
@@ -12,7 +12,7 @@ fn deterministic_and_valid(rows: &[Row], predicts: Predicts) {
     let mut options = CalibrateOptions::default();
     options.fit.units = Some(4);
     options.fit.epochs = 2;
-    let run = || calibrate(&pair, rows, &options, &Progress::silent()).unwrap();
+    let run = || calibrate(&pair, (rows, &[]), &options, &Progress::silent()).unwrap();
     let (file, report) = run();
     let (again, report_again) = run();
     assert_eq!(serde_json::to_vec(&file).unwrap(), serde_json::to_vec(&again).unwrap());

@@ -6,6 +6,8 @@ use tandem_engine::chat::Message;
 use tandem_proto::message::SamplingParams;
 use tandem_router::exchange::Exchange;
 
+use tandem_models::EDGE;
+
 use super::*;
 
 const QUESTIONS: [&str; 4] =

@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use tandem_edge_node::node::EdgeNode;
 use tandem_edge_node::request::{Event, GenerateRequest, Mode, RouteSummary};
-use tandem_engine::chat::Message;
 use tandem_proto::message::SamplingParams;
 use tokio::task::JoinSet;
 
-use super::{CategoryReport, EvalOptions, Interval, ModeReport, SplitReport, TOTAL};
+use super::{CategoryReport, EvalOptions, Interval, Measure, ModeReport, SplitReport, TOTAL};
 use crate::cluster::Cluster;
 use crate::error::LabError;
 use crate::explore::ANSWER_TOKENS_MAX;
+use crate::pair::check_room;
 use crate::progress::Progress;
+use crate::questions::DataReport;
 use crate::rows::Row;
 
 /// What to ask a node.
@@ -111,8 +112,8 @@ pub async fn ask_watched(edge: &EdgeNode, asked: Asked, saw: impl Fn(usize)) -> 
 }
 
 /// Prompt tokens of a question on this node.
-pub(crate) fn prompt(edge: &EdgeNode, question: &str) -> Result<Vec<u32>, LabError> {
-    let text = edge.chat_template().render(&[Message::new("user", question)], true, 0)?;
+pub(crate) fn prompt(edge: &EdgeNode, row: &Row) -> Result<Vec<u32>, LabError> {
+    let text = edge.chat_template().render(&row.conversation(), true, 0)?;
     Ok(edge.tokenizer().encode(&text)?)
 }
 
@@ -121,15 +122,16 @@ async fn answers(
     edge: &EdgeNode,
     prompts: &[Vec<u32>],
     mode: Mode,
-    at_once: usize,
+    options: &EvalOptions,
     progress: &Progress,
 ) -> Result<Vec<Answer>, LabError> {
     let mut running = JoinSet::new();
     let mut out = vec![Answer::default(); prompts.len()];
     let mut next = 0;
     while next < prompts.len() || !running.is_empty() {
-        while next < prompts.len() && running.len() < at_once.max(1) {
-            let (edge, asked, at) = (edge.clone(), Asked::greedy(prompts[next].clone(), mode), next);
+        while next < prompts.len() && running.len() < options.at_once.max(1) {
+            let asked = Asked { tokens_max: options.answer_tokens, ..Asked::greedy(prompts[next].clone(), mode) };
+            let (edge, at) = (edge.clone(), next);
             running.spawn(async move { (at, ask(&edge, asked).await) });
             next += 1;
         }
@@ -147,26 +149,37 @@ async fn answers(
 pub(super) async fn split(
     cluster: &Cluster,
     name: &str,
-    rows: &[Row],
+    (rows, data): (&[Row], &DataReport),
     options: &EvalOptions,
 ) -> Result<SplitReport, LabError> {
     let edge = &cluster.edge;
-    let prompts = rows.iter().map(|r| prompt(edge, &r.prompt)).collect::<Result<Vec<_>, _>>()?;
+    let prompts = rows.iter().map(|row| prompt(edge, row)).collect::<Result<Vec<_>, _>>()?;
+    let context = cluster.edge_card.context_tokens.min(cluster.cloud_card.context_tokens) as usize;
+    check_room(rows, &prompts, options.answer_tokens, context)?;
+    let measure = Measure::of(rows);
     let progress = Progress::new(name, (rows.len() * options.modes.len()) as u64);
-    let mut modes = Vec::new();
-    let mut tokens: BTreeMap<&str, Vec<Vec<u32>>> = BTreeMap::new();
+    let mut of_modes: Vec<(Mode, Vec<Answer>)> = Vec::new();
     for &mode in &options.modes {
-        let answers = answers(edge, &prompts, mode, options.at_once, &progress).await?;
-        let mut right = Vec::with_capacity(rows.len());
-        for (row, answer) in rows.iter().zip(&answers) {
-            right.push(row.is_right(&edge.tokenizer().decode(&answer.tokens)?));
-        }
-        modes.push(report(mode, rows, &answers, &right, options.at_once <= 1));
-        tokens.insert(mode.name(), answers.into_iter().map(|a| a.tokens).collect());
+        of_modes.push((mode, answers(edge, &prompts, mode, options, &progress).await?));
     }
     progress.finish();
+    let of_mode = |wanted| of_modes.iter().find(|(mode, _)| *mode == wanted).map(|(_, answers)| answers);
+    let cloud = of_mode(Mode::Cloud);
+    let equal = |at: usize, answer: &Answer| cloud.is_some_and(|cloud| cloud[at].tokens == answer.tokens);
+    let mut modes = Vec::new();
+    for (mode, answers) in &of_modes {
+        let mut scores = Vec::with_capacity(rows.len());
+        for (at, (row, answer)) in rows.iter().zip(answers).enumerate() {
+            let reply = edge.tokenizer().decode(&answer.tokens)?;
+            // A command may take its time.
+            scores.push(tokio::task::block_in_place(|| measure.score(row, &reply, equal(at, answer)))?);
+        }
+        modes.push(report(*mode, rows, answers, &scores, options.at_once <= 1));
+    }
     let mut report = SplitReport {
         split: name.to_owned(),
+        data: data.clone(),
+        measure,
         prompts: rows.len(),
         modes,
         recovered: None,
@@ -179,14 +192,14 @@ pub(super) async fn split(
     {
         report.recovered = (cloud > local).then(|| (auto - local) / (cloud - local));
     }
-    if let (Some(exact), Some(cloud)) = (tokens.get(Mode::Exact.name()), tokens.get(Mode::Cloud.name())) {
-        let equal = exact.iter().zip(cloud).filter(|(a, b)| a == b).count();
+    if let (Some(exact), Some(_)) = (of_mode(Mode::Exact), cloud) {
+        let equal = exact.iter().enumerate().filter(|(at, answer)| equal(*at, answer)).count();
         report.exact_equals_cloud = Some(equal as f64 / rows.len().max(1) as f64);
     }
     Ok(report)
 }
 
-fn report(mode: Mode, rows: &[Row], answers: &[Answer], right: &[bool], one_by_one: bool) -> ModeReport {
+fn report(mode: Mode, rows: &[Row], answers: &[Answer], scores: &[f64], one_by_one: bool) -> ModeReport {
     let mut members: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, row) in rows.iter().enumerate() {
         members.entry(row.category.as_str()).or_default().push(at);
@@ -194,7 +207,7 @@ fn report(mode: Mode, rows: &[Row], answers: &[Answer], right: &[bool], one_by_o
     let all: Vec<usize> = (0..rows.len()).collect();
     let groups = std::iter::once((TOTAL, &all)).chain(members.iter().map(|(c, m)| (*c, m)));
     let categories =
-        groups.map(|(category, members)| category_report(category, members, answers, right, one_by_one)).collect();
+        groups.map(|(category, members)| category_report(category, members, answers, scores, one_by_one)).collect();
     ModeReport { mode, degraded: answers.iter().filter(|a| a.route.degraded).count(), categories }
 }
 
@@ -202,11 +215,11 @@ fn category_report(
     category: &str,
     members: &[usize],
     answers: &[Answer],
-    right: &[bool],
+    scores: &[f64],
     one_by_one: bool,
 ) -> CategoryReport {
     let n = members.len().max(1) as f64;
-    let hits: Vec<bool> = members.iter().map(|&i| right[i]).collect();
+    let hits: Vec<f64> = members.iter().map(|&i| scores[i]).collect();
     let sum = |of: &dyn Fn(&Answer) -> f64| members.iter().map(|&i| of(&answers[i])).sum::<f64>();
     let tokens = sum(&|a| a.tokens.len() as f64);
     let written = sum(&|a| f64::from(a.route.cloud_tokens));
@@ -215,8 +228,8 @@ fn category_report(
     CategoryReport {
         category: category.to_owned(),
         prompts: members.len(),
-        exact_match: hits.iter().filter(|h| **h).count() as f64 / n,
-        interval: Interval::of(&hits),
+        exact_match: hits.iter().sum::<f64>() / n,
+        interval: Interval::of_mean(&hits),
         cloud_share: (written + judged) / tokens.max(1.0),
         written_by_cloud: written / tokens.max(1.0),
         round_trips: sum(&|a| f64::from(a.route.round_trips)) / n,

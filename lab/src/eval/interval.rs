@@ -16,13 +16,8 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Percentile bootstrap (Efron 1979) of the mean of `hits`, the same for the same hits.
-    #[must_use]
-    pub fn of(hits: &[bool]) -> Self {
-        Self::of_mean(&hits.iter().map(|hit| f64::from(u8::from(*hit))).collect::<Vec<_>>())
-    }
-
-    /// The same of the mean of `values`: of differences between two rules prompt by prompt, for one.
+    /// Percentile bootstrap (Efron 1979) of the mean of `values`, the same for the same values: of scores, or of
+    /// differences between two rules prompt by prompt.
     #[must_use]
     pub fn of_mean(values: &[f64]) -> Self {
         if values.is_empty() {
@@ -44,13 +39,13 @@ mod tests {
 
     #[test]
     fn intervals_are_those_of_a_proportion() {
-        let hits: Vec<bool> = (0..300).map(|i| i % 2 == 0).collect();
-        let i = Interval::of(&hits);
+        let hits: Vec<f64> = (0..300).map(|i| f64::from(i % 2)).collect();
+        let i = Interval::of_mean(&hits);
         // The normal approximation: 0.5 ± 1.96·√(0.25/300) = 0.5 ± 0.0566.
         assert!((i.low - 0.443).abs() < 0.01 && (i.high - 0.557).abs() < 0.01, "{i:?}");
-        assert_eq!(i, Interval::of(&hits));
-        assert_eq!(Interval::of(&[true; 9]), Interval { low: 1.0, high: 1.0 });
-        assert_eq!(Interval::of(&[]), Interval::default());
+        assert_eq!(i, Interval::of_mean(&hits));
+        assert_eq!(Interval::of_mean(&[1.0; 9]), Interval { low: 1.0, high: 1.0 });
+        assert_eq!(Interval::of_mean(&[]), Interval::default());
         // Differences of 1, 0 and −1 in equal parts: ± 1.96·√(2/3/300) = ± 0.0924.
         let differences: Vec<f64> = (0..300).map(|i| f64::from(i % 3 - 1)).collect();
         let i = Interval::of_mean(&differences);

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tandem_router::policy::{Calibrated, Entropy, Policy, PolicyFile, Top1};
+use tandem_router::policy::{Entropy, Policy, Top1};
 
-use super::Interval;
+use super::{Interval, Measure};
 use crate::equal_share::{HALVINGS, at_share, quantile, scores};
 use crate::error::LabError;
 use crate::explore::{Explorer, Path, Rule, cloud_share};
@@ -33,21 +33,21 @@ pub struct Baseline {
     pub threshold: f64,
     /// Share of tokens that the cloud decided, 0 … 1.
     pub share: f64,
-    /// Exact match, 0 … 1.
+    /// Mean score, 0 … 1.
     pub exact_match: f64,
     /// Share of answers equal to the cloud's token for token, 0 … 1.
     pub equals_cloud: f64,
     /// Its 95 % bootstrap interval; for `random`, that of the first coin.
     pub interval: Interval,
-    /// Exact match of the calibrated rule minus this one's, prompt by prompt, with its 95 % bootstrap
-    /// interval; none for the calibrated rule itself.
+    /// Exact match of the rule of `auto` minus this one's, prompt by prompt, with its 95 % bootstrap
+    /// interval; none for the rule of `auto` itself.
     pub behind: Option<(f64, Interval)>,
     /// Least share in the rule's curve that recovers [`RECOVERED`] of the distance from the edge to
     /// the cloud; none if none does.
     pub share_needed: Option<f64>,
 }
 
-/// Exact match over share for one rule.
+/// Mean score over share for one rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     /// The rule.
@@ -63,18 +63,19 @@ pub struct CurvePoint {
     pub threshold: f64,
     /// Share of tokens that the cloud decided, 0 … 1.
     pub share: f64,
-    /// Exact match, 0 … 1.
+    /// Mean score, 0 … 1.
     pub exact_match: f64,
     /// Share of answers equal to the cloud's token for token, 0 … 1.
     pub equals_cloud: f64,
 }
 
-/// Right or wrong, prompt by prompt; a part of 1 where coins are averaged.
+/// Scores, prompt by prompt.
 type Hits = Vec<f64>;
 
 pub(super) struct Bench<'a> {
     pair: &'a Pair,
     rows: &'a [Row],
+    measure: Measure,
     explorer: Explorer<'a>,
     /// The cloud's own paths.
     cloud: Vec<Path>,
@@ -86,27 +87,27 @@ impl Bench<'_> {
         self.explorer.run(rules, self.progress)
     }
 
-    fn right(&self, paths: &[Path]) -> Result<Vec<bool>, LabError> {
-        self.rows.iter().zip(paths).map(|(row, path)| Ok(row.is_right(&self.pair.text(&path.tokens)?))).collect()
-    }
-
     fn hits(&self, paths: &[Path]) -> Result<Hits, LabError> {
-        Ok(self.right(paths)?.into_iter().map(|right| f64::from(u8::from(right))).collect())
+        let score = |(at, (row, path)): (usize, (&Row, &Path))| {
+            let equal = self.cloud.get(at).is_some_and(|cloud| cloud.tokens == path.tokens);
+            self.measure.score(row, &self.pair.text(&path.tokens)?, equal)
+        };
+        self.rows.iter().zip(paths).enumerate().map(score).collect()
     }
 
     fn point(&self, threshold: f64, paths: &[Path]) -> Result<CurvePoint, LabError> {
-        let right = self.right(paths)?;
-        let exact_match = right.iter().filter(|r| **r).count() as f64 / right.len().max(1) as f64;
+        let hits = self.hits(paths)?;
+        let exact_match = hits.iter().sum::<f64>() / hits.len().max(1) as f64;
         let equal = paths.iter().zip(&self.cloud).filter(|(a, b)| a.tokens == b.tokens).count();
         let equals_cloud = equal as f64 / paths.len().max(1) as f64;
         Ok(CurvePoint { threshold, share: cloud_share(paths), exact_match, equals_cloud })
     }
 }
 
-/// Rules at the share of the fitted one, and the levels of both models alone.
+/// Rules at the share of the one of `auto`, and the levels of both models alone.
 #[derive(Clone, Debug)]
 pub(super) struct EqualShare {
-    /// The fitted rule first.
+    /// The rule of `auto` first.
     pub rules: Vec<Baseline>,
     /// Exact match of the edge alone, 0 … 1.
     pub edge: f64,
@@ -115,25 +116,27 @@ pub(super) struct EqualShare {
 }
 
 impl<'a> Bench<'a> {
-    pub(super) fn new(pair: &'a Pair, rows: &'a [Row], progress: &'a Progress) -> Result<Self, LabError> {
-        let prompts = rows.iter().map(|r| pair.prompt(&r.prompt)).collect::<Result<_, _>>()?;
-        Ok(Self { pair, rows, explorer: Explorer::new(pair, prompts), cloud: Vec::new(), progress })
+    pub(super) fn new(
+        (pair, answer_tokens): (&'a Pair, usize),
+        rows: &'a [Row],
+        progress: &'a Progress,
+    ) -> Result<Self, LabError> {
+        let explorer = Explorer::new(pair, pair.prompts(rows, answer_tokens)?).with_answer_max(answer_tokens);
+        Ok(Self { pair, rows, measure: Measure::of(rows), explorer, cloud: Vec::new(), progress })
     }
 
-    /// The fitted rule at its own threshold, and the baselines at the share that it takes.
-    pub(super) fn at_equal_share(&mut self, file: &Arc<PolicyFile>) -> Result<EqualShare, LabError> {
-        let policies = policies(file)?;
-        let calibrated = &policies[0].1;
-        let own = Rule::Policy(calibrated.clone(), calibrated.threshold());
+    /// The rule of `auto` at its own threshold, and the baselines at the share that it takes.
+    pub(super) fn at_equal_share(&mut self, policy: &Arc<dyn Policy>) -> Result<EqualShare, LabError> {
+        let own = Rule::Policy(policy.clone(), policy.threshold());
         let mut paths = self.run(&[own, Rule::Edge, Rule::Cloud])?;
         self.cloud = paths.pop().unwrap_or_default();
         let edge = paths.pop().unwrap_or_default();
         let auto = paths.pop().unwrap_or_default();
         let share = cloud_share(&auto);
         let own_hits = self.hits(&auto)?;
-        let mut rules = vec![baseline(self, "calibrated", f64::from(calibrated.threshold()), &auto)?];
+        let mut rules = vec![baseline(self, policy.name(), f64::from(policy.threshold()), &auto)?];
         let members: Vec<usize> = (0..self.rows.len()).collect();
-        for (name, policy) in &policies[1..] {
+        for (name, policy) in &rivals(policy)? {
             let (threshold, paths) = at_share(&mut self.explorer, &members, policy, &self.cloud, share, self.progress)?;
             let behind = Some(lead(&own_hits, &self.hits(&paths)?));
             rules.push(Baseline { behind, ..baseline(self, name, f64::from(threshold), &paths)? });
@@ -147,28 +150,26 @@ impl<'a> Bench<'a> {
 /// A rule and its name.
 type Named = (&'static str, Arc<dyn Policy>);
 
-/// The fitted rule and the baselines with a score.
-fn policies(file: &Arc<PolicyFile>) -> Result<[Named; 3], LabError> {
-    Ok([
-        ("calibrated", Arc::new(Calibrated::new(file.clone(), None)?)),
-        ("entropy", Arc::new(Entropy::new(0.0)?)),
-        ("top1", Arc::new(Top1::new(1.0)?)),
-    ])
+/// The baselines with a score, other than the rule of `auto`.
+fn rivals(own: &Arc<dyn Policy>) -> Result<Vec<Named>, LabError> {
+    let all: [Named; 2] = [("entropy", Arc::new(Entropy::new(0.0)?)), ("top1", Arc::new(Top1::new(1.0)?))];
+    Ok(all.into_iter().filter(|(name, _)| *name != own.name()).collect())
 }
 
 /// Baselines at the share of the fitted rule, and all rules over a range of shares.
 pub(super) fn compare(
-    pair: &Pair,
+    pair: (&Pair, usize),
     rows: &[Row],
-    file: &Arc<PolicyFile>,
+    policy: &Arc<dyn Policy>,
     progress: &Progress,
 ) -> Result<(Vec<Baseline>, Vec<Curve>), LabError> {
     let mut bench = Bench::new(pair, rows, progress)?;
-    let EqualShare { rules: mut baselines, edge, cloud } = bench.at_equal_share(file)?;
+    let EqualShare { rules: mut baselines, edge, cloud } = bench.at_equal_share(policy)?;
     let members: Vec<usize> = (0..rows.len()).collect();
     let mut curves = Vec::new();
-    for (name, policy) in &policies(file)? {
-        let mut scores = scores(&bench.explorer, &members, &bench.cloud, &**policy);
+    let policies = std::iter::once((policy.name(), policy.clone())).chain(rivals(policy)?);
+    for (name, policy) in policies {
+        let mut scores = scores(&bench.explorer, &members, &bench.cloud, &*policy);
         let thresholds = SHARES.map(|share| quantile(&mut scores, share));
         let rules = thresholds.map(|t| Rule::Policy(policy.clone(), t));
         curves.push(curve(&mut bench, name, &thresholds.map(f64::from), &rules)?);
@@ -195,7 +196,7 @@ fn share_needed(points: &[CurvePoint], edge: f64, cloud: f64) -> Option<f64> {
 
 fn baseline(bench: &Bench<'_>, rule: &str, threshold: f64, paths: &[Path]) -> Result<Baseline, LabError> {
     let point = bench.point(threshold, paths)?;
-    let interval = Interval::of(&bench.right(paths)?);
+    let interval = Interval::of_mean(&bench.hits(paths)?);
     let CurvePoint { share, exact_match, equals_cloud, .. } = point;
     let rule = rule.to_owned();
     Ok(Baseline { rule, threshold, share, exact_match, equals_cloud, interval, behind: None, share_needed: None })

@@ -14,9 +14,12 @@ impl EvalReport {
     /// The sums of every split, then each split's categories.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut out = String::new();
+        let mut out = self.pair.markdown() + &self.policy.markdown();
         for split in &self.splits {
-            let _ = writeln!(out, "### {} ({} prompts)\n", split.split, split.prompts);
+            out.push_str(&split.data.markdown());
+        }
+        for split in &self.splits {
+            let _ = writeln!(out, "\n### {} ({} prompts)\n", split.split, split.prompts);
             totals(&mut out, split);
             baselines(&mut out, split);
             categories(&mut out, split);
@@ -26,7 +29,11 @@ impl EvalReport {
 }
 
 fn totals(out: &mut String, split: &SplitReport) {
-    out.push_str("| mode | exact match | 95 % interval | tokens decided by the cloud | written by the cloud | round trips | bytes up | bytes down | tokens/s |\n");
+    let measure = split.measure.title();
+    let _ = writeln!(
+        out,
+        "| mode | {measure} | 95 % interval | tokens decided by the cloud | written by the cloud | round trips | bytes up | bytes down | tokens/s |"
+    );
     out.push_str("|---|---|---|---|---|---|---|---|---|\n");
     for mode in &split.modes {
         if let Some(t) = mode.total() {
@@ -64,10 +71,13 @@ fn speed(t: &CategoryReport) -> String {
 }
 
 fn baselines(out: &mut String, split: &SplitReport) {
-    if split.baselines.is_empty() {
-        return;
-    }
-    out.push_str("| rule at equal share | threshold | tokens decided by the cloud | exact match | 95 % interval | calibrated is ahead by | answers equal to the cloud's | share for 90 % of the distance |\n|---|---|---|---|---|---|---|---|\n");
+    let Some(own) = split.baselines.first() else { return };
+    let _ = writeln!(
+        out,
+        "| rule at equal share | threshold | tokens decided by the cloud | {} | 95 % interval | {} is ahead by | answers equal to the cloud's | share for 90 % of the distance |\n|---|---|---|---|---|---|---|---|",
+        split.measure.title(),
+        own.rule
+    );
     for b in &split.baselines {
         let (share, hit) = (percent(b.share), percent(b.exact_match));
         let (low, high) = (percent(b.interval.low), percent(b.interval.high));

@@ -1,7 +1,5 @@
-use std::path::Path;
-
 use tandem_edge_node::node::EdgeError;
-use tandem_router::policy::{Calibrated, Entropy, Policy, PolicyFileError, PolicySpec, Predicts, Top1};
+use tandem_router::policy::{Calibrated, Entropy, Policy, PolicyFile, PolicyFileError, PolicySpec, Predicts, Top1};
 
 use super::offline::Bench;
 use super::*;
@@ -18,7 +16,10 @@ fn policy() -> Arc<PolicyFile> {
 
 fn questions(n: usize) -> Vec<Row> {
     let data = root().join("models/data");
-    SPLITS.iter().flat_map(|s| reference_subset(read(&data.join(format!("{s}.jsonl"))).unwrap(), n)).collect()
+    SPLITS
+        .iter()
+        .flat_map(|s| reference_subset(read(&data.join(format!("{s}.jsonl")), &ReadOptions::default()).unwrap().0, n))
+        .collect()
 }
 
 /// What the offline sweep promises: the same tokens, decided by the same model, as two nodes over
@@ -29,7 +30,7 @@ async fn the_offline_path_is_the_closed_loop_token_for_token() {
     let pair = Pair::embedded(1).unwrap();
     let file = policy();
     file.check_pair(&pair.edge.digest(), &pair.cloud.digest()).unwrap();
-    let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(&r.prompt).unwrap()).collect();
+    let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(r).unwrap()).collect();
     let mut explorer = Explorer::new(&pair, prompts.clone());
     let calibrated: Arc<dyn Policy> = Arc::new(Calibrated::new(file.clone(), None).unwrap());
     let top1: Arc<dyn Policy> = Arc::new(Top1::new(0.9).unwrap());
@@ -63,9 +64,11 @@ async fn the_offline_path_is_the_closed_loop_token_for_token() {
 /// the share that it takes every other rule is behind, by more than the choice of prompts explains.
 #[test]
 fn the_embedded_rule_recovers_the_distance_and_leads_at_equal_share() {
-    let rows = reference_subset(read(&root().join("models/data/eval_heldout.jsonl")).unwrap(), 300);
+    let rows =
+        reference_subset(read(&root().join("models/data/eval_heldout.jsonl"), &ReadOptions::default()).unwrap().0, 300);
     let (pair, progress) = (Pair::embedded(0).unwrap(), Progress::silent());
-    let found = Bench::new(&pair, &rows, &progress).unwrap().at_equal_share(&policy()).unwrap();
+    let rule: Arc<dyn Policy> = Arc::new(Calibrated::new(policy(), None).unwrap());
+    let found = Bench::new((&pair, ANSWER_TOKENS_MAX), &rows, &progress).unwrap().at_equal_share(&rule).unwrap();
     let [own, rivals @ ..] = found.rules.as_slice() else { panic!("no rules") };
     let recovered = (own.exact_match - found.edge) / (found.cloud - found.edge);
     assert!(own.share <= 0.15 && recovered >= RECOVERED, "{recovered} of the distance at share {}", own.share);
@@ -105,7 +108,7 @@ async fn a_rule_fitted_for_other_models_is_not_used() {
     assert!(status.policy_note.is_some_and(|note| note.contains(&other)));
     let rows = questions(4);
     let pair = Pair::embedded(1).unwrap();
-    let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(&r.prompt).unwrap()).collect();
+    let prompts: Vec<Vec<u32>> = rows.iter().map(|r| pair.prompt(r).unwrap()).collect();
     let entropy: Arc<dyn Policy> = Arc::new(Entropy::new(file.entropy_nats).unwrap());
     let rule = Rule::Policy(entropy.clone(), entropy.threshold());
     let offline = Explorer::new(&pair, prompts.clone()).run(&[rule], &Progress::silent()).unwrap().remove(0);
@@ -122,14 +125,20 @@ async fn a_rule_fitted_for_other_models_is_not_used() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_evaluation_adds_up() {
     let options = EvalOptions {
-        data: root().join("models/data"),
-        splits: vec![SPLITS[0].to_owned()],
+        splits: vec![Split::in_folder(&root().join("models/data"), SPLITS[0])],
         limit: 6,
         curves: vec![SPLITS[0].to_owned()],
         at_once: 2,
         ..EvalOptions::default()
     };
-    let report = evaluate(&options, &policy()).await.unwrap();
+    let nodes = ClusterOptions {
+        policy: PolicySpec::Calibrated { threshold: None },
+        policy_file: Some(policy()),
+        ..ClusterOptions::default()
+    };
+    let report = evaluate(&options, &nodes).await.unwrap();
+    assert_eq!((report.pair.edge.name.as_str(), report.pair.cloud.name.as_str()), ("demo-edge", "demo-cloud"));
+    assert_eq!(report.policy.name, "calibrated");
     let split = &report.splits[0];
     assert_eq!((split.prompts, split.modes.len()), (6, 4));
     assert_eq!(split.exact_equals_cloud, Some(1.0));

@@ -8,8 +8,9 @@ impl LinkReport {
     /// Speeds, then exchanges.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut out = String::from(
-            "| way | RTT | tokens/s | first token | round trips | bytes up + down | drafts thrown away | round trips hidden | equals `cloud` |\n|---|---|---|---|---|---|---|---|---|\n",
+        let mut out = self.pair.markdown() + &self.policy.markdown() + &self.data.markdown();
+        out.push_str(
+            "\n| way | RTT | tokens/s | first token | round trips | bytes up + down | drafts thrown away | round trips hidden | equals `cloud` |\n|---|---|---|---|---|---|---|---|---|\n",
         );
         let yes_no = |x: bool| if x { "yes" } else { "no" };
         for r in &self.speeds {
@@ -27,6 +28,10 @@ impl LinkReport {
                 r.bytes[1],
                 r.rolled_back
             );
+        }
+        if self.exchanges.is_empty() {
+            out.push_str("\nThe nodes share no trunk: nothing is exchanged.\n");
+            return out;
         }
         let _ = writeln!(out, "\nThe long prompts have about {} tokens.\n", self.long_prompt_tokens);
         out.push_str("| exchange | | RTT | tokens/s | first token | bytes up + down | cloud rows | cloud model time | same text |\n|---|---|---|---|---|---|---|---|---|\n");

@@ -1,14 +1,24 @@
 use std::path::Path;
+use std::sync::Arc;
+
+use tandem_router::policy::{PolicyFile, PolicySpec};
 
 use super::*;
+
+/// The embedded pair with its fitted rule.
+fn nodes() -> ClusterOptions {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/policy.json");
+    let policy_file = Some(Arc::new(PolicyFile::load(&file).unwrap()));
+    let policy = PolicySpec::Calibrated { threshold: None };
+    ClusterOptions { policy, policy_file, ..ClusterOptions::default() }
+}
 
 /// Every way and every exchange over a short link: the texts are what they must be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn texts_do_not_depend_on_link_strategy_or_exchange() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let policy = Arc::new(PolicyFile::load(&root.join("models/policy.json")).unwrap());
-    let options = LinkOptions { data: root.join("models/data"), rtts_ms: vec![10, 0], answers: 1, threads: 1 };
-    let report = measure(&options, &policy).await.unwrap();
+    let options = LinkOptions { data: root.join("models/data"), rtts_ms: vec![10, 0], answers: 1 };
+    let report = measure(&options, &nodes()).await.unwrap();
     assert_eq!(report.speeds.len(), 2 * WAYS.len());
     for row in &report.speeds {
         assert!(row.tokens > 0 && row.equals_cloud != Some(false), "{row:?}");
@@ -30,8 +40,6 @@ async fn texts_do_not_depend_on_link_strategy_or_exchange() {
 
 #[tokio::test]
 async fn a_link_experiment_needs_something_to_compare_with() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/policy.json");
-    let policy = Arc::new(PolicyFile::load(&file).unwrap());
     let options = LinkOptions { rtts_ms: vec![50], ..LinkOptions::default() };
-    assert!(matches!(measure(&options, &policy).await, Err(LabError::Empty(_))));
+    assert!(matches!(measure(&options, &nodes()).await, Err(LabError::Empty(_))));
 }
