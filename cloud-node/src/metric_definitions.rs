@@ -12,7 +12,7 @@ pub const LABEL_TRUNK: &str = "trunk";
 pub const LABEL_DIRECTION: &str = "direction";
 /// Label: what became of a KV block: `published` | `refused`.
 pub const LABEL_RESULT: &str = "result";
-/// Label: where trunk state came from: `edge` | `recomputed`.
+/// Label: where state came from: a trunk's `edge` | `recomputed`, an upstream's prompt `cache` | `computed`.
 pub const LABEL_SOURCE: &str = "source";
 
 /// Counter: sessions opened; label `resumed`.
@@ -55,6 +55,14 @@ pub const KV_BLOCKS: &str = "tandem_cloud_kv_blocks_total";
 pub const KV_BYTES: &str = "tandem_cloud_kv_bytes_total";
 /// Counter: trunk state brought in; label `source`.
 pub const TRUNK_FETCHED: &str = "tandem_cloud_trunk_fetched_total";
+/// Counter: calls of engines behind URLs.
+pub const UPSTREAM_CALLS: &str = "tandem_cloud_upstream_calls_total";
+/// Counter: calls that failed.
+pub const UPSTREAM_FAULTS: &str = "tandem_cloud_upstream_faults_total";
+/// Counter: distributions that engines behind URLs returned.
+pub const UPSTREAM_ROWS: &str = "tandem_cloud_upstream_rows_total";
+/// Counter: tokens of prompts of these calls, as the engines count them; label `source`.
+pub const UPSTREAM_PROMPT_TOKENS: &str = "tandem_cloud_upstream_prompt_tokens_total";
 
 /// Tells the installed recorder what each metric means. Call once after installing it.
 pub fn describe() {
@@ -78,4 +86,8 @@ pub fn describe() {
     describe_counter!(KV_BLOCKS, "KV blocks exchanged, by direction and result");
     describe_counter!(KV_BYTES, Unit::Bytes, "KV payload exchanged, by direction");
     describe_counter!(TRUNK_FETCHED, "Trunk state brought in, by source");
+    describe_counter!(UPSTREAM_CALLS, "Calls of engines behind URLs");
+    describe_counter!(UPSTREAM_FAULTS, "Calls of engines behind URLs that failed");
+    describe_counter!(UPSTREAM_ROWS, "Distributions that engines behind URLs returned");
+    describe_counter!(UPSTREAM_PROMPT_TOKENS, "Tokens of prompts in calls of engines behind URLs, by source");
 }

@@ -50,6 +50,7 @@ impl CloudNode {
 
     /// Sets the gauges that show what the node reports; called before they are read.
     pub fn publish_gauges(&self) {
+        self.0.target.publish();
         let load = self.0.target.load();
         gauge!(m::QUEUE_JOBS).set(load.jobs as f64);
         gauge!(m::QUEUE_ROWS).set(load.rows_waiting as f64);

@@ -13,7 +13,7 @@ mod probe;
 pub mod sse;
 
 pub use ask::{Ask, Row};
-pub use engine::{Abilities, Engine, Kind, Rows};
+pub use engine::{Abilities, Counters, Engine, Kind, Rows};
 pub use fault::Fault;
 pub use http::{Address, Key};
 pub use probe::probe;

@@ -31,6 +31,9 @@ pub trait Target: Send + Sync + 'static {
     /// How busy it is now. Must not wait: it is asked for with every report to an edge.
     fn load(&self) -> TargetLoad;
 
+    /// Publishes the metrics that only this kind of target has; called before they are read.
+    fn publish(&self) {}
+
     /// How many of a new sequence's first `tokens` it holds already, so that they cost nothing. Only what
     /// sessions of the same tenant computed counts.
     fn held(&self, tenant_key: [u8; 32], tokens: Vec<u32>) -> Pending<usize>;

@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use metrics::counter;
 use tandem_engine::tokenizer::Tokenizer;
 use tandem_proto::ids::{Digest, SessionId};
 use tandem_proto::session::Decided;
 use tandem_proto::session::cloud::JobTimes;
-use tandem_upstream::{Fault, Key};
+use tandem_upstream::{Counters, Fault, Key};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,6 +29,7 @@ use super::{
     Capabilities, Job, JobDone, JobProgress, Pending, Submitted, Target, TargetError, TargetLoad, TrunkDone,
     TrunkState, Verify,
 };
+use crate::metric_definitions as m;
 
 pub use self::members::ConnectError;
 
@@ -61,7 +63,7 @@ struct Shared {
     sessions: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<Session>>>>,
     jobs: AtomicUsize,
     rows: AtomicU64,
-    calls: AtomicU64,
+    faults: AtomicU64,
     busy_us: AtomicU64,
 }
 
@@ -97,7 +99,7 @@ impl Upstream {
             sessions: Mutex::default(),
             jobs: AtomicUsize::new(0),
             rows: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
             busy_us: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -168,12 +170,22 @@ impl Target for Upstream {
         TargetLoad {
             jobs: shared.jobs.load(Ordering::Relaxed),
             rows: shared.rows.load(Ordering::Relaxed),
-            passes: shared.calls.load(Ordering::Relaxed),
+            passes: shared.sum(|c| &c.calls),
             busy_us: shared.busy_us.load(Ordering::Relaxed),
             // While one answers, sessions move to it.
             stalled_ms: shared.members.all().iter().map(|m| millis(m.engine().stalled())).min().unwrap_or(0),
             ..TargetLoad::default()
         }
+    }
+
+    fn publish(&self) {
+        let shared = &self.shared;
+        counter!(m::UPSTREAM_CALLS).absolute(shared.sum(|c| &c.calls));
+        counter!(m::UPSTREAM_ROWS).absolute(shared.sum(|c| &c.rows));
+        counter!(m::UPSTREAM_FAULTS).absolute(shared.faults.load(Ordering::Relaxed));
+        let prompt = |source: &'static str| counter!(m::UPSTREAM_PROMPT_TOKENS, m::LABEL_SOURCE => source);
+        prompt("computed").absolute(shared.sum(|c| &c.prompt_computed));
+        prompt("cache").absolute(shared.sum(|c| &c.prompt_cached));
     }
 
     fn held(&self, _tenant_key: [u8; 32], _tokens: Vec<u32>) -> Pending<usize> {
@@ -226,6 +238,11 @@ impl Drop for Counted<'_> {
 }
 
 impl Shared {
+    /// A count of all engines together.
+    fn sum(&self, count: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        self.members.all().iter().map(|m| count(m.engine().counters()).load(Ordering::Relaxed)).sum()
+    }
+
     async fn run(&self, job: &Job, left: &AtomicUsize) -> Result<JobDone, TargetError> {
         let session = {
             let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -277,6 +294,7 @@ impl Shared {
                     session.path = None;
                     let url = member.engine().address().shown();
                     tracing::warn!(upstream = url, tokens = position, "{fault}");
+                    self.faults.fetch_add(1, Ordering::Relaxed);
                     if !fault.passes() {
                         return Err(of_fault(&fault));
                     }
@@ -312,7 +330,6 @@ impl Shared {
         loop {
             let leads = session.path.as_ref().is_some_and(|path| path.leads_to(&job.tokens[..position]));
             if !leads {
-                self.calls.fetch_add(1, Ordering::Relaxed);
                 let alone = asked.is_alone();
                 let ahead = if alone { 0 } else { asked.ahead(job, member.engine().abilities()) };
                 let end = if alone { position } else { job.tokens.len() };
