@@ -12,10 +12,6 @@ pub struct Ask<'a> {
     pub ahead: usize,
     /// The likeliest tokens wanted of each distribution.
     pub top: usize,
-    /// Tokens wanted besides, whatever their probability; an engine that cannot return them leaves them out.
-    pub named: &'a [u32],
-    /// Keeps what the engine caches of the sequence apart from that of sequences with another one.
-    pub cache_salt: &'a str,
     /// Sequences with one number find what the engine computed for the one before.
     pub lane: usize,
 }

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn ask(tokens: &[u32], from: usize, ahead: usize) -> Ask<'_> {
-        Ask { tokens, from, ahead, top: 2, named: &[], cache_salt: "t", lane: 5 }
+        Ask { tokens, from, ahead, top: 2, lane: 5 }
     }
 
     #[test]

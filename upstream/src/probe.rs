@@ -30,7 +30,7 @@ pub async fn probe(address: Address, sample: &[u32]) -> Result<Engine, Fault> {
         let (engine, tokens) = (engine.clone(), tokens.to_vec());
         async move {
             let from = tokens.len();
-            let ask = Ask { tokens: &tokens, from, ahead, top: PROBED_TOP, named: &[], cache_salt: "probe", lane: 0 };
+            let ask = Ask { tokens: &tokens, from, ahead, top: PROBED_TOP, lane: 0 };
             let mut rows = engine.rows(&ask).await?;
             let mut all = Vec::new();
             while let Some(row) = rows.next().await? {

@@ -7,6 +7,7 @@ pub mod upstream;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tandem_engine::constraint::Followed;
@@ -262,4 +263,9 @@ pub struct KvLoad {
     pub prefix_hits: u64,
     /// Rows reused since the start.
     pub prefix_rows: u64,
+}
+
+/// Whole milliseconds, as reports and frames carry them; 0 for none.
+fn millis(time: Option<Duration>) -> u32 {
+    time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
 }

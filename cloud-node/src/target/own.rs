@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Capabilities, Job, JobDone, JobProgress, KvLoad, Pending, Submitted, Target, TargetError, TargetLoad, TrunkDone,
-    TrunkState, Verify,
+    TrunkState, Verify, millis,
 };
 use crate::settings::CloudSettings;
 
@@ -130,7 +130,7 @@ impl Target for OwnEngine {
             rows: load.rows.load(Ordering::Relaxed),
             passes: load.passes.load(Ordering::Relaxed),
             busy_us: load.busy_us.load(Ordering::Relaxed),
-            stalled_ms: self.runner.stalled().map_or(0, |age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
+            stalled_ms: millis(self.runner.stalled()),
             kv: Some(KvLoad {
                 blocks: self.kv_blocks,
                 blocks_free: load.kv_blocks_free.load(Ordering::Relaxed),

@@ -85,29 +85,11 @@ impl SparseRow {
         Ok(Self { known, floor, vocabulary, is_unpadded: head_rows == vocabulary })
     }
 
-    /// Tokens known.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.known.len()
-    }
-
-    /// Never true: a row has a token.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
-    }
-
     /// The `k` likeliest tokens, as far as they are known.
     #[must_use]
     pub fn top_alternatives(&self, k: usize) -> Vec<Alternative> {
         let sure = self.known.iter().filter(|(_, v)| *v >= self.floor && v.is_finite());
         sure.take(k).map(|&(id, logprob)| Alternative { id, logprob }).collect()
-    }
-
-    /// How far the likeliest token is ahead of the next, nats; none if only one is known.
-    #[must_use]
-    pub fn lead(&self) -> Option<f32> {
-        Some(self.known.first()?.1 - self.known.get(1)?.1)
     }
 
     /// With more tokens known by name.

@@ -23,12 +23,10 @@ const DRAWN_TOP: usize = 1024;
 const MORE: usize = 8;
 
 /// What is asked of an engine for one position.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// Likeliest tokens.
     pub(super) top: usize,
-    /// Tokens by name.
-    pub(super) named: Vec<u32>,
     /// This position and none after it.
     alone: bool,
 }
@@ -54,14 +52,14 @@ impl Asked {
             (false, false) => MASKED_TOP,
         };
         let top = wanted.max(job.top_logprobs).min(abilities.top_max);
-        Self { top, named: Vec::new(), alone: false }
+        Self { top, alone: false }
     }
 
     /// What to ask for where that did not decide; none if the engine returns no more. With a whole
     /// distribution every position is decided.
-    pub(super) fn more(self, _ids: Vec<u32>, abilities: &Abilities) -> Option<Self> {
+    pub(super) fn more(self, abilities: &Abilities) -> Option<Self> {
         let top = self.top.saturating_mul(MORE).min(abilities.top_max);
-        (top > self.top).then_some(Self { top, named: Vec::new(), alone: true })
+        (top > self.top).then_some(Self { top, alone: true })
     }
 
     /// Asks for one position, which an engine that left it out on its way may return; none if it was asked for
@@ -88,11 +86,8 @@ impl Asked {
 pub(super) enum Choice {
     /// The choice.
     Made(Decided),
-    /// It does not decide.
-    Needs {
-        /// Tokens that could be chosen; see [`SparseChoice::NeedMore`].
-        ids: Vec<u32>,
-    },
+    /// It does not decide: more of the distribution must be known.
+    NeedsMore,
 }
 
 /// Chooses the token at `position` of the job's sequence from `row`.
@@ -117,6 +112,6 @@ pub(super) fn choose(
             logprob: pick.logprob,
             alternatives: row.top_alternatives(job.top_logprobs),
         }),
-        SparseChoice::NeedMore { ids, .. } => Choice::Needs { ids },
+        SparseChoice::NeedMore { .. } => Choice::NeedsMore,
     })
 }

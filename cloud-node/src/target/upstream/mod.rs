@@ -27,7 +27,7 @@ use self::members::{Member, Members};
 use self::path::Path;
 use super::{
     Capabilities, Job, JobDone, JobProgress, Pending, Submitted, Target, TargetError, TargetLoad, TrunkDone,
-    TrunkState, Verify,
+    TrunkState, Verify, millis,
 };
 use crate::metric_definitions as m;
 
@@ -217,10 +217,6 @@ impl Target for Upstream {
     }
 }
 
-fn millis(time: Option<Duration>) -> u32 {
-    time.map_or(0, |time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
-}
-
 /// Counts something as long as it lives.
 struct Counted<'a>(&'a AtomicUsize);
 
@@ -347,11 +343,11 @@ impl Shared {
             let (vocabulary, head_rows) = (self.capabilities.vocabulary, member.engine().abilities().vocabulary);
             match choose(job, position, &row, vocabulary, head_rows).map_err(Failed::Choice)? {
                 Choice::Made(pick) => return Ok(pick),
-                Choice::Needs { ids } => {
+                Choice::NeedsMore => {
                     // What was asked for with less goes on along the engine's own path, which may be ours too; but
                     // the answers that are wanted now are in another call.
                     session.path = None;
-                    asked = asked.more(ids, member.engine().abilities()).ok_or_else(undecided)?;
+                    asked = asked.more(member.engine().abilities()).ok_or_else(undecided)?;
                 }
             }
         }
@@ -388,7 +384,7 @@ fn of_fault(fault: &Fault) -> TargetError {
     let reason = fault.to_string();
     match fault {
         Fault::Busy { retry_after } => {
-            let ms = retry_after.map_or(RETRY_MS, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
+            let ms = retry_after.map_or(RETRY_MS, |wait| millis(Some(wait)));
             TargetError::Busy { reason, retry_after_ms: ms }
         }
         Fault::Gone(_) | Fault::Silent(_) => TargetError::Gone(reason),

@@ -28,10 +28,9 @@ impl Path {
         asked: &Asked,
         lane: usize,
     ) -> Result<Self, Fault> {
-        let salt: String = job.tenant_key[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         let tokens = &job.tokens[..*positions.end()];
         let from = *positions.start();
-        let ask = Ask { tokens, from, ahead, top: asked.top, named: &asked.named, cache_salt: &salt, lane };
+        let ask = Ask { tokens, from, ahead, top: asked.top, lane };
         let rows = engine.rows(&ask).await?;
         Ok(Self { rows, tokens: tokens[..from].to_vec(), goes_on: true, left: tokens.len() + 1 - from + ahead })
     }
